@@ -1,0 +1,81 @@
+"""Cut the embedded sample from the photographs inside scikit-image; run once, its result is committed.
+
+    python experiments/build_sample.py src/mocokit/sample
+
+Thirteen photographs (materials, tissue, stars, a face, a cat ...) are cut into tiles of 48x48 pixels; the class of a
+tile is the photograph that it came from. Blocks of 96x96 pixels go to train (2 in 4), val (1 in 4) and test (1 in 4), and
+tiles overlap within a block only, so no pixel is in two parts. Choices are made on val; test is for the final number.
+"""
+
+import argparse
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+PHOTOGRAPHS = {  # name: what scikit-image says of its licence
+    "astronaut": "NASA, public domain",
+    "brick": "CC0, cc0textures.com",
+    "camera": "CC0, Lav Varshney",
+    "cat": "CC0, Stefan van der Walt",
+    "cell": "CC0, Paul Mueller",
+    "coffee": "CC0, Rachel Michetti",
+    "coins": "no known copyright restrictions, Brooklyn Museum",
+    "grass": "CC0, linolafett",
+    "gravel": "CC0, cc0textures.com",
+    "hubble_deep_field": "NASA, public domain",
+    "immunohistochemistry": "no known copyright restrictions, CMMI",
+    "retina": "CC0, Haeggstroem 2014",
+    "rocket": "CC0, SpaceX",
+}
+TILE_PX, BLOCK_PX = 48, 96
+STRIDE_PX = {"train": 16, "val": 24, "test": 24}
+MIN_STD = 6.0  # grey levels; flatter tiles (black sky, empty slide) could be of any photograph
+MAX_TILES = {"train": 250, "val": 100, "test": 100}  # a photograph
+PARTS = ("train", "train", "val", "test")
+
+
+def tiles_of(pixels: NDArray[np.uint8]) -> dict[str, list[NDArray[np.uint8]]]:
+    """The tiles of one photograph (H, W, 3), by part."""
+    tiles: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in PARTS}
+    height, width = pixels.shape[:2]
+    for block_row in range(height // BLOCK_PX):
+        for block_column in range(width // BLOCK_PX):
+            part = PARTS[(block_row * 2 + block_column) % 4]
+            stride = STRIDE_PX[part]
+            for top in range(block_row * BLOCK_PX, block_row * BLOCK_PX + TILE_PX + 1, stride):
+                for left in range(block_column * BLOCK_PX, block_column * BLOCK_PX + TILE_PX + 1, stride):
+                    tile = pixels[top : top + TILE_PX, left : left + TILE_PX]
+                    if tile.std() >= MIN_STD:
+                        tiles[part].append(tile)
+    return tiles
+
+
+def main() -> None:
+    """Write photo_tiles_{train,val,test}.zip."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
+    rng = np.random.default_rng(0)
+    archives = {part: zipfile.ZipFile(out / f"photo_tiles_{part}.zip", "w") for part in set(PARTS)}
+    for name in PHOTOGRAPHS:
+        image = Image.fromarray(getattr(data, name)()).convert("RGB")
+        image.thumbnail((1000, 1000), Image.Resampling.LANCZOS)
+        for part, tiles in tiles_of(np.asarray(image)).items():
+            chosen = sorted(rng.permutation(len(tiles))[: MAX_TILES[part]])
+            for number, index in enumerate(chosen):
+                file = BytesIO()
+                Image.fromarray(tiles[index]).save(file, "JPEG", quality=92, subsampling=0)
+                member = zipfile.ZipInfo(f"{name}/{number:03d}.jpg")  # a fixed date: the same bytes each time
+                archives[part].writestr(member, file.getvalue())
+            print(f"{name:22} {part:5} {len(chosen)}")
+    for archive in archives.values():
+        archive.close()
+
+
+if __name__ == "__main__":
+    main()

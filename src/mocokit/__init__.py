@@ -1,0 +1,50 @@
+"""mocokit: momentum-contrast visual pre-training that anyone can run and trust.
+
+Public names load on first use, so that importing the package (and `mocokit --help`) does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "mocokit.config",
+    "GroupLayout": "mocokit.methods.groups",
+    "Encoder": "mocokit.nets.encoder",
+    "MoCo": "mocokit.methods.moco",
+    "build_backbone": "mocokit.nets.backbones",
+    "build_head": "mocokit.nets.heads",
+    "get_preset": "mocokit.presets",
+    "info_nce": "mocokit.losses",
+    "load_backbone": "mocokit.export.backbone",
+    "pretrain": "mocokit.pretraining",
+    "resume": "mocokit.pretraining",
+    "verify": "mocokit.verification",
+}
+
+__all__ = [  # noqa: PLE0604, RUF022 resolved by __getattr__, sorted by hand
+    "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "get_preset", "info_nce",
+    "load_backbone", "pretrain", "resume", "verify",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from mocokit.config import Config
+    from mocokit.export.backbone import load_backbone
+    from mocokit.losses import info_nce
+    from mocokit.methods.groups import GroupLayout
+    from mocokit.methods.moco import MoCo
+    from mocokit.nets.backbones import build_backbone
+    from mocokit.nets.encoder import Encoder
+    from mocokit.nets.heads import build_head
+    from mocokit.presets import get_preset
+    from mocokit.pretraining import pretrain, resume
+    from mocokit.verification import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mocokit' has no attribute {name!r}; it has {sorted(_PUBLIC)}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,7 @@
+"""`python -m mocokit`, for torchrun."""
+
+import sys
+
+from mocokit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,152 @@
+"""The papers' augmentations: which parameters are drawn, and what is done to one image with them.
+
+Drawing and applying are apart, so that the same draw can be applied by another engine and compared. The pixel work is
+torchvision's and Pillow's own; parameters follow torchvision's distributions. Sources: MoCo v1 sec. 3.3 and MoCo v2
+sec. 2 with moco/main_moco.py, moco/loader.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torchvision.transforms.functional as F
+from PIL import Image, ImageFilter
+from torchvision.transforms import InterpolationMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Probabilities (`_p`) and ranges of one view's augmentation, in the order in which they are applied."""
+
+    crop_scale: tuple[float, float]
+    """Share of the image's area that the crop covers."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the crop."""
+    grayscale_first: bool
+    """Grayscale before the color jitter (v1) or after it (aug+)."""
+    jitter_p: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grayscale_p: float = 0.2
+    blur_p: float
+    blur_radius_px: tuple[float, float] = (0.1, 2.0)
+    """Radius of Pillow's GaussianBlur, after the crop was resized."""
+    flip_p: float = 0.5
+
+
+AUG = Recipe(
+    crop_scale=(0.2, 1.0), grayscale_first=True, jitter_p=1.0,
+    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, blur_p=0.0,
+)  # fmt: skip
+"""MoCo v1's augmentation (main_moco.py without --aug-plus)."""
+
+AUG_PLUS = Recipe(
+    crop_scale=(0.2, 1.0), grayscale_first=False, jitter_p=0.8,
+    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_p=0.5,
+)  # fmt: skip
+"""MoCo v2's "aug+" (main_moco.py --aug-plus)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """One draw of the color jitter."""
+
+    order: tuple[int, ...]
+    """Permutation of (0 brightness, 1 contrast, 2 saturation, 3 hue)."""
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewParams:
+    """One draw of everything that happens to an image."""
+
+    crop: tuple[int, int, int, int]
+    """(top, left, height, width) in pixels."""
+    jitter: Jitter | None
+    grayscale: bool
+    grayscale_first: bool
+    blur_radius_px: float | None
+    flip: bool
+
+
+def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width: int) -> ViewParams:
+    """Draw a view of an image of `height` x `width` pixels."""
+    return ViewParams(
+        crop=_draw_crop(recipe, rng, height, width),
+        jitter=_draw_jitter(recipe, rng) if rng.random() < recipe.jitter_p else None,
+        grayscale=rng.random() < recipe.grayscale_p,
+        grayscale_first=recipe.grayscale_first,
+        blur_radius_px=rng.uniform(*recipe.blur_radius_px) if rng.random() < recipe.blur_p else None,
+        flip=rng.random() < recipe.flip_p,
+    )
+
+
+def _draw_crop(recipe: Recipe, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Inception crop, as torchvision's RandomResizedCrop: ten tries, then the largest central crop."""
+    log_ratio = np.log(recipe.crop_ratio)
+    for _ in range(10):
+        area = height * width * rng.uniform(*recipe.crop_scale)
+        ratio = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return int(top), int(left), h, w
+    w = min(width, round(height * recipe.crop_ratio[1]))
+    h = min(height, round(width / recipe.crop_ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _draw_jitter(recipe: Recipe, rng: np.random.Generator) -> Jitter:
+    def factor(strength: float) -> float:
+        return rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
+
+    return Jitter(
+        order=tuple(int(op) for op in rng.permutation(4)),
+        brightness=factor(recipe.brightness),
+        contrast=factor(recipe.contrast),
+        saturation=factor(recipe.saturation),
+        hue=rng.uniform(-recipe.hue, recipe.hue),
+    )
+
+
+def apply_params(image: Image.Image, params: ViewParams, *, size_px: int) -> Image.Image:
+    """The view of an RGB `image` that `params` describes, `size_px` x `size_px`."""
+    image = F.resized_crop(image, *params.crop, [size_px, size_px], InterpolationMode.BILINEAR)
+    if params.grayscale and params.grayscale_first:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if params.jitter is not None:
+        image = _apply_jitter(image, params.jitter)
+    if params.grayscale and not params.grayscale_first:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if params.blur_radius_px is not None:
+        image = image.filter(ImageFilter.GaussianBlur(radius=params.blur_radius_px))
+    return F.hflip(image) if params.flip else image
+
+
+_JITTER_OPS: tuple[tuple[str, Callable[[Image.Image, float], Image.Image]], ...] = (
+    ("brightness", F.adjust_brightness),
+    ("contrast", F.adjust_contrast),
+    ("saturation", F.adjust_saturation),
+    ("hue", F.adjust_hue),
+)
+
+
+def _apply_jitter(image: Image.Image, jitter: Jitter) -> Image.Image:
+    for number in jitter.order:
+        name, adjust = _JITTER_OPS[number]
+        value = getattr(jitter, name)
+        if value != (0.0 if name == "hue" else 1.0):  # a strength of 0 always draws "no change"
+            image = adjust(image, value)
+    return image
+
+
+def evaluation_crop(image: Image.Image, *, size_px: int, crop_ratio: float) -> Image.Image:
+    """Resize the short side to `size_px / crop_ratio`, then cut the central square (ImageNet: 256, then 224)."""
+    short = max(size_px, round(size_px / crop_ratio))
+    return F.center_crop(F.resize(image, short, InterpolationMode.BILINEAR), [size_px, size_px])

@@ -1,0 +1,121 @@
+"""Batches in a fixed order that any step can be entered at: the resumable sampler, workers and pinned memory.
+
+Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (seed, epoch) alone, so starting at
+step s gives the very batches that an uninterrupted run would see from there.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from mocokit.data.views import PlainViews, TwoViews, ViewBatch
+from mocokit.randomness import Purpose, permutation
+
+T = TypeVar("T")
+
+
+def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
+    """Whole global batches in an epoch; the rest is dropped, as officially (drop_last), and differs every epoch.
+
+    Raises:
+        ValueError: Not even one batch fits.
+    """
+    if num_images < global_batch_size:
+        raise ValueError(
+            f"data.global_batch_size={global_batch_size}: larger than the data set of {num_images} images; "
+            f"use at most {num_images}"
+        )
+    return num_images // global_batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """For each step from `start_step` on: the (epoch, image index) of each of this rank's rows.
+
+    Args:
+        num_images: Size of the data set.
+        global_batch_size: B.
+        own_rows: This rank's rows of the global batch.
+        start_step: First step.
+        total_steps: One past the last step.
+        seed: Seed of the epoch orders.
+    """
+
+    num_images: int
+    global_batch_size: int
+    own_rows: range
+    start_step: int
+    total_steps: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.total_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = steps_per_epoch(self.num_images, self.global_batch_size)
+        step = self.start_step
+        while step < self.total_steps:
+            epoch = step // per_epoch
+            order = permutation(self.seed, Purpose.EPOCH_ORDER, self.num_images, epoch)
+            for step in range(step, min((epoch + 1) * per_epoch, self.total_steps)):  # noqa: B020, PLR1704
+                first = step % per_epoch * self.global_batch_size
+                rows = order[first + self.own_rows.start : first + self.own_rows.stop]
+                yield [(epoch, int(index)) for index in rows]
+            step += 1
+
+
+def build_view_loader(
+    views: TwoViews, order: BatchOrder, *, num_workers: int, pin_memory: bool
+) -> DataLoader[ViewBatch]:
+    """Loader of `views` in `order`; with 0 workers the calling process does the work."""
+    return DataLoader(
+        views,
+        batch_sampler=order,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_obey_parent_alone,
+    )
+
+
+def build_plain_loader(
+    views: PlainViews, indices: Sequence[int], *, batch_size: int, num_workers: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Loader of unaugmented images in the order of `indices`."""
+    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        worker_init_fn=_obey_parent_alone,
+    )
+
+
+def _as_is(batch: T) -> T:
+    return batch
+
+
+def _obey_parent_alone(_worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group: the main process ends the run, a worker ends when told by it.
+
+    A worker that died of the group's SIGTERM would break the main process's last step before it can save.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

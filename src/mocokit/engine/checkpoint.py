@@ -1,0 +1,116 @@
+"""Checkpoints: all that a run is, written so that a crash never leaves less than the one before.
+
+A file is complete or absent: it is written beside its place, flushed to the disk, then renamed. Loading executes
+nothing from the file.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEM = re.compile(r"step_(\d{9})\.pt")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be read; the message names the file and what is wrong with it."""
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the state after `step` optimizer steps lies."""
+    return folder / f"step_{step:09d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if STEM.fullmatch(path.name))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, flush it to the disk, and only then give it its name.
+
+    Raises:
+        OSError: The disk is full or gone; what was at `path` is untouched and the temporary file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last: int) -> Path:
+    """Write the state after `step` steps and delete all but the newest `keep_last` checkpoints.
+
+    Raises:
+        OSError: It could not be written; older checkpoints are untouched. The message names what to do.
+    """
+    path = checkpoint_path(folder, step)
+    try:
+        write_atomically(path, lambda temporary: _torch_save(state, temporary))
+    except OSError as error:
+        older = list_checkpoints(folder)
+        kept = f"{older[-1].name} is intact" if older else "there is no older one"
+        raise OSError(
+            error.errno, f"checkpoint not saved ({error.strerror or error}); {kept}; make room, then resume", str(path)
+        ) from error
+    for old in list_checkpoints(folder)[:-keep_last]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _torch_save(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's zip writer reports a full disk so when it closes a cut file
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(None, str(error).splitlines()[0]) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in one file, on the CPU.
+
+    Raises:
+        CheckpointError: Truncated, damaged, not a checkpoint, or a pickle that would run code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path}: not a mocokit checkpoint (no step in it)")
+    return state
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The newest state that can be read, and a line about each newer file that can't.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    problems: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    detail = "; ".join(problems) or "the folder holds none"
+    raise CheckpointError(f"{folder}: no checkpoint to resume from ({detail})")

@@ -1,0 +1,56 @@
+"""Whether a run is learning, in plain words."""
+
+import math
+from collections.abc import Mapping
+
+LEAK_MARGIN = 0.10
+"""Lead of `contrast_acc` over `batch_contrast_acc` that counts as a BatchNorm leak."""
+
+
+def chance_loss(queue_size: int) -> float:
+    """log(K + 1): the loss of a query that can't tell its key from K negatives."""
+    return math.log(queue_size + 1)
+
+
+def warnings_of_config(
+    *, bn_groups: int, shuffle: bool, queue_size: int, num_images: int, mask_same_image: bool
+) -> list[str]:
+    """What a user should know before the run starts."""
+    lines = []
+    if bn_groups == 1:
+        lines.append(
+            "method.bn_groups=1: shuffling BN has no effect with one group, so a query can recognise its key by the "
+            "BatchNorm statistics that they share; use 2 groups or more"
+        )
+    elif not shuffle:
+        lines.append(
+            "method.shuffle=False: query and key share BatchNorm statistics, so the loss can fall without learning"
+        )
+    if queue_size > num_images and not mask_same_image:
+        lines.append(
+            f"method.queue_size={queue_size}: more negatives than the {num_images} images, so that each image is its "
+            "own negative; use a queue smaller than the data set, or method.mask_same_image"
+        )
+    return lines
+
+
+def warnings_of_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """What the numbers of a log line say is going wrong."""
+    lines = []
+    lead = metrics["contrast_acc"] - metrics["batch_contrast_acc"]
+    if metrics["queue_fill"] >= 1.0 and lead > LEAK_MARGIN:
+        lines.append(
+            f"BatchNorm leak: keys are told from {metrics['contrast_acc']:.0%} of past batches but only from "
+            f"{metrics['batch_contrast_acc']:.0%} of their own; raise method.bn_groups and keep method.shuffle on"
+        )
+    return lines
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message says at which step and what to try."""
+
+    def __init__(self, step: int, last_good: str) -> None:
+        super().__init__(
+            f"loss is not finite at step {step}; {last_good}. Try a lower optim.lr, optim.warmup_epochs=1, or "
+            "run.precision=fp32 if it was fp16"
+        )

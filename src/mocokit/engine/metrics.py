@@ -1,0 +1,126 @@
+"""What is measured during a run: summed on the device, read back only when it is logged."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from mocokit import distributed
+
+
+class MeterBoard:
+    """Means of per-row metrics between two log lines, over all ranks.
+
+    Args:
+        device: Where sums are kept; adding never waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.first_bad_step = torch.full((), -1, dtype=torch.long, device=device)
+        self._sums: dict[str, Tensor] = {}
+        self._num_rows = 0
+
+    def add(self, rows: Mapping[str, Tensor], *, step: int) -> None:
+        """Count one step's rows; remembers the first step whose loss is not finite."""
+        for name, values in rows.items():
+            total = values.sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._num_rows += len(rows["loss"])
+        bad = (self.first_bad_step < 0) & ~torch.isfinite(rows["loss"]).all()
+        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
+
+    def bad_step(self) -> int | None:
+        """First step with a NaN or infinite loss on any rank, or None; waits for the device."""
+        sentinel = 2**62
+        own = int(self.first_bad_step)
+        bad = -distributed.max_over_ranks(-own if own >= 0 else -sentinel)
+        return None if bad == sentinel else bad
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric since the last call, over all ranks' rows; waits for the device."""
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names] + [self._rows_tensor()])
+        *totals, num_rows = distributed.sum_over_ranks(sums).tolist()
+        self._sums.clear()
+        self._num_rows = 0
+        return {name: total / num_rows for name, total in zip(names, totals, strict=True)}
+
+    def _rows_tensor(self) -> Tensor:
+        return torch.tensor(self._num_rows, dtype=torch.float64, device=self.device)
+
+
+class StepClock:
+    """Throughput and the share of time spent waiting for data, between two log lines."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a new interval."""
+        self._start = time.perf_counter()
+        self._waited_s = 0.0
+        self._num_images = 0
+
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting for a batch."""
+        self._waited_s += seconds
+
+    def trained(self, num_images: int) -> None:
+        """Count images of one optimizer step."""
+        self._num_images += num_images
+
+    def read(self) -> dict[str, float]:
+        """Images per second and the data-wait share (0..1) of the interval, which ends."""
+        elapsed = time.perf_counter() - self._start
+        values = {"images_per_s": self._num_images / elapsed, "data_wait_share": self._waited_s / elapsed}
+        self.restart()
+        return values
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and TensorBoard, on the main rank only.
+
+    Args:
+        folder: The run folder.
+        from_step: Resuming here: lines of later steps, written by a run that was cut off, are dropped.
+    """
+
+    def __init__(self, folder: Path, *, from_step: int) -> None:
+        self._file: TextIO | None = None
+        if not distributed.is_main():
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a line about the run after `step` steps."""
+        if self._file is None:
+            return
+        rounded = {name: round(value, 6) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("}\n")]  # a crash can cut the last one

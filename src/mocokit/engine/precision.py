@@ -1,0 +1,61 @@
+"""Number formats: autocast for forwards, loss scaling for float16, and what the hardware can do."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp64", *AUTOCAST_TYPES)
+
+
+class Precision:
+    """How forwards and backwards of one run are computed.
+
+    Args:
+        name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (autocast).
+        device: Where the run computes.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name not in PRECISIONS:
+            raise ValueError(f"run.precision={name!r}: unknown; choose one of {list(PRECISIONS)}")
+        if name == "fp16" and device.type != "cuda":
+            raise ValueError("run.precision='fp16': needs a GPU for loss scaling; use bf16 or fp32 on the CPU")
+        self.dtype = torch.float64 if name == "fp64" else torch.float32
+        self._autocast_type = AUTOCAST_TYPES.get(name)
+        self._device_type = device.type
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Context of a forward pass."""
+        if self._autocast_type is None:
+            return contextlib.nullcontext()
+        # The weight cache would keep the half-precision key weights of before the momentum update.
+        return torch.autocast(self._device_type, dtype=self._autocast_type, cache_enabled=False)
+
+    def forward_each(self, losses: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same losses, each computed under autocast; what the caller does in between is not."""
+        while True:
+            with self.autocast():
+                loss = next(losses, None)
+            if loss is None:
+                return
+            yield loss
+
+
+def pick_device(name: str, *, local_rank: int) -> torch.device:
+    """"auto" is this rank's GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"run.device={name!r}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"run.device={name!r}: torch sees no GPU here; use cpu, or install a CUDA build of torch")
+        device = device if device.index is not None else torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    return device

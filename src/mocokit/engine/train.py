@@ -1,0 +1,89 @@
+"""The loop."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mocokit import distributed
+from mocokit.data.views import ViewBatch
+from mocokit.engine.bookkeeping import Bookkeeper
+from mocokit.engine.optim import set_lr
+from mocokit.engine.precision import Precision
+from mocokit.engine.stop_signal import StopSignal
+from mocokit.randomness import Purpose, torch_seed
+
+
+class Method(Protocol):
+    """A contrastive method: the maths of one global batch. The engine owns order, optimizer and precision."""
+
+    row_metrics: dict[str, Tensor]
+    """Values of each of this rank's rows in the last batch; `loss` and `contrast_acc` at least."""
+
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
+        """All that needs no gradient, on the whole batch."""
+        ...
+
+    def micro_losses(self) -> Iterator[Tensor]:
+        """Scalars to backpropagate; their sum over micro-batches and ranks is the batch's mean loss."""
+        ...
+
+    def remember(self) -> None:
+        """What follows the optimizer step."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Parameters; those that take a gradient are trained."""
+        ...
+
+
+def train(
+    method: Method,
+    batches: Iterable[ViewBatch],
+    *,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    device: torch.device,
+    lr_of_step: Callable[[int], float],
+    start_step: int,
+    seed: int,
+    books: Bookkeeper,
+    signals: StopSignal,
+) -> int:
+    """Train on `batches`, the first of which belongs to step `start_step`; returns the number of steps done.
+
+    Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss.
+    """
+    step, stream = start_step, iter(batches)
+    while (batch := _next_batch(stream, books)) is not None:
+        lr = lr_of_step(step)
+        set_lr(optimizer, lr)
+        torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
+        views = batch.to(device)
+
+        with precision.autocast():
+            method.prepare(views.query, views.key, views.image_ids, step)
+        for loss in precision.forward_each(method.micro_losses()):
+            precision.scaler.scale(loss).backward()
+        distributed.sum_gradients(method.parameters())
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        method.remember()
+
+        books.board.add(method.row_metrics, step=step)
+        books.bad_images.add(batch.bad)
+        books.clock.trained(len(batch.image_ids) * distributed.world_size())
+        step += 1
+        if books.after_step(step, lr=lr, stop=signals.received is not None):
+            break
+    return step
+
+
+def _next_batch(stream: Iterator[ViewBatch], books: Bookkeeper) -> ViewBatch | None:
+    start = time.perf_counter()
+    batch = next(stream, None)
+    books.clock.waited(time.perf_counter() - start)
+    return batch

@@ -1,0 +1,133 @@
+"""Frozen features of a data set.
+
+Shapes: M images, D feature dimension.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mocokit.data.loader import build_plain_loader
+from mocokit.data.views import ImageReader, PlainViews
+from mocokit.randomness import Purpose, permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features and labels of the images that could be read."""
+
+    rows: Tensor
+    """(M, D) float32 on the CPU."""
+    labels: Tensor
+    """(M,)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Some images of a labelled source, as they are read for evaluation."""
+
+    reader: ImageReader
+    indices: tuple[int, ...]
+    labels: tuple[int, ...]
+    """Of all images of the source."""
+    size_px: int
+    crop_ratio: float
+    num_workers: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def choose_images(
+    reader: ImageReader,
+    *,
+    size_px: int,
+    crop_ratio: float,
+    num_workers: int,
+    indices: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> LabelledImages:
+    """All images of the reader's source, or those at `indices`.
+
+    Args:
+        reader: Reads the images.
+        size_px: See `evaluation_crop`, also for the next.
+        crop_ratio: Side of the crop over the resized short side.
+        num_workers: Loader processes.
+        indices: Images to take; None: all.
+        class_names: Number the classes as in this other source; None: as in this one.
+
+    Raises:
+        ValueError: The source has no labels, or a class that `class_names` lacks.
+    """
+    source = reader.source
+    if source.labels is None:
+        raise ValueError("data: no labels; give class folders, a list with labels, or IDX files with their labels")
+    labels = source.labels
+    if class_names is not None:
+        unknown = sorted(set(source.class_names) - set(class_names))
+        if unknown:
+            raise ValueError(f"test: classes {unknown[:5]} are not among those of the training images")
+        labels = tuple(class_names.index(source.class_names[label]) for label in labels)
+    return LabelledImages(
+        reader=reader,
+        indices=tuple(range(len(labels)) if indices is None else indices),
+        labels=labels,
+        size_px=size_px,
+        crop_ratio=crop_ratio,
+        num_workers=num_workers,
+    )
+
+
+def draw_indices(size: int, count: int, *, seed: int) -> list[int]:
+    """`count` of 0 .. size-1 at random, all when there are fewer; the same for the same seed."""
+    return sorted(int(index) for index in permutation(seed, Purpose.SUBSET, size)[:count])
+
+
+@torch.no_grad()
+def extract_features(
+    embed: Callable[[Tensor], Tensor], images: LabelledImages, *, device: torch.device, batch_size: int = 256
+) -> Features:
+    """Features of `images`.
+
+    Args:
+        embed: (n, 3, H, W) uint8 pixels on `device` -> (n, D).
+        images: What to read.
+        device: Where `embed` computes.
+        batch_size: n.
+    """
+    views = PlainViews(images.reader, size_px=images.size_px, crop_ratio=images.crop_ratio)
+    loader = build_plain_loader(views, images.indices, batch_size=batch_size, num_workers=images.num_workers)
+    rows, labels = list[Tensor](), list[int]()
+    for pixels, indices in loader:
+        if len(indices):
+            rows.append(embed(pixels.to(device, non_blocking=True)).float().cpu())
+            labels += [images.labels[index] for index in indices.tolist()]
+    if not rows:
+        raise ValueError("data: none of the images to evaluate can be read")
+    return Features(rows=torch.cat(rows), labels=torch.tensor(labels))
+
+
+def embed_with(backbone: nn.Module, pixels: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Embedding by a frozen backbone; it is in eval mode during each call and as it was afterwards."""
+
+    def embed(images: Tensor) -> Tensor:
+        was_training = backbone.training
+        backbone.eval()
+        features: Tensor = backbone(pixels(images))
+        backbone.train(was_training)
+        return features
+
+    return embed
+
+
+def embed_pixels(pixels: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The baseline without a network: the pixels as a network would read them, flattened to a row."""
+
+    def embed(images: Tensor) -> Tensor:
+        rows: Tensor = pixels(images)
+        return rows.flatten(1)
+
+    return embed

@@ -1,0 +1,86 @@
+"""`backbone.safetensors`: a backbone's weights under torchvision's names, with what is needed to use them.
+
+`torchvision.models.resnet50().load_state_dict(load_file(path), strict=False)` misses `fc.*` alone.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from mocokit.engine.checkpoint import write_atomically
+from mocokit.nets.backbones import build_backbone
+from mocokit.nets.pixels import PixelNormalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneCard:
+    """How to build the backbone and how to feed it."""
+
+    arch: str
+    stem: str
+    image_size: int
+    eval_crop_ratio: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    step: int
+    """Optimizer steps that the weights saw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBackbone:
+    """A frozen backbone and its input."""
+
+    backbone: nn.Module
+    """(N, 3, H, W) normalised images -> (N, D), in eval mode."""
+    pixels: PixelNormalize
+    """(N, 3, H, W) uint8 images -> normalised ones."""
+    card: BackboneCard
+
+
+def save_backbone(path: Path, backbone: nn.Module, card: BackboneCard) -> None:
+    """Write the weights with the card as metadata; complete or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    metadata = {"format": "pt", "mocokit": json.dumps(asdict(card))}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))
+
+
+def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
+    """The pre-trained backbone of a run folder or of a `backbone.safetensors` file.
+
+    Raises:
+        ValueError: No such file, damaged, or not written by mocokit.
+    """
+    path = Path(run_or_file).expanduser()
+    path = path / "backbone.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"run={run_or_file}: no backbone there ({path.name} is written at the first checkpoint)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"run={path}: damaged file ({error})") from error
+    if "mocokit" not in metadata:
+        raise ValueError(f"run={path}: not written by mocokit; it does not say which backbone it holds")
+    card = _read_card(metadata["mocokit"])
+    backbone = build_backbone(card.arch, stem=card.stem)
+    backbone.load_state_dict(state)
+    return LoadedBackbone(backbone=backbone.eval(), pixels=PixelNormalize(card.mean, card.std), card=card)
+
+
+def _read_card(text: str) -> BackboneCard:
+    values = json.loads(text)
+    values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+    return BackboneCard(**values)
+
+
+def random_backbone(card: BackboneCard, *, seed: int) -> nn.Module:
+    """The same architecture with fresh weights: what pre-training has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(card.arch, stem=card.stem).eval()

@@ -1,0 +1,1 @@
+"""Contrastive methods: the maths of one global batch."""

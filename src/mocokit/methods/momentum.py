@@ -1,0 +1,22 @@
+"""The momentum update: encoder_k follows encoder_q (MoCo v1 eq. 2)."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def copy_for_keys(encoder_q: nn.Module) -> nn.Module:
+    """An exact copy of `encoder_q` that no gradient reaches (Algorithm 1: f_k.params = f_q.params)."""
+    encoder_k = copy.deepcopy(encoder_q)
+    for parameter in encoder_k.parameters():
+        parameter.requires_grad_(False)
+    return encoder_k
+
+
+@torch.no_grad()
+def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, key_momentum: float) -> None:
+    """theta_k <- m * theta_k + (1 - m) * theta_q, parameters only: BatchNorm statistics of f_k are its own."""
+    keys, queries = list(encoder_k.parameters()), list(encoder_q.parameters())
+    torch._foreach_mul_(keys, key_momentum)
+    torch._foreach_add_(keys, queries, alpha=1.0 - key_momentum)

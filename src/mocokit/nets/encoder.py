@@ -1,0 +1,27 @@
+"""An encoder f: backbone and head, ending on the unit sphere."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocokit.nets.grouped_batchnorm import convert_batchnorm
+
+
+class Encoder(nn.Module):
+    """Images (N, 3, H, W) -> unit rows (N, C), in float32 at least.
+
+    Args:
+        backbone: Any module that gives (N, D) features; its BatchNorm layers become grouped ones, in place.
+        head: Module from (N, D) to (N, C).
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = convert_batchnorm(backbone)
+        self.head = convert_batchnorm(head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed `images`; the norm is taken outside half precision, whose rows would not have length 1."""
+        embedding: Tensor = self.head(self.backbone(images))  # (N, C)
+        if embedding.element_size() < 4:
+            embedding = embedding.float()
+        return F.normalize(embedding, dim=1)

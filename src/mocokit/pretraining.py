@@ -1,0 +1,235 @@
+"""Pre-training, put together: config -> data -> method -> engine -> monitor."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mocokit import distributed
+from mocokit.assembly import Parts, assemble, build_recipe
+from mocokit.config import Config, replace_settings, to_toml
+from mocokit.data.loader import BatchOrder, build_view_loader
+from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.engine import health
+from mocokit.engine.bad_images import BadImageCounter
+from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
+from mocokit.engine.checkpoint import load_newest
+from mocokit.engine.metrics import MeterBoard
+from mocokit.engine.precision import pick_device
+from mocokit.engine.progress import ProgressView
+from mocokit.engine.run_folder import LOGGER, RunFolder
+from mocokit.engine.schedules import learning_rate
+from mocokit.engine.stop_signal import StopSignal
+from mocokit.engine.train import train
+from mocokit.export.backbone import save_backbone
+from mocokit.presets import get_preset
+from mocokit.report.view_sheet import save_view_sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    """Optimizer steps done."""
+    total_steps: int
+    metrics: dict[str, float]
+    """Newest value of each metric."""
+    signal: int | None
+    """Number of the signal that ended it early, or None."""
+
+
+def pretrain(
+    preset: str | Config,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> RunResult:
+    """Pre-train a backbone on unlabelled images and fill the run folder `out`.
+
+    Args:
+        preset: Name of a preset, or a whole config.
+        out: Run folder to make; must be absent or empty.
+        data: Training images; None: what the config says.
+        settings: Dotted settings that differ from the preset, for example {"optim.epochs": 50}.
+
+    Raises:
+        ValueError: A setting or the data does not allow the run; the message says what to do.
+        NonFiniteLossError: The loss became NaN or infinite.
+    """
+    config = get_preset(preset) if isinstance(preset, str) else preset
+    chosen = dict(settings or {})
+    location = str(data) if data is not None else config.data.source
+    if location:  # absolute, so that `resume` works from any folder
+        chosen["data.source"] = str(Path(location).expanduser().absolute())
+    return _run(replace_settings(config, chosen), RunFolder(out), resume=False)
+
+
+def resume(run: str | Path) -> RunResult:
+    """Continue the run in folder `run` from its newest readable checkpoint; nothing to do when it is complete.
+
+    Raises:
+        ValueError: Not a run folder, or no checkpoint in it can be read.
+    """
+    folder = RunFolder(run)
+    return _run(folder.load_config(), folder, resume=True)
+
+
+def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
+    device = pick_device(config.run.device, local_rank=distributed.local_rank())
+    with distributed.session(device.type), StopSignal() as signals:
+        distributed.raise_on_disagreement("config", to_toml(config))
+        parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
+        if distributed.is_main() and not resume:
+            folder.create(config)
+        distributed.barrier()
+        folder.start_log()
+        try:
+            return _train(config, folder, parts, signals, resume=resume)
+        except Exception as error:  # noqa: BLE001, only to leave a trace in log.txt
+            LOGGER.error("%s: %s", type(error).__name__, error)
+            raise
+        finally:
+            folder.stop_log()
+
+
+def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
+    method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
+    start_step = _restore(folder, parts) if resume else 0
+    chance = health.chance_loss(config.method.queue_size)
+    progress = ProgressView(
+        total_steps=total_steps, done_steps=start_step, steps_per_epoch=parts.steps_per_epoch, chance_loss=chance
+    )
+    _describe(config, folder, parts, progress, total_steps)
+
+    def export(step: int) -> None:
+        save_backbone(folder.backbone, method.encoder_q.backbone, replace(parts.card, step=step))
+
+    books = Bookkeeper(
+        config=config,
+        folder=folder,
+        board=MeterBoard(parts.device),
+        view=progress,
+        callbacks=Callbacks(
+            state=lambda: _state(parts),
+            queue_fill=lambda: method.queue.fill,
+            export=export,
+            evaluate=parts.evaluate,
+        ),
+        bad_images=BadImageCounter(num_images=len(parts.reader.source), max_share=config.data.max_bad_share),
+        steps_per_epoch=parts.steps_per_epoch,
+        start_step=start_step,
+    )
+    batches: Iterable[ViewBatch] = _batches(config, parts, start_step, total_steps)
+    if start_step == 0 and distributed.is_main():
+        batches = _with_view_sheet(batches, folder.view_sheet)
+
+    with progress:
+        step = train(
+            method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
+            lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
+            seed=config.run.seed, books=books, signals=signals,
+        )  # fmt: skip
+    books.metrics.close()
+    return RunResult(
+        folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
+        signal=signals.received if step < total_steps else None,
+    )  # fmt: skip
+
+
+def _batches(config: Config, parts: Parts, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
+    data, seed = config.data, config.run.seed
+    order = BatchOrder(
+        num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
+        own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
+        seed=seed,
+    )  # fmt: skip
+    views = TwoViews(parts.reader, build_recipe(config), size_px=data.image_size, seed=seed)
+    return build_view_loader(
+        views, order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda"
+    )
+
+
+def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:
+    for number, batch in enumerate(batches):
+        if number == 0:
+            save_view_sheet(path, batch.query, batch.key)
+        yield batch
+
+
+def _lr(config: Config, per_epoch: int, step: int) -> float:
+    optim = config.optim
+    return learning_rate(
+        step, steps_per_epoch=per_epoch, epochs=optim.epochs, peak_lr=optim.lr, cos=optim.cos,
+        milestones=optim.milestones, by=optim.lr_by, warmup_epochs=optim.warmup_epochs,
+    )  # fmt: skip
+
+
+def _state(parts: Parts) -> dict[str, Any]:
+    return {
+        "method": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.precision.scaler.state_dict(),
+        "steps_per_epoch": parts.steps_per_epoch,
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def _restore(folder: RunFolder, parts: Parts) -> int:
+    state, problems = load_newest(folder.checkpoints)
+    for problem in problems:
+        LOGGER.warning("%s; using an older checkpoint", problem)
+    if state["steps_per_epoch"] != parts.steps_per_epoch:
+        raise ValueError(
+            f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
+            "the data set changed: put it back, or start a new run"
+        )
+    parts.method.load_state_dict(state["method"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.precision.scaler.load_state_dict(state["scaler"])
+    return int(state["step"])
+
+
+def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:
+    """Tell the user what will run, and write down what was worked out."""
+    num_images = len(parts.reader.source)
+    lines = health.warnings_of_config(
+        bn_groups=config.method.bn_groups, shuffle=config.method.shuffle, queue_size=config.method.queue_size,
+        num_images=num_images, mask_same_image=config.method.mask_same_image,
+    )  # fmt: skip
+    for line in lines:
+        LOGGER.warning(line)
+        progress.say(f"warning: {line}")
+    progress.say(
+        f"{config.model.arch} on {num_images:,} images at {config.data.image_size} px, {total_steps:,} steps of "
+        f"{config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
+        f"{distributed.world_size()} x {parts.device.type}, {config.run.precision} -> {folder.path}"
+    )
+    if distributed.is_main():
+        folder.record_resolved(
+            {
+                "num_images": num_images,
+                "steps_per_epoch": parts.steps_per_epoch,
+                "total_steps": total_steps,
+                "mean": list(parts.card.mean),
+                "std": list(parts.card.std),
+                "recipe": asdict(build_recipe(config)),
+                "device": str(parts.device),
+                "workers_per_rank": parts.num_workers,
+                "chance_loss": health.chance_loss(config.method.queue_size),
+                "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),
+                "names_sha256": _hash_names(parts.reader),
+            }
+        )
+
+
+def _hash_names(reader: ImageReader) -> str:
+    digest = hashlib.sha256()
+    for index in range(len(reader.source)):
+        digest.update(reader.source.name(index).encode())
+    return digest.hexdigest()
