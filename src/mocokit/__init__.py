@@ -23,7 +23,7 @@ _PUBLIC = {
     "verify": "mocokit.verification",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 resolved by __getattr__, sorted by hand
+__all__ = [
     "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "get_preset", "info_nce",
     "load_backbone", "pretrain", "resume", "verify",
 ]  # fmt: skip

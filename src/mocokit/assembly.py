@@ -16,7 +16,7 @@ from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader
 from mocokit.engine.optim import build_sgd
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.features import choose_images, draw_indices, embed_with
+from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
 from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.export.backbone import BackboneCard
 from mocokit.methods.groups import GroupLayout
@@ -51,6 +51,7 @@ def assemble(config: Config, device: torch.device) -> Parts:
 
     Raises:
         ValueError: A setting, or the data, does not allow the run.
+
     """
     data, precision = config.data, Precision(config.run.precision, device)
     if not data.source:
@@ -74,7 +75,10 @@ def assemble(config: Config, device: torch.device) -> Parts:
     )  # fmt: skip
     method = _build_method(config, layout, card).to(device=device, dtype=precision.dtype)
     optimizer = build_sgd(
-        method, lr=config.optim.lr, sgd_momentum=config.optim.sgd_momentum, weight_decay=config.optim.weight_decay
+        method,
+        lr=config.optim.lr,
+        sgd_momentum=config.optim.sgd_momentum,
+        weight_decay=config.optim.weight_decay,
     )
     num_workers = _count_workers(data.workers)
     return Parts(
@@ -130,26 +134,31 @@ def build_recipe(config: Config) -> Recipe:
 
 
 def _build_monitor(
-    config: Config, reader: ImageReader, method: MoCo, precision: Precision, device: torch.device, num_workers: int
+    config: Config,
+    reader: ImageReader,
+    method: MoCo,
+    precision: Precision,
+    device: torch.device,
+    num_workers: int,
 ) -> Callable[[], dict[str, float]] | None:
-    """kNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
+    """KNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
     if reader.source.labels is None:
         if config.data.test:
             raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")
         return None
-    view = {
-        "size_px": config.data.image_size, "crop_ratio": config.data.eval_crop_ratio, "num_workers": num_workers,
-    }  # fmt: skip
+    view = EvaluationView(
+        size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio, num_workers=num_workers
+    )
     size, seed = config.run.knn_max_images, config.run.seed
     drawn = draw_indices(len(reader.source), size, seed=seed)
     if config.data.test:
         test = ImageReader(open_source(config.data.test), max_image_px=reader.max_image_px, seed=seed)
         asked = draw_indices(len(test.source), size // 5, seed=seed)
-        queries = choose_images(test, **view, indices=asked, class_names=reader.source.class_names)
-        bank = choose_images(reader, **view, indices=drawn)
+        queries = choose_images(test, view, indices=asked, class_names=reader.source.class_names)
+        bank = choose_images(reader, view, indices=drawn)
     else:
-        queries = choose_images(reader, **view, indices=drawn[::10])
-        bank = choose_images(reader, **view, indices=[index for row, index in enumerate(drawn) if row % 10])
+        queries = choose_images(reader, view, indices=drawn[::10])
+        bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
     protocol = KnnProtocol(config.run.knn_k, config.run.knn_temperature)
     features = embed_with(method.encoder_q.backbone, method.pixels)
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
     from mocokit.evaluate.report_knn import KnnRow
@@ -34,11 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return 0 if arguments else 2
     command, *rest = arguments
-    if command == "--version":
-        from mocokit import __version__
-
-        print(f"mocokit {__version__}")
-        return 0
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(COMMANDS)}"
@@ -84,9 +79,7 @@ def _pretrain(arguments: list[str]) -> int:
         """Run folder to make."""
 
     default = Pretrain(config=get_preset(name), out=tyro.MISSING)
-    asked = tyro.cli(
-        Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name)
-    )
+    asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
 
     from mocokit.pretraining import pretrain
 
@@ -114,7 +107,9 @@ def _close(result: "RunResult") -> int:
 
     if result.signal is not None:
         if distributed.started_as_main():
-            print(f"stopped at step {result.step} of {result.total_steps}; continue with: mocokit resume {result.folder}")
+            print(
+                f"stopped at step {result.step} of {result.total_steps}; continue with: mocokit resume {result.folder}"
+            )
         return 128 + result.signal
     if distributed.started_as_main():
         print(f"done: {result.step} steps; backbone: {result.folder / 'backbone.safetensors'}")
@@ -127,9 +122,15 @@ def _knn(arguments: list[str]) -> int:
     run, rest = _take_name(arguments, "RUN", "knn RUN --data D [--test T] [--baselines]")
 
     def knn(
-        *, data: str, test: str = "", baselines: bool = False, workers: int = 2, device: str = "auto", seed: int = 0
-    ) -> "list[KnnRow]":
-        """kNN accuracy of a run's frozen backbone.
+        *,
+        data: str,
+        test: str = "",
+        baselines: bool = False,
+        workers: int = 2,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> int:
+        """KNN accuracy of a run's frozen backbone.
 
         Args:
             data: Labelled images that vote.
@@ -138,16 +139,18 @@ def _knn(arguments: list[str]) -> int:
             workers: Loader processes.
             device: auto, cpu, cuda or cuda:N.
             seed: Seed of the random weights and of the held-out tenth.
+
         """
         from mocokit.evaluate.report_knn import compare_with_baselines
 
-        return compare_with_baselines(
+        rows = compare_with_baselines(
             run, bank=data, queries=test or None, baselines=baselines, num_workers=workers, device_name=device,
             seed=seed,
         )  # fmt: skip
+        _print_knn(rows)
+        return 0
 
-    _print_knn(tyro.cli(knn, args=rest, prog=f"mocokit knn {run}"))
-    return 0
+    return int(tyro.cli(knn, args=rest, prog=f"mocokit knn {run}"))
 
 
 def _print_knn(rows: "list[KnnRow]") -> None:
@@ -181,6 +184,7 @@ def _verify(arguments: list[str]) -> int:
             traces: Trace files; none: the golden traces that come with mocokit.
             rtol: Largest relative error that passes.
             micro_groups: BatchNorm groups that go through the network at once; 0: all.
+
         """
         from mocokit import distributed
         from mocokit.verification import verify as replay_all
@@ -208,6 +212,7 @@ def _demo(arguments: list[str]) -> int:
             out: Run folder to make; the default is numbered when it exists.
             epochs: Length of the schedule; None: the one measured in RECIPES.md.
             seed: Seed of the run.
+
         """
         from mocokit.demo import EPOCHS, free_folder, judge, run_demo
 
@@ -222,7 +227,15 @@ def _demo(arguments: list[str]) -> int:
     return int(tyro.cli(demo, args=arguments, prog="mocokit demo"))
 
 
-COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+def _version(_arguments: list[str]) -> int:
+    from mocokit import __version__
+
+    print(f"mocokit {__version__}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "--version": _version,
     "pretrain": _pretrain,
     "resume": _resume,
     "knn": _knn,

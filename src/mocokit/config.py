@@ -51,7 +51,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
         _require(
-            self.global_batch_size >= 2, "data.global_batch_size", self.global_batch_size, "must be at least 2"
+            self.global_batch_size >= 2,
+            "data.global_batch_size",
+            self.global_batch_size,
+            "must be at least 2",
         )
         _require(self.workers >= -1, "data.workers", self.workers, "must be -1 (choose), 0 (none) or more")
         _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must be in 0..1")
@@ -94,8 +97,18 @@ class AugmentConfig:
             "augment.blur_radius_px", self.blur_radius_px, "needs 0 <= low <= high",
         )  # fmt: skip
         for name in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
-            _require(0 <= (getattr(self, name) or 0) <= 1, f"augment.{name}", getattr(self, name), "must be in 0..1")
-        _require(0 <= (self.hue or 0) <= 0.5, "augment.hue", self.hue, "must be in 0..0.5 (turns of the colour circle)")
+            _require(
+                0 <= (getattr(self, name) or 0) <= 1,
+                f"augment.{name}",
+                getattr(self, name),
+                "must be in 0..1",
+            )
+        _require(
+            0 <= (self.hue or 0) <= 0.5,
+            "augment.hue",
+            self.hue,
+            "must be in 0..0.5 (turns of the colour circle)",
+        )
         for name in ("brightness", "contrast", "saturation"):
             _require((getattr(self, name) or 0) >= 0, f"augment.{name}", getattr(self, name), "must be 0 or more")
 
@@ -164,7 +177,10 @@ class OptimConfig:
         _require(0 <= self.sgd_momentum < 1, "optim.sgd_momentum", self.sgd_momentum, "must be in 0..1, below 1")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
         _require(
-            0 <= self.warmup_epochs < self.epochs, "optim.warmup_epochs", self.warmup_epochs, "must be below epochs"
+            0 <= self.warmup_epochs < self.epochs,
+            "optim.warmup_epochs",
+            self.warmup_epochs,
+            "must be below epochs",
         )
 
 
@@ -236,6 +252,7 @@ def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
 
     Raises:
         ValueError: Unknown setting; the message names the nearest one.
+
     """
     sections: dict[str, dict[str, object]] = {}
     known = {f"{section}.{name}" for section, values in to_dict(config).items() for name in values}
@@ -258,15 +275,19 @@ def _typed(section: type, values: dict[str, object]) -> dict[str, Any]:
     typed = {}
     for name, value in values.items():
         wanted = str(hints[name])
-        if isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, int) and not isinstance(value, bool) and "float" in wanted:
-            value = float(value)
-        kind = "None" if value is None else type(value).__name__
+        typed[name] = _widen(value, wanted)
+        kind = "None" if value is None else type(typed[name]).__name__
         if kind not in wanted and not (kind == "str" and "Literal" in wanted and repr(value) in wanted):
-            raise ValueError(f"{name}={value!r}: not a value for this setting ({wanted})")
-        typed[name] = value
+            raise ValueError(f"{section.__name__}.{name}={value!r}: not a value for this setting ({wanted})")
     return typed
+
+
+def _widen(value: object, wanted: str) -> object:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, int) and not isinstance(value, bool) and "float" in wanted:
+        return float(value)
+    return value
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -289,6 +310,7 @@ def from_toml(text: str) -> Config:
 
     Raises:
         ValueError: Not TOML, an unknown setting, or a value out of its range.
+
     """
     settings = {
         f"{section}.{name}": value

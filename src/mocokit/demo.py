@@ -1,7 +1,7 @@
 """The demo: pre-train on the embedded sample with the CPU, then ask whether it learned anything.
 
-The sample is 2,293 + 740 + 639 tiles of thirteen photographs (experiments/build_sample.py); the class of a tile, used for
-evaluation only, is the photograph. Choices were made on the val part; the demo reports the test part.
+The sample is 2,293 + 740 + 639 tiles of thirteen photographs (experiments/build_sample.py); the class of a tile,
+used for evaluation only, is the photograph. Choices were made on the val part; the demo reports the test part.
 """
 
 from importlib import resources
@@ -10,10 +10,10 @@ from pathlib import Path
 from mocokit.evaluate.report_knn import KnnRow, compare_with_baselines
 from mocokit.pretraining import RunResult, pretrain
 
-EPOCHS = 60
+EPOCHS = 30
 
 SETTINGS: dict[str, object] = {
-    "data.image_size": 32,
+    "data.image_size": 48,
     "data.global_batch_size": 128,
     "model.arch": "resnet10_w32",
     "model.stem": "imagenet",
@@ -40,7 +40,7 @@ def run_demo(out: str | Path, *, epochs: int = EPOCHS, seed: int = 0, test: str 
 
 
 def judge(run: Path, *, test: str = "test") -> list[KnnRow]:
-    """kNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
+    """KNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
     return compare_with_baselines(run, bank=sample_path("train"), queries=sample_path(test), device_name="cpu")
 
 

@@ -70,6 +70,7 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
     Returns:
         (sum(counts), ...) on every rank.
+
     """
     if not dist.is_initialized():
         return rows

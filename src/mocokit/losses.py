@@ -23,9 +23,7 @@ class InfoNce(NamedTuple):
     """(N,) mean q . k- over the negatives that count, before the temperature."""
 
 
-def info_nce(
-    q: Tensor, k: Tensor, negatives: Tensor, *, temperature: float, masked: Tensor | None = None
-) -> InfoNce:
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, *, temperature: float, masked: Tensor | None = None) -> InfoNce:
     """InfoNCE with one positive and K negatives a query (MoCo v1 eq. 1; CPC eq. 4).
 
     Args:
@@ -34,6 +32,7 @@ def info_nce(
         negatives: (K, C) unit rows.
         temperature: Softmax temperature T > 0.
         masked: (N, K) True where a negative must not count, for example a key of the query's own image.
+
     """
     positive = (q * k.detach()).sum(dim=1, keepdim=True)  # (N, 1)
     negative = q @ negatives.T  # (N, K)

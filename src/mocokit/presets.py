@@ -2,7 +2,15 @@
 
 import difflib
 
-from mocokit.config import AugmentConfig, Config, DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from mocokit.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 
 # facebookresearch/moco@3b42c2a main_moco.py: defaults are MoCo v1's ImageNet run on 8 GPUs of 32 images each
 # (lr 0.03, SGD 0.9, weight decay 1e-4, 200 epochs, x0.1 at 120 and 160, K 65536, m 0.999, T 0.07, ResNet-50, fp32).
@@ -66,6 +74,7 @@ def get_preset(name: str) -> Config:
 
     Raises:
         ValueError: Unknown; the message names the nearest one and lists all.
+
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)

@@ -61,6 +61,7 @@ def pretrain(
     Raises:
         ValueError: A setting or the data does not allow the run; the message says what to do.
         NonFiniteLossError: The loss became NaN or infinite.
+
     """
     config = get_preset(preset) if isinstance(preset, str) else preset
     chosen = dict(settings or {})
@@ -75,6 +76,7 @@ def resume(run: str | Path) -> RunResult:
 
     Raises:
         ValueError: Not a run folder, or no checkpoint in it can be read.
+
     """
     folder = RunFolder(run)
     return _run(folder.load_config(), folder, resume=True)
@@ -91,7 +93,7 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
         folder.start_log()
         try:
             return _train(config, folder, parts, signals, resume=resume)
-        except Exception as error:  # noqa: BLE001, only to leave a trace in log.txt
+        except Exception as error:
             LOGGER.error("%s: %s", type(error).__name__, error)
             raise
         finally:
@@ -103,7 +105,10 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     start_step = _restore(folder, parts) if resume else 0
     chance = health.chance_loss(config.method.queue_size)
     progress = ProgressView(
-        total_steps=total_steps, done_steps=start_step, steps_per_epoch=parts.steps_per_epoch, chance_loss=chance
+        total_steps=total_steps,
+        done_steps=start_step,
+        steps_per_epoch=parts.steps_per_epoch,
+        chance_loss=chance,
     )
     _describe(config, folder, parts, progress, total_steps)
 
@@ -150,9 +155,7 @@ def _batches(config: Config, parts: Parts, start_step: int, total_steps: int) ->
         seed=seed,
     )  # fmt: skip
     views = TwoViews(parts.reader, build_recipe(config), size_px=data.image_size, seed=seed)
-    return build_view_loader(
-        views, order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda"
-    )
+    return build_view_loader(views, order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda")
 
 
 def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:

@@ -6,6 +6,7 @@ pre-training uses, with R BatchNorm groups on any number of ranks and at any mic
 """
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -66,11 +67,12 @@ def load_trace(path: Path) -> Arrays:
 
     Raises:
         ValueError: Not a trace.
+
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            trace = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            trace = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"trace={path}: can't be read ({error})") from error
     missing = {"meta", "views", "shuffle", "loss", "positive_similarity", "queue_ptr"} - set(trace)
     if missing:
@@ -118,13 +120,12 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
     Args:
         path: Trace file.
         micro_groups: BatchNorm groups that go through the network at once; 0: all of a rank's.
+
     """
     trace = load_trace(path)
     meta = json.loads(str(trace["meta"]))
     method = build_method(trace, micro_groups=micro_groups)
-    optimizer = build_sgd(
-        method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"]
-    )
+    optimizer = build_sgd(method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"])
     rows = method.layout.own_rows(trace["views"].shape[2])
     losses, similarities, pointers = [], [], []
     for step, (query, key) in enumerate(torch.from_numpy(trace["views"])[:, :, rows.start : rows.stop]):

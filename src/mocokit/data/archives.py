@@ -37,7 +37,11 @@ class ZipSource:
             raise OSError(f"{size} bytes unpacked, more than {self.max_bytes}")
         try:
             return archive.read(self.names[index])
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, odd method
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # damaged, encrypted, odd method
             raise OSError(str(error)) from error
 
 

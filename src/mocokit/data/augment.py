@@ -126,7 +126,9 @@ def apply_params(image: Image.Image, params: ViewParams, *, size_px: int) -> Ima
         image = F.rgb_to_grayscale(image, num_output_channels=3)
     if params.blur_radius_px is not None:
         image = image.filter(ImageFilter.GaussianBlur(radius=params.blur_radius_px))
-    return F.hflip(image) if params.flip else image
+    if params.flip:
+        image = F.hflip(image)
+    return image
 
 
 _JITTER_OPS: tuple[tuple[str, Callable[[Image.Image, float], Image.Image]], ...] = (
@@ -149,4 +151,5 @@ def _apply_jitter(image: Image.Image, jitter: Jitter) -> Image.Image:
 def evaluation_crop(image: Image.Image, *, size_px: int, crop_ratio: float) -> Image.Image:
     """Resize the short side to `size_px / crop_ratio`, then cut the central square (ImageNet: 256, then 224)."""
     short = max(size_px, round(size_px / crop_ratio))
-    return F.center_crop(F.resize(image, short, InterpolationMode.BILINEAR), [size_px, size_px])
+    square: Image.Image = F.center_crop(F.resize(image, short, InterpolationMode.BILINEAR), [size_px, size_px])
+    return square

@@ -8,7 +8,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
 from mocokit.data.sources import RawImage
@@ -16,7 +16,7 @@ from mocokit.data.sources import RawImage
 # What Pillow's readers raise on damaged files, found by feeding them cut and flipped ones.
 _PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -36,15 +36,23 @@ def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
 
     Raises:
         DecodeError: Damaged, empty, truncated, too large or of an unknown format.
+
     """
     if isinstance(raw, np.ndarray):
         return Image.fromarray(raw).convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF and sizes: what can't be used is an error below, the rest is noise
+        return _decode_file(raw, max_image_px)
+
+
+def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is next
-            image = Image.open(BytesIO(raw))
+        image = Image.open(BytesIO(raw))
     except _PILLOW_ERRORS as error:
-        if raw[:4] in (b"II*\0", b"MM\0*"):  # TIFF with samples that Pillow has no mode for, such as 16-bit RGB
+        if raw[:4] in (
+            b"II*\0",
+            b"MM\0*",
+        ):  # TIFF with samples that Pillow has no mode for, such as 16-bit RGB
             return _decode_tiff(raw, max_image_px)
         raise DecodeError(_reason(raw, error)) from error
     if image.width * image.height > max_image_px:
@@ -59,7 +67,7 @@ def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
 def _reason(raw: bytes, error: BaseException) -> str:
     if not raw:
         return "empty file"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format"
     return str(error) or type(error).__name__
 
@@ -79,7 +87,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _high_byte(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Samples of more than 8 bits -> 8: integers lose their low byte, floats are taken as 0..1 or else 0..max."""
     if samples.dtype.kind in "iu":
-        return (np.clip(samples, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
+        high: NDArray[np.uint8] = (np.clip(samples, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
+        return high
     finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
     top = max(1.0, float(finite.max(initial=0.0)))
     return np.rint(finite / top * 255).astype(np.uint8)

@@ -26,6 +26,7 @@ def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
 
     Raises:
         ValueError: Not even one batch fits.
+
     """
     if num_images < global_batch_size:
         raise ValueError(
@@ -46,6 +47,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         start_step: First step.
         total_steps: One past the last step.
         seed: Seed of the epoch orders.
+
     """
 
     num_images: int
@@ -64,7 +66,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         while step < self.total_steps:
             epoch = step // per_epoch
             order = permutation(self.seed, Purpose.EPOCH_ORDER, self.num_images, epoch)
-            for step in range(step, min((epoch + 1) * per_epoch, self.total_steps)):  # noqa: B020, PLR1704
+            for step in range(step, min((epoch + 1) * per_epoch, self.total_steps)):  # noqa: B020
                 first = step % per_epoch * self.global_batch_size
                 rows = order[first + self.own_rows.start : first + self.own_rows.stop]
                 yield [(epoch, int(index)) for index in rows]

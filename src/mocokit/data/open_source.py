@@ -11,6 +11,7 @@ def open_source(location: str | Path) -> ImageSource:
 
     Raises:
         ValueError: Nothing there, no images in it, or a kind of file that mocokit does not read.
+
     """
     path = Path(location).expanduser()
     name = path.name.lower()

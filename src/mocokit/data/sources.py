@@ -24,10 +24,15 @@ RawImage = bytes | NDArray[np.uint8]
 class ImageSource(Protocol):
     """A numbered, immutable sequence of images; indices are stable between runs on the same data."""
 
-    labels: tuple[int, ...] | None
-    """Class of each image, or None."""
-    class_names: tuple[str, ...]
-    """Name of each class; empty without labels."""
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """Class of each image, or None."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class; empty without labels."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -50,7 +55,10 @@ def is_image_name(name: str) -> bool:
 def labels_from_names(names: Sequence[str]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Classes from class folders: the first folder below what all names share; (None, ()) without such folders."""
     parts = [PurePosixPath(name).parts for name in names]
-    shared = len(os.path.commonprefix([path[:-1] for path in parts]))
+    folders = [path[:-1] for path in parts]
+    shared = 0
+    while all(len(path) > shared and path[shared] == folders[0][shared] for path in folders):
+        shared += 1
     if any(len(path) < shared + 2 for path in parts):
         return None, ()  # some images lie beside the folders: not a class layout
     return label_ids([path[shared] for path in parts])
@@ -194,6 +202,7 @@ def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
 
     Raises:
         ValueError: Not an IDX file of `num_dims` dimensions, or its length is not what its header says.
+
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

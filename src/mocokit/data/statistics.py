@@ -19,6 +19,7 @@ def measure_mean_std(
 
     Raises:
         ValueError: None of the images can be read.
+
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for index in permutation(seed, Purpose.SUBSET, len(reader.source))[:num_images]:

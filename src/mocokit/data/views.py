@@ -52,9 +52,7 @@ class ViewBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "ViewBatch":
-        return ViewBatch(
-            query=move(self.query), key=move(self.key), image_ids=move(self.image_ids), bad=self.bad
-        )
+        return ViewBatch(query=move(self.query), key=move(self.key), image_ids=move(self.image_ids), bad=self.bad)
 
 
 class ImageReader:
@@ -64,6 +62,7 @@ class ImageReader:
         source: Where images come from.
         max_image_px: Larger images are bad images.
         seed: Seed of the replacement draws.
+
     """
 
     def __init__(self, source: ImageSource, *, max_image_px: int, seed: int) -> None:
@@ -81,6 +80,7 @@ class ImageReader:
 
         Raises:
             ValueError: MAX_REPLACEMENTS draws in a row were bad.
+
         """
         bad: list[BadImage] = []
         draws = generator(self.seed, Purpose.REPLACEMENT, epoch, index)
@@ -104,6 +104,7 @@ class TwoViews(Dataset[ViewBatch]):
         recipe: How both views are drawn.
         size_px: S.
         seed: Seed of the draws.
+
     """
 
     def __init__(self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int) -> None:
@@ -134,6 +135,7 @@ class PlainViews(Dataset[tuple[Tensor, Tensor]]):
         reader: Reads the images.
         size_px: S.
         crop_ratio: See `evaluation_crop`.
+
     """
 
     def __init__(self, reader: ImageReader, *, size_px: int, crop_ratio: float) -> None:

@@ -12,6 +12,7 @@ class BadImageCounter:
     Args:
         num_images: Size of the data set.
         max_share: Share of it that may be bad.
+
     """
 
     def __init__(self, *, num_images: int, max_share: float) -> None:
@@ -30,6 +31,7 @@ class BadImageCounter:
 
         Raises:
             ValueError: More than the allowed share of the data set is bad.
+
         """
         found = {image.index: image for part in distributed.all_gather_objects(self._new) for image in part.values()}
         new = [image for index, image in sorted(found.items()) if index not in self._known]

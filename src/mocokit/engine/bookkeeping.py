@@ -44,6 +44,7 @@ class Bookkeeper:
         bad_images: Counter of unreadable images.
         steps_per_epoch: Steps in an epoch.
         start_step: Steps done before.
+
     """
 
     def __init__(
@@ -87,7 +88,12 @@ class Bookkeeper:
             raise health.NonFiniteLossError(bad_step, self._last_good())
         for image in self.bad_images.share_out():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
-        values = {**self.board.means(), **self.clock.read(), "lr": lr, "queue_fill": self.callbacks.queue_fill()}
+        values = {
+            **self.board.means(),
+            **self.clock.read(),
+            "lr": lr,
+            "queue_fill": self.callbacks.queue_fill(),
+        }
         values["epoch"] = step / self.steps_per_epoch
         self.latest.update(values)
         self.metrics.write(step, values)

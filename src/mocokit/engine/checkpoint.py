@@ -35,6 +35,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises:
         OSError: The disk is full or gone; what was at `path` is untouched and the temporary file is removed.
+
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
@@ -60,6 +61,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last
 
     Raises:
         OSError: It could not be written; older checkpoints are untouched. The message names what to do.
+
     """
     path = checkpoint_path(folder, step)
     try:
@@ -68,7 +70,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last
         older = list_checkpoints(folder)
         kept = f"{older[-1].name} is intact" if older else "there is no older one"
         raise OSError(
-            error.errno, f"checkpoint not saved ({error.strerror or error}); {kept}; make room, then resume", str(path)
+            error.errno,
+            f"checkpoint not saved ({error.strerror or error}); {kept}; make room, then resume",
+            str(path),
         ) from error
     for old in list_checkpoints(folder)[:-keep_last]:
         old.unlink(missing_ok=True)
@@ -89,6 +93,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: Truncated, damaged, not a checkpoint, or a pickle that would run code.
+
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,6 +110,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises:
         CheckpointError: There is none.
+
     """
     problems: list[str] = []
     for path in reversed(list_checkpoints(folder)):

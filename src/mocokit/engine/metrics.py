@@ -17,6 +17,7 @@ class MeterBoard:
 
     Args:
         device: Where sums are kept; adding never waits for the device.
+
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -88,6 +89,7 @@ class MetricsLog:
     Args:
         folder: The run folder.
         from_step: Resuming here: lines of later steps, written by a run that was cut off, are dropped.
+
     """
 
     def __init__(self, folder: Path, *, from_step: int) -> None:

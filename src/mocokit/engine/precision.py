@@ -16,6 +16,7 @@ class Precision:
     Args:
         name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (autocast).
         device: Where the run computes.
+
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -46,7 +47,7 @@ class Precision:
 
 
 def pick_device(name: str, *, local_rank: int) -> torch.device:
-    """"auto" is this rank's GPU where there is one, else the CPU."""
+    """The device to compute on; "auto" is this rank's GPU where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -25,6 +25,7 @@ class ProgressView:
         done_steps: Steps done before.
         steps_per_epoch: Steps in an epoch.
         chance_loss: log(K + 1), shown beside the loss.
+
     """
 
     def __init__(self, *, total_steps: int, done_steps: int, steps_per_epoch: int, chance_loss: float) -> None:

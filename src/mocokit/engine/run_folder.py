@@ -1,5 +1,6 @@
 """The files of a run: config as asked, what was worked out from it, environment, log, checkpoints, backbone."""
 
+import importlib.metadata
 import logging
 import platform
 import sys
@@ -21,6 +22,7 @@ class RunFolder:
 
     Args:
         path: The folder.
+
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,6 +40,7 @@ class RunFolder:
 
         Raises:
             ValueError: Something is there already; the message names `mocokit resume`.
+
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
@@ -51,6 +54,7 @@ class RunFolder:
 
         Raises:
             ValueError: Not a run folder.
+
         """
         if not self.config.is_file():
             raise ValueError(f"run={self.path}: not a run folder (it has no config.toml)")
@@ -77,10 +81,8 @@ class RunFolder:
 
 def describe_environment() -> dict[str, object]:
     """Versions and hardware, for the record."""
-    from mocokit import __version__
-
     return {
-        "mocokit": __version__,
+        "mocokit": importlib.metadata.version("mocokit"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -33,8 +33,10 @@ def learning_rate(
         epochs: Length of the schedule.
         peak_lr: The rate at the start, or after the warm-up.
         cos: Half cosine; otherwise steps at `milestones`, in epochs.
+        milestones: Epochs at which the rate drops.
         by: "epoch": constant within an epoch, as officially; "step": smooth.
         warmup_epochs: Linear rise from 0 over this many epochs (0 in the MoCo papers).
+
     """
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:

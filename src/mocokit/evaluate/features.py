@@ -25,6 +25,17 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationView:
+    """How images are read for evaluation."""
+
+    size_px: int
+    crop_ratio: float
+    """Side of the central crop over the resized short side."""
+    num_workers: int
+    """Loader processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledImages:
     """Some images of a labelled source, as they are read for evaluation."""
 
@@ -32,9 +43,7 @@ class LabelledImages:
     indices: tuple[int, ...]
     labels: tuple[int, ...]
     """Of all images of the source."""
-    size_px: int
-    crop_ratio: float
-    num_workers: int
+    view: EvaluationView
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,10 +51,8 @@ class LabelledImages:
 
 def choose_images(
     reader: ImageReader,
+    view: EvaluationView,
     *,
-    size_px: int,
-    crop_ratio: float,
-    num_workers: int,
     indices: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LabelledImages:
@@ -53,14 +60,13 @@ def choose_images(
 
     Args:
         reader: Reads the images.
-        size_px: See `evaluation_crop`, also for the next.
-        crop_ratio: Side of the crop over the resized short side.
-        num_workers: Loader processes.
+        view: How to read them.
         indices: Images to take; None: all.
         class_names: Number the classes as in this other source; None: as in this one.
 
     Raises:
         ValueError: The source has no labels, or a class that `class_names` lacks.
+
     """
     source = reader.source
     if source.labels is None:
@@ -75,9 +81,7 @@ def choose_images(
         reader=reader,
         indices=tuple(range(len(labels)) if indices is None else indices),
         labels=labels,
-        size_px=size_px,
-        crop_ratio=crop_ratio,
-        num_workers=num_workers,
+        view=view,
     )
 
 
@@ -97,9 +101,10 @@ def extract_features(
         images: What to read.
         device: Where `embed` computes.
         batch_size: n.
+
     """
-    views = PlainViews(images.reader, size_px=images.size_px, crop_ratio=images.crop_ratio)
-    loader = build_plain_loader(views, images.indices, batch_size=batch_size, num_workers=images.num_workers)
+    views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
+    loader = build_plain_loader(views, images.indices, batch_size=batch_size, num_workers=images.view.num_workers)
     rows, labels = list[Tensor](), list[int]()
     for pixels, indices in loader:
         if len(indices):

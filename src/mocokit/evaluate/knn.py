@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features (InstDisc sec. 3.4; k and T as DINO and the official notebook).
+"""Weighted k-nearest-neighbour accuracy of frozen features (InstDisc sec. 3.4).
 
 Shapes: M bank rows, Q queries, D feature dimension, L classes.
 """
@@ -63,7 +63,7 @@ def knn_of(
     *,
     device: torch.device,
 ) -> dict[KnnProtocol, float]:
-    """kNN accuracy of an embedding of images."""
+    """KNN accuracy of an embedding of images."""
     return knn_accuracy(
         extract_features(embed, bank, device=device),
         extract_features(embed, queries, device=device),

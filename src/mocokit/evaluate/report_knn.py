@@ -6,7 +6,14 @@ from pathlib import Path
 from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.engine.precision import pick_device
-from mocokit.evaluate.features import LabelledImages, choose_images, draw_indices, embed_pixels, embed_with
+from mocokit.evaluate.features import (
+    EvaluationView,
+    LabelledImages,
+    choose_images,
+    draw_indices,
+    embed_pixels,
+    embed_with,
+)
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_of
 from mocokit.export.backbone import BackboneCard, load_backbone, random_backbone
 
@@ -31,7 +38,7 @@ def compare_with_baselines(
     device_name: str = "auto",
     seed: int = 0,
 ) -> list[KnnRow]:
-    """kNN accuracy of a run's backbone, and of the baselines.
+    """KNN accuracy of a run's backbone, and of the baselines.
 
     Args:
         run: Run folder or backbone file.
@@ -41,6 +48,7 @@ def compare_with_baselines(
         num_workers: Loader processes.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
+
     """
     loaded, device = load_backbone(run), pick_device(device_name, local_rank=0)
     bank_images, query_images = _choose(loaded.card, bank, queries, num_workers=num_workers, seed=seed)
@@ -48,7 +56,11 @@ def compare_with_baselines(
     embeddings = {"pre-trained": embed_with(loaded.backbone.to(device), pixels)}
     if baselines:
         random = random_backbone(loaded.card, seed=seed).to(device)
-        embeddings = {"raw pixels": embed_pixels(pixels), "random init": embed_with(random, pixels), **embeddings}
+        embeddings = {
+            "raw pixels": embed_pixels(pixels),
+            "random init": embed_with(random, pixels),
+            **embeddings,
+        }
     return [
         KnnRow(features=name, accuracy=knn_of(embed, bank_images, query_images, PROTOCOLS, device=device))
         for name, embed in embeddings.items()
@@ -58,14 +70,14 @@ def compare_with_baselines(
 def _choose(
     card: BackboneCard, bank: str | Path, queries: str | Path | None, *, num_workers: int, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    view = {"size_px": card.image_size, "crop_ratio": card.eval_crop_ratio, "num_workers": num_workers}
+    view = EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=num_workers)
     reader = ImageReader(open_source(bank), max_image_px=MAX_IMAGE_PX, seed=seed)
     if queries is not None:
         other = ImageReader(open_source(queries), max_image_px=MAX_IMAGE_PX, seed=seed)
         return (
-            choose_images(reader, **view),
-            choose_images(other, **view, class_names=reader.source.class_names),
+            choose_images(reader, view),
+            choose_images(other, view, class_names=reader.source.class_names),
         )
     held_out = set(draw_indices(len(reader.source), max(1, len(reader.source) // 10), seed=seed))
     rest = [index for index in range(len(reader.source)) if index not in held_out]
-    return choose_images(reader, **view, indices=rest), choose_images(reader, **view, indices=sorted(held_out))
+    return choose_images(reader, view, indices=rest), choose_images(reader, view, indices=sorted(held_out))

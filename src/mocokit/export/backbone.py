@@ -54,6 +54,7 @@ def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
 
     Raises:
         ValueError: No such file, damaged, or not written by mocokit.
+
     """
     path = Path(run_or_file).expanduser()
     path = path / "backbone.safetensors" if path.is_dir() else path

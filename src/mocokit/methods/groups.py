@@ -17,6 +17,7 @@ class GroupLayout:
         rank: This rank.
         world_size: R; need not divide G, but may not exceed it.
         micro_groups: Groups that go through the network together; 0: all that this rank has.
+
     """
 
     bn_groups: int
@@ -64,7 +65,7 @@ class GroupLayout:
         return [len(self.rows_of(rank, global_batch_size)) for rank in range(self.world_size)]
 
     def micro_batches(self, global_batch_size: int) -> list["MicroBatch"]:
-        """This rank's groups in the order and portions in which they go through the network."""
+        """Own groups in the order and portions in which they go through the network."""
         groups, rows = self.groups_of(self.rank), self.rows_per_group(global_batch_size)
         step = self.micro_groups or len(groups)
         return [

@@ -53,6 +53,7 @@ class MoCo(nn.Module):
         shuffle_order: Permutation of shuffling BN for each step; None: no shuffle (a BatchNorm leak, for study).
         mask_same_image: Leave out negatives that come from the query's own image.
         seed: Seed of the queue's first rows.
+
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class MoCo(nn.Module):
             key: (n, 3, H, W) the key views of the same images.
             image_ids: (n,) index of each image in the data set.
             step: Counter that the shuffle is drawn from.
+
         """
         momentum_update(self.encoder_k, self.encoder_q, self.key_momentum)
         counts = self._row_counts(len(query))
@@ -138,14 +140,10 @@ class MoCo(nn.Module):
             masked = self.queue.same_image(ids) if self.mask_same_image else None
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
             with torch.autocast(q.device.type, enabled=False):
-                nce = info_nce(
-                    q, k[micro.rows], self.queue.negatives, temperature=self.temperature, masked=masked
-                )
+                nce = info_nce(q, k[micro.rows], self.queue.negatives, temperature=self.temperature, masked=masked)
                 row_metrics.append(self._row_metrics(nce, q, ids, masked))
             yield nce.row_losses.sum() / len(batch.keys)
-        self.row_metrics = {
-            name: torch.cat([metrics[name] for metrics in row_metrics]) for name in row_metrics[0]
-        }
+        self.row_metrics = {name: torch.cat([metrics[name] for metrics in row_metrics]) for name in row_metrics[0]}
 
     @torch.no_grad()
     def _row_metrics(self, nce: InfoNce, q: Tensor, ids: Tensor, masked: Tensor | None) -> dict[str, Tensor]:

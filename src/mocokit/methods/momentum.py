@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def copy_for_keys(encoder_q: nn.Module) -> nn.Module:
@@ -17,6 +17,7 @@ def copy_for_keys(encoder_q: nn.Module) -> nn.Module:
 @torch.no_grad()
 def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, key_momentum: float) -> None:
     """theta_k <- m * theta_k + (1 - m) * theta_q, parameters only: BatchNorm statistics of f_k are its own."""
-    keys, queries = list(encoder_k.parameters()), list(encoder_q.parameters())
+    keys: list[Tensor] = list(encoder_k.parameters())
+    queries: list[Tensor] = list(encoder_q.parameters())
     torch._foreach_mul_(keys, key_momentum)
     torch._foreach_add_(keys, queries, alpha=1.0 - key_momentum)

@@ -19,6 +19,7 @@ class KeyQueue(nn.Module):
         queue_size: K.
         dim: C.
         seed: Seed of the random rows that fill the queue at the start.
+
     """
 
     keys: Tensor

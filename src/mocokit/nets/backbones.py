@@ -1,12 +1,14 @@
 """Backbones by name: image (N, 3, H, W) -> feature (N, D)."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 from torchvision.models.resnet import BasicBlock, ResNet
+
+M = TypeVar("M", bound=nn.Module)
 
 STEMS = ("imagenet", "small")
 """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, no max-pool (32 px and the like; SimCLR app. B.9)."""
@@ -49,6 +51,7 @@ def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
 
     Raises:
         ValueError: Unknown `arch` or `stem`; the message lists the known ones.
+
     """
     if arch not in BACKBONES:
         raise ValueError(f"model.arch={arch!r}: unknown backbone; choose one of {sorted(BACKBONES)}")
@@ -75,6 +78,7 @@ def feature_dim(backbone: nn.Module) -> int:
 
     Raises:
         ValueError: The module never declared it (it is not probed: a forward pass would move BatchNorm statistics).
+
     """
     width = getattr(backbone, "feature_dim", None)
     if not isinstance(width, int):
@@ -82,7 +86,7 @@ def feature_dim(backbone: nn.Module) -> int:
     return width
 
 
-def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def build_seeded(build: Callable[[], M], seed: int) -> M:
     """Call `build` with torch's generator seeded, and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,6 +12,7 @@ class Encoder(nn.Module):
     Args:
         backbone: Any module that gives (N, D) features; its BatchNorm layers become grouped ones, in place.
         head: Module from (N, D) to (N, C).
+
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:

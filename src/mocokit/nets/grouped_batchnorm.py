@@ -59,6 +59,7 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
 
     Returns:
         `module`, or its replacement when it is itself a BatchNorm.
+
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, GroupedBatchNorm):
         grouped = GroupedBatchNorm(

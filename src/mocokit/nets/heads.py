@@ -10,6 +10,7 @@ def build_head(feature_dim: int, dim: int, *, mlp: bool) -> nn.Module:
         feature_dim: Width D of the backbone's output, also the MLP's hidden width.
         dim: Width C of the embedding (128 in the papers).
         mlp: The paper's ablation column "MLP".
+
     """
     if not mlp:
         return nn.Linear(feature_dim, dim)

@@ -15,6 +15,7 @@ class PixelNormalize(nn.Module):
         mean: Mean of each channel, of pixels scaled to 0..1.
         std: Standard deviation of each channel, likewise.
         channels_last: Give the result in channels_last memory, which convolutions prefer.
+
     """
 
     mean: Tensor

@@ -19,6 +19,7 @@ def save_view_sheet(path: Path, query: Tensor, key: Tensor, *, num_pairs: int = 
         key: (N, 3, S, S) uint8.
         num_pairs: Pairs to show.
         num_columns: Pairs in a row.
+
     """
     pairs = np.concatenate([query[:num_pairs].numpy(), key[:num_pairs].numpy()], axis=3)  # (n, 3, S, 2S)
     pairs = pairs.transpose(0, 2, 3, 1)

@@ -1,0 +1,42 @@
+# Everything on a fresh machine: Python 3.11 or newer, pip and make; nothing else.
+#   make demo   install, pre-train on the embedded sample with the CPU, print kNN accuracies
+#   make test   install, lint, types, tests
+# A torch that is already in .venv (a small CPU build, for example) is kept.
+
+PYTHON ?= python3
+EPOCHS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/installed
+	$(BIN)/mocokit demo $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: lint types unit
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+# Stamps are written last, so that an interrupted installation is taken up again.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mocokit needs Python 3.11 or newer; make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,92 @@
+"""What the experiments share: train by the command line, judge frozen features, write JSON and a table."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mocokit.data.open_source import open_source
+from mocokit.data.views import ImageReader
+from mocokit.evaluate.features import EvaluationView, choose_images, embed_pixels, embed_with, extract_features
+from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
+from mocokit.export.backbone import load_backbone, random_backbone
+
+CPU = torch.device("cpu")
+
+
+def train(preset: str, flags: list[str], out: Path) -> float:
+    """Run `mocokit pretrain` into an emptied folder; minutes of wall clock, start-up and kNN monitor included."""
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "mocokit", "pretrain", preset, "--out", str(out), *flags]
+    print("mocokit", *command[3:], flush=True)
+    subprocess.run(command, check=True)
+    return (time.perf_counter() - start) / 60
+
+
+def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of pixels, random-init and pre-trained features, by protocol."""
+    loaded = load_backbone(run)
+    embeddings = {
+        "raw pixels": embed_pixels(loaded.pixels),
+        "random init": embed_with(random_backbone(loaded.card, seed=seed), loaded.pixels),
+        "pre-trained": embed_with(loaded.backbone, loaded.pixels),
+    }
+    card = loaded.card
+    view = EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=2)
+    images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]
+    table: dict[str, dict[str, float]] = {}
+    for name, embed in embeddings.items():
+        train_features, test_features = (extract_features(embed, part, device=CPU) for part in images)
+        knn = knn_accuracy(train_features, test_features, PROTOCOLS, device=CPU)
+        table[name] = {f"kNN {protocol}": 100 * accuracy for protocol, accuracy in knn.items()}
+        if logistic:
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=100, tol=1e-3))
+            model.fit(train_features.rows.numpy(), train_features.labels.numpy())
+            accuracy = model.score(test_features.rows.numpy(), test_features.labels.numpy())
+            table[name]["logistic regression"] = 100 * float(accuracy)
+        print(name, {protocol: round(value, 2) for protocol, value in table[name].items()}, flush=True)
+    return table
+
+
+def machine() -> dict[str, object]:
+    """What the timings were taken on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    return {
+        "cores": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write `result` as JSON, with the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """`81.2 +- 0.3`: mean and sample standard deviation."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return f"{tensor.mean():.1f} +- {tensor.std():.1f}" if len(values) > 1 else f"{tensor.mean():.1f}"
+
+
+def table_of(runs: list[dict[str, dict[str, float]]]) -> str:
+    """Markdown: a row a kind of features, a column a protocol, mean and spread over runs."""
+    protocols = list(next(iter(runs[0].values())))
+    lines = ["| features | " + " | ".join(protocols) + " |", "|" + "---|" * (len(protocols) + 1)]
+    for name in runs[0]:
+        cells = [mean_and_spread([run[name][protocol] for run in runs]) for protocol in protocols]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

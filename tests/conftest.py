@@ -1,0 +1,89 @@
+"""Small real images and runs that many tests share."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mocokit.config import Config, replace_settings
+from mocokit.demo import sample_path
+from mocokit.presets import get_preset
+
+TINY: dict[str, object] = {
+    "data.image_size": 32,
+    "data.global_batch_size": 16,
+    "data.workers": 0,
+    "model.arch": "resnet10_w32",
+    "model.stem": "imagenet",
+    "model.dim": 16,
+    "method.queue_size": 40,  # no multiple of the batch: the ring wraps in mid-batch
+    "method.bn_groups": 4,
+    "method.temperature": 0.2,
+    "optim.epochs": 2,
+    "optim.lr": 0.05,
+    "run.device": "cpu",
+    "run.precision": "fp32",
+    "run.log_every": 1,
+    "run.knn_every": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 5 class folders of 16 real JPEG tiles each."""
+    import zipfile
+
+    folder = tmp_path_factory.mktemp("photos")
+    with zipfile.ZipFile(sample_path("val")) as archive:
+        names = archive.namelist()
+        for name in ("brick", "cat", "coffee", "grass", "rocket"):
+            for member in [member for member in names if member.startswith(name)][:16]:
+                archive.extract(member, folder)
+    return folder
+
+
+@pytest.fixture
+def own_photos(photos: Path, tmp_path: Path) -> Path:
+    """A copy of `photos` that a test may damage."""
+    return Path(shutil.copytree(photos, tmp_path / "own_photos"))
+
+
+@pytest.fixture
+def photograph() -> Image.Image:
+    """One photograph of 48x48 pixels, enlarged to 150x100 so that crops have room."""
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(sample_path("val")) as archive:
+        tile = Image.open(io.BytesIO(archive.read("coffee/010.jpg")))
+        return tile.resize((150, 100), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def tiny(photos: Path) -> Callable[..., Config]:
+    """A config that trains in seconds: tiny(**{"optim.epochs": 3})."""
+
+    def build(**settings: Any) -> Config:
+        return replace_settings(get_preset("moco-v2-small"), {**TINY, "data.source": str(photos), **settings})
+
+    return build
+
+
+@pytest.fixture
+def noise() -> Callable[..., torch.Tensor]:
+    """Random uint8 pixels (n, 3, s, s), the same for the same seed."""
+
+    def build(n: int, size: int = 16, seed: int = 0) -> torch.Tensor:
+        return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, size, size), dtype=np.uint8))
+
+    return build

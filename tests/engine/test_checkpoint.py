@@ -1,0 +1,92 @@
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mocokit.engine.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
+
+STATE = {"weights": torch.arange(1000.0), "optimizer": {"lr": 0.1}, "config": "x = 1"}
+
+
+def _save(folder: Path, step: int, keep_last: int = 2) -> Path:
+    return save_checkpoint(folder, {**STATE, "step": step}, step=step, keep_last=keep_last)
+
+
+def test_a_state_comes_back_equal(tmp_path: Path) -> None:
+    state = load_checkpoint(_save(tmp_path, 5))
+    assert torch.equal(state["weights"], STATE["weights"])  # type: ignore[arg-type]
+    assert (state["step"], state["optimizer"], state["config"]) == (5, {"lr": 0.1}, "x = 1")
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 30, 4):
+        _save(tmp_path, step, keep_last=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000004.pt", "step_000000030.pt"]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1, 100, 0.5, 0.99])
+def test_a_cut_file_is_named_and_the_one_before_is_used(tmp_path: Path, keep_bytes: float) -> None:
+    _save(tmp_path, 1)
+    newest = _save(tmp_path, 2)
+    raw = newest.read_bytes()
+    newest.write_bytes(raw[: keep_bytes if isinstance(keep_bytes, int) else int(len(raw) * keep_bytes)])
+    with pytest.raises(CheckpointError, match=r"step_000000002.pt: not a readable checkpoint"):
+        load_checkpoint(newest)
+    state, problems = load_newest(tmp_path)
+    assert state["step"] == 1
+    assert len(problems) == 1
+    assert "step_000000002.pt" in problems[0]
+
+
+def test_nothing_to_resume_from_says_what_was_tried(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from .the folder holds none"):
+        load_newest(tmp_path)
+    checkpoint_path(tmp_path, 3).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from .*step_000000003.pt"):
+        load_newest(tmp_path)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch /tmp/mocokit_was_here",)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1)
+    torch.save({"step": 1, "x": _Evil()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps({"step": 1, "x": _Evil()}))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not Path("/tmp/mocokit_was_here").exists()
+
+
+def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        _save(folder, 1)
+        big = {"weights": torch.zeros(200_000), "step": 2}  # 800 kB
+        with pytest.raises(
+            OSError, match=r"checkpoint not saved .*step_000000001.pt is intact; make room, then resume"
+        ):
+            save_checkpoint(folder, big, step=2, keep_last=2)
+        assert [path.name for path in folder.iterdir()] == ["step_000000001.pt"], "no partial file is left"
+        assert load_newest(folder)[0]["step"] == 1
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,70 @@
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from mocokit.engine.health import chance_loss, warnings_of_config, warnings_of_metrics
+from mocokit.engine.metrics import MeterBoard, MetricsLog
+
+CPU = torch.device("cpu")
+
+
+def _rows(*losses: float) -> dict[str, torch.Tensor]:
+    return {"loss": torch.tensor(losses), "contrast_acc": torch.tensor(losses) > 1}
+
+
+def test_means_are_over_all_rows_since_the_last_call() -> None:
+    board = MeterBoard(CPU)
+    board.add(_rows(1.0, 2.0), step=0)
+    board.add(_rows(6.0), step=1)
+    assert board.means() == {"loss": 3.0, "contrast_acc": 2 / 3}
+    board.add(_rows(5.0), step=2)
+    assert board.means()["loss"] == 5.0
+
+
+def test_the_first_bad_step_is_remembered() -> None:
+    board = MeterBoard(CPU)
+    board.add(_rows(1.0), step=3)
+    assert board.bad_step() is None
+    board.add(_rows(1.0, math.nan), step=4)
+    board.add(_rows(math.inf), step=5)
+    assert board.bad_step() == 4
+
+
+def test_resuming_drops_lines_of_steps_that_will_be_done_again(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, from_step=0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut by a crash
+    log = MetricsLog(tmp_path, from_step=2)
+    log.write(3, {"loss": 33.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 33.0)]
+
+
+def test_chance_is_log_k_plus_1() -> None:
+    assert chance_loss(65536) == math.log(65537)
+
+
+def _config_warnings(**changes: object) -> list[str]:
+    settings = {"bn_groups": 4, "shuffle": True, "queue_size": 100, "num_images": 1000, "mask_same_image": False}
+    return warnings_of_config(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_settings_that_make_shuffling_batchnorm_a_no_op_are_warned_of() -> None:
+    assert _config_warnings() == []
+    assert "shuffling BN has no effect" in _config_warnings(bn_groups=1)[0]
+    assert "share BatchNorm statistics" in _config_warnings(shuffle=False)[0]
+    assert "more negatives than the 50 images" in _config_warnings(num_images=50)[0]
+    assert _config_warnings(num_images=50, mask_same_image=True) == []
+
+
+def test_a_queue_that_is_easier_than_the_batch_is_called_a_leak() -> None:
+    values = {"contrast_acc": 0.9, "batch_contrast_acc": 0.3, "queue_fill": 1.0}
+    assert "BatchNorm leak" in warnings_of_metrics(values)[0]
+    assert warnings_of_metrics({**values, "batch_contrast_acc": 0.95}) == []
+    assert warnings_of_metrics({**values, "queue_fill": 0.5}) == [], "noise is easy to tell from keys"

@@ -1,0 +1,163 @@
+"""What a faithful MoCo does in one step, each a bug that another code base has shipped."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mocokit.engine.optim import build_sgd
+from mocokit.methods.groups import GroupLayout
+from mocokit.methods.moco import MoCo
+from mocokit.nets.encoder import Encoder
+from mocokit.nets.heads import build_head
+from mocokit.verification import TraceBackbone
+
+B, C, K = 16, 8, 40
+Noise = Callable[..., Tensor]
+
+
+def _moco(*, groups: int = 4, micro: int = 0, shuffle: bool = True, masks: bool = False, m: float = 0.9) -> MoCo:
+    torch.manual_seed(0)
+
+    def order(step: int, size: int) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(step))
+
+    return MoCo(
+        Encoder(TraceBackbone(), build_head(16, C, mlp=True)),
+        dim=C,
+        queue_size=K,
+        temperature=0.2,
+        key_momentum=m,
+        layout=GroupLayout(bn_groups=groups, micro_groups=micro),
+        shuffle_order=order if shuffle else None,
+        mask_same_image=masks,
+    ).double()
+
+
+def _views(noise: Noise, step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        noise(B, seed=2 * step).double() / 255,
+        noise(B, seed=2 * step + 1).double() / 255,
+        torch.arange(B) + B * step,
+    )
+
+
+def _step(moco: MoCo, noise: Noise, step: int, lr: float = 0.05) -> list[float]:
+    optimizer = build_sgd(moco, lr=lr, sgd_momentum=0.0, weight_decay=0.0)
+    moco.prepare(*_views(noise, step), step)
+    losses = []
+    for loss in moco.micro_losses():
+        loss.backward()
+        losses.append(loss.item())
+    optimizer.step()
+    moco.remember()
+    return losses
+
+
+def test_encoder_k_starts_equal_to_encoder_q() -> None:
+    moco = _moco()
+    ours, theirs = moco.encoder_q.state_dict(), moco.encoder_k.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_encoder_k_moves_by_momentum_alone(noise: Noise) -> None:
+    moco = _moco(m=0.9)
+    for step in range(3):
+        k_before = [parameter.clone() for parameter in moco.encoder_k.parameters()]
+        q_before = [parameter.detach().clone() for parameter in moco.encoder_q.parameters()]
+        _step(moco, noise, step)
+        for k, k0, q0 in zip(moco.encoder_k.parameters(), k_before, q_before, strict=True):
+            assert not k.requires_grad
+            assert torch.allclose(k, 0.9 * k0 + 0.1 * q0, rtol=1e-12, atol=1e-15)
+
+
+def test_batchnorm_statistics_of_encoder_k_are_its_own(noise: Noise) -> None:
+    moco = _moco(m=0.0)  # parameters equal encoder_q's at each step, statistics must not
+    _step(moco, noise, 0, lr=0.0)
+    assert not torch.allclose(moco.encoder_k.backbone.bn1.running_mean, moco.encoder_q.backbone.bn1.running_mean)
+
+
+def test_current_keys_are_not_negatives(noise: Noise) -> None:
+    moco = _moco()
+    for step in range(4):
+        moco.prepare(*_views(noise, step), step)
+        for loss in moco.micro_losses():
+            loss.backward()
+        assert not set(moco.queue.image_ids.tolist()) & set(range(B * step, B * step + B))
+        moco.remember()
+        assert set(moco.queue.image_ids.tolist()) >= set(range(B * step, B * step + B))
+
+
+def test_each_key_is_that_of_its_own_image(noise: Noise) -> None:
+    """Un-shuffling restores the order: with group statistics switched off the order must not matter at all."""
+    moco = _moco()
+    moco.encoder_k.eval()
+    query, key, ids = _views(noise)
+    moco.prepare(query, key, ids, step=3)
+    assert moco._batch is not None
+    assert torch.allclose(moco._batch.keys, moco.encoder_k(key), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("groups", "has_effect"), [(1, False), (2, True), (4, True), (8, True)])
+def test_the_shuffle_has_an_effect_exactly_with_two_groups_or_more(noise: Noise, groups: int, has_effect: bool) -> None:
+    def keys(shuffle: bool) -> Tensor:
+        moco = _moco(groups=groups, shuffle=shuffle)
+        moco.prepare(*_views(noise), 0)
+        assert moco._batch is not None
+        return moco._batch.keys
+
+    assert torch.allclose(keys(True), keys(False), rtol=1e-9, atol=1e-12) != has_effect
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int) -> None:
+    whole, parts = _moco(), _moco(micro=micro)
+    for step in range(4):
+        assert sum(_step(parts, noise, step)) == pytest.approx(sum(_step(whole, noise, step)), rel=1e-12)
+    for name, value in whole.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.allclose(parts.state_dict()[name], value, rtol=1e-10, atol=1e-13), name
+
+
+def test_same_image_negatives_are_masked_and_counted(noise: Noise) -> None:
+    plain, masked = _moco(), _moco(masks=True)
+    for moco in (plain, masked):
+        _step(moco, noise, 0, lr=0.0)
+        moco.prepare(*_views(noise, 0), 1)  # the same images come again, their keys are in the queue
+        list(moco.micro_losses())
+    assert masked.row_metrics["masked_negatives"].tolist() == [1.0] * B
+    assert plain.row_metrics["masked_negatives"].tolist() == [0.0] * B
+    assert (masked.row_metrics["loss"] < plain.row_metrics["loss"]).all()
+
+
+def test_keys_enter_the_queue_as_unit_rows_in_batch_order(noise: Noise) -> None:
+    moco = _moco()
+    _step(moco, noise, 0)
+    assert torch.allclose(moco.queue.keys[:B].norm(dim=1), torch.ones(B, dtype=torch.float64))
+    assert moco.queue.image_ids[:B].tolist() == list(range(B))
+
+
+def test_any_module_with_a_declared_width_is_a_backbone(noise: Noise) -> None:
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)
+
+    encoder = Encoder(Flat(), build_head(3 * 16 * 16, C, mlp=False)).double()
+    assert encoder(noise(2).double()).shape == (2, C)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"temperature": 0.0}, "temperature=0.0"), ({"key_momentum": 1.5}, "key_momentum=1.5")]
+)
+def test_impossible_settings_name_themselves(setting: dict[str, float], message: str) -> None:
+    settings = {"temperature": 0.2, "key_momentum": 0.9, **setting}
+    with pytest.raises(ValueError, match=message):
+        MoCo(
+            Encoder(TraceBackbone(), build_head(16, C, mlp=True)),
+            dim=C,
+            queue_size=K,
+            layout=GroupLayout(bn_groups=4),
+            **settings,
+        )

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torchvision import models
+
+from mocokit.nets.backbones import BACKBONES, build_backbone, build_seeded, declare_feature_dim, feature_dim
+from mocokit.nets.pixels import PixelNormalize
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_weights_load_into_torchvision_with_only_fc_missing(arch: str) -> None:
+    backbone = build_backbone(arch)
+    missing, unexpected = getattr(models, arch)().load_state_dict(backbone.state_dict(), strict=False)
+    assert sorted(missing) == ["fc.bias", "fc.weight"]
+    assert unexpected == []
+
+
+@pytest.mark.parametrize("arch", sorted(BACKBONES))
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_features_are_as_wide_as_declared(arch: str, stem: str) -> None:
+    backbone = build_backbone(arch, stem=stem).eval()
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, feature_dim(backbone))
+
+
+def test_the_small_stem_keeps_the_resolution() -> None:
+    backbone = build_backbone("resnet18", stem="small").eval()
+    assert backbone.conv1(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
+    assert isinstance(backbone.maxpool, torch.nn.Identity)
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"model.arch='resnet51': unknown backbone; .*resnet50"):
+        build_backbone("resnet51")
+    with pytest.raises(ValueError, match=r"model.stem='tiny'"):
+        build_backbone("resnet18", stem="tiny")
+
+
+def test_a_width_is_declared_never_probed() -> None:
+    with pytest.raises(ValueError, match="feature_dim is not declared"):
+        feature_dim(torch.nn.Linear(3, 4))
+    assert feature_dim(declare_feature_dim(torch.nn.Linear(3, 4), 4)) == 4
+
+
+def test_seeded_building_is_repeatable_and_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    first = build_seeded(lambda: build_backbone("resnet18"), 7)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    second = build_seeded(lambda: build_backbone("resnet18"), 7)
+    assert torch.equal(first.conv1.weight, second.conv1.weight)
+
+
+def test_pixels_are_normalised_as_torchvision_does() -> None:
+    from torchvision.transforms import functional
+
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    want = torch.stack([functional.normalize(image.float() / 255, mean, std) for image in pixels])
+    assert torch.allclose(PixelNormalize(mean, std)(pixels), want, atol=1e-6)
+    floats = torch.randn(2, 3, 8, 8)
+    assert torch.equal(PixelNormalize(mean, std)(floats), floats)

@@ -1,0 +1,134 @@
+import dataclasses
+
+import pytest
+
+from mocokit.config import Config, OptimConfig, from_toml, replace_settings, to_dict, to_toml
+from mocokit.presets import PRESETS, SUMMARIES, get_preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_config_survives_toml(name: str) -> None:
+    assert from_toml(to_toml(PRESETS[name])) == PRESETS[name]
+
+
+def test_settings_are_replaced_by_dotted_names() -> None:
+    config = replace_settings(Config(), {"optim.epochs": 7, "optim.lr": 1, "data.mean": [0.1, 0.2, 0.3]})
+    assert (config.optim.epochs, config.optim.lr, config.data.mean) == (7, 1.0, (0.1, 0.2, 0.3))
+    assert Config().optim.epochs == 200, "the original is untouched"
+
+
+@pytest.mark.parametrize(
+    ("setting", "near"),
+    [("optim.epoch", "optim.epochs"), ("method.temprature", "method.temperature"), ("lr", "optim.lr")],
+)
+def test_an_unknown_setting_is_an_error_that_names_the_nearest(setting: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}=3: unknown setting; did you mean {near}"):
+        replace_settings(Config(), {setting: 3})
+
+
+def test_an_unknown_key_in_a_file_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"optim.epoch=3: unknown setting; did you mean optim.epochs"):
+        from_toml("[optim]\nepoch = 3\n")
+
+
+@pytest.mark.parametrize("value", ["fast", True, None])
+def test_a_value_of_the_wrong_type_is_an_error(value: object) -> None:
+    with pytest.raises(ValueError, match=r"OptimConfig.lr=.*not a value for this setting"):
+        replace_settings(Config(), {"optim.lr": value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data.global_batch_size": 1}, "data.global_batch_size=1: must be at least 2"),
+        ({"data.image_size": 4}, "data.image_size=4"),
+        ({"data.mean": ()}, "data.mean=.*needs 3 numbers, and data.std too"),
+        ({"data.max_bad_share": 1.5}, "data.max_bad_share=1.5"),
+        ({"augment.crop_scale": (0.5, 0.2)}, "augment.crop_scale="),
+        ({"augment.blur_p": 2.0}, "augment.blur_p=2.0: must be in 0..1"),
+        ({"augment.hue": 0.7}, "augment.hue=0.7"),
+        ({"optim.lr": 0.0}, "optim.lr=0.0: must be above 0"),
+        ({"optim.epochs": 0}, "optim.epochs=0"),
+        ({"optim.warmup_epochs": 500.0}, "optim.warmup_epochs=500.0: must be below epochs"),
+        ({"method.queue_size": 255}, "method.queue_size=255: smaller than data.global_batch_size=256"),
+        ({"run.seed": -1}, "run.seed=-1"),
+        ({"run.keep_last": 0}, "run.keep_last=0"),
+    ],
+)
+def test_values_out_of_range_name_setting_value_and_remedy(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace_settings(Config(), settings)
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        OptimConfig().epochs = 3  # type: ignore[misc]
+
+
+IMAGENET = {
+    "data": {"source": "", "test": "", "image_size": 224, "global_batch_size": 256, "workers": -1,
+             "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop_ratio": 0.875,
+             "max_bad_share": 0.01, "max_image_px": 89478485},
+    "augment": {"aug_plus": True, "crop_scale": (0.2, 1.0), "jitter_p": None, "brightness": None, "contrast": None,
+                "saturation": None, "hue": None, "grayscale_p": None, "blur_p": None, "blur_radius_px": (0.1, 2.0),
+                "flip_p": None},
+    "model": {"arch": "resnet50", "stem": "imagenet", "mlp": True, "dim": 128},
+    "method": {"queue_size": 65536, "temperature": 0.2, "key_momentum": 0.999, "bn_groups": 8, "micro_groups": 0,
+               "shuffle": True, "mask_same_image": False},
+    "optim": {"epochs": 200, "lr": 0.03, "cos": True, "milestones": (120, 160), "lr_by": "epoch",
+              "warmup_epochs": 0.0, "sgd_momentum": 0.9, "weight_decay": 1e-4},
+    "run": {"seed": 0, "device": "auto", "precision": "fp32", "channels_last": True, "compile": False,
+            "log_every": 20, "save_minutes": 10.0, "keep_last": 2, "knn_every": 10, "knn_k": 20,
+            "knn_temperature": 0.07, "knn_max_images": 10000},
+}  # fmt: skip
+"""Every field of moco-v2, from recipes and papers, not from the code under test."""
+
+CHANGES: dict[str, dict[str, object]] = {
+    "moco-v2": {},
+    "moco-v2-800ep": {"optim.epochs": 800},
+    "moco-v1": {"augment.aug_plus": False, "model.mlp": False, "method.temperature": 0.07, "optim.cos": False},
+    "moco-v2-small": {
+        "data.image_size": 32, "data.global_batch_size": 512, "data.mean": (), "data.std": (),
+        "data.eval_crop_ratio": 1.0, "augment.crop_scale": (0.08, 1.0), "augment.blur_p": 0.0,
+        "model.arch": "resnet18", "model.stem": "small", "method.queue_size": 4096, "method.temperature": 0.1,
+        "method.key_momentum": 0.99, "method.mask_same_image": True, "optim.lr": 0.06,
+        "optim.weight_decay": 5e-4, "run.precision": "bf16",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_each_preset_field_by_field(name: str) -> None:
+    want = {section: dict(values) for section, values in IMAGENET.items()}
+    for setting, value in CHANGES[name].items():
+        section, field = setting.split(".")
+        assert want[section][field] != value, "listed as a change but equal"
+        want[section][field] = value
+    assert to_dict(get_preset(name)) == want
+
+
+def test_all_presets_are_covered_and_summarised() -> None:
+    assert set(CHANGES) == set(PRESETS) == set(SUMMARIES)
+
+
+def test_an_unknown_preset_names_the_nearest_and_lists_all() -> None:
+    with pytest.raises(ValueError, match=r"preset='mocov2': unknown; did you mean moco-v2\? choose one of"):
+        get_preset("mocov2")
+
+
+@pytest.mark.parametrize(
+    ("switch", "fields"),
+    [
+        ({"model.mlp": False}, {("model", "mlp")}),
+        ({"augment.aug_plus": False}, {("augment", "aug_plus")}),
+        ({"optim.cos": False}, {("optim", "cos")}),
+        ({"method.temperature": 0.07}, {("method", "temperature")}),
+    ],
+)
+def test_each_ablation_column_is_one_switch(switch: dict[str, object], fields: set[tuple[str, str]]) -> None:
+    """All four together turn moco-v2 into moco-v1."""
+    before, after = to_dict(get_preset("moco-v2")), to_dict(replace_settings(get_preset("moco-v2"), switch))
+    changed = {(s, f) for s in before for f in before[s] if before[s][f] != after[s][f]}
+    assert changed == fields
+    all_four = {"model.mlp": False, "augment.aug_plus": False, "optim.cos": False, "method.temperature": 0.07}
+    assert replace_settings(get_preset("moco-v2"), all_four) == get_preset("moco-v1")
