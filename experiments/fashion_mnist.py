@@ -12,10 +12,12 @@ from typing import Any
 
 import measure
 
-FLAGS = (
-    "--arch resnet10_w32 --model.stem imagenet --global-batch-size 128 --bn-groups 4 --lr 0.1 --temperature 0.2 "
-    "--augment.crop-scale 0.6 1 --augment.hue 0 --augment.saturation 0 --augment.grayscale-p 0 --epochs 12"
-).split()  # a gray image has no hue, saturation or colour to lose
+FLAGS = [
+    *("--arch", "resnet10_w32", "--model.stem", "imagenet"),
+    *("--global-batch-size", "128", "--bn-groups", "4", "--lr", "0.1", "--temperature", "0.2", "--epochs", "12"),
+    *("--augment.crop-scale", "0.6", "1"),
+    *("--augment.hue", "0", "--augment.saturation", "0", "--augment.grayscale-p", "0"),  # the images are gray
+]
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
         out = args.out / f"seed{seed}"
         minutes = measure.train("moco-v2-small", ["--data", images["train"], "--seed", str(seed), *FLAGS], out)
         accuracy = measure.judge(out, images["train"], images["t10k"], seed=seed, logistic=True)
-        runs.append({"seed": seed, "minutes": minutes, "accuracy": accuracy})
+        runs.append({"seed": seed, **minutes, "accuracy": accuracy})
         measure.save(args.results, {"flags": FLAGS, "runs": runs})
     print(measure.table_of([run["accuracy"] for run in runs]))
 

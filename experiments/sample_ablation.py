@@ -47,7 +47,7 @@ def main() -> None:
             accuracy = measure.judge(
                 out, str(sample_path("train")), str(sample_path("test")), seed=seed, logistic=False
             )
-            cells[name].append({"seed": seed, "minutes": minutes, "accuracy": accuracy})
+            cells[name].append({"seed": seed, **minutes, "accuracy": accuracy})
             measure.save(args.results, {"epochs": EPOCHS, "columns": COLUMNS, "cells": cells})
     for name, runs in cells.items():
         print(name, measure.table_of([run["accuracy"] for run in runs]), sep="\n")

@@ -46,7 +46,9 @@ def test_micro_batches_of_whole_groups_do_not_change_the_run(micro_groups: int) 
 def test_the_4_gpu_run_is_reproduced_on_gloo_ranks(ranks: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "mocokit", "verify", str(GOLDEN / "moco_v2_world4.npz"), "--micro-groups", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "8 of 8 quantities within 1e-12" in done.stdout
 

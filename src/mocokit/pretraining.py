@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,12 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
 
-    with progress:
+    with progress, closing(books.metrics):
         step = train(
             method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
             lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
             seed=config.run.seed, books=books, signals=signals,
         )  # fmt: skip
-    books.metrics.close()
     return RunResult(
         folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
         signal=signals.received if step < total_steps else None,
@@ -179,7 +179,7 @@ def _state(parts: Parts) -> dict[str, Any]:
         "optimizer": parts.optimizer.state_dict(),
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
-        "versions": {"torch": torch.__version__},
+        "versions": {"torch": str(torch.__version__)},
     }
 
 

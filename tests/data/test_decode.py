@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -115,7 +116,7 @@ def test_bombs_are_refused_by_size_before_decoding(shape: tuple[int, int]) -> No
 
 def test_a_huge_16_bit_tiff_is_refused_before_decoding() -> None:
     raw = cv2.imencode(".tiff", np.zeros((20, 30, 3), np.uint16))[1].tobytes()
-    with pytest.raises(DecodeError, match="30x20 pixels, more than data.max_image_px=100"):
+    with pytest.raises(DecodeError, match=r"30x20 pixels, more than data.max_image_px=100"):
         decode(raw, max_image_px=100)
 
 
@@ -129,10 +130,8 @@ def test_damage_is_always_a_decode_error_never_a_crash(photograph: Image.Image, 
         damaged = bytearray(raw)
         for position in rng.integers(0, len(raw), 8):
             damaged[position] = int(rng.integers(256))
-        try:
+        with contextlib.suppress(DecodeError):
             decode(bytes(damaged), max_image_px=LIMIT)
-        except DecodeError:
-            pass
 
 
 def test_reasons_are_plain(photograph: Image.Image) -> None:

@@ -98,7 +98,7 @@ def test_a_data_set_of_bad_images_ends_with_a_message(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no image")
     reader = ImageReader(open_source(tmp_path), max_image_px=10**6, seed=0)
-    with pytest.raises(ValueError, match="100 images in a row can't be used.*not an image in a known format"):
+    with pytest.raises(ValueError, match=r"100 images in a row can't be used.*not an image in a known format"):
         reader.read_or_replace(0, 0)
     with pytest.raises(ValueError, match="none of 3 images can be read"):
         measure_mean_std(reader, size_px=32, seed=0)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_steps_divide_by_ten_at_120_and_160() -> None:
 
 def test_by_step_is_smooth_and_ends_near_zero() -> None:
     rates = [learning_rate(s, cos=True, by="step", warmup_epochs=0, **COMMON) for s in range(2000)]  # type: ignore[arg-type]
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[1000] == pytest.approx(0.015)
     assert rates[-1] < 1e-7
 

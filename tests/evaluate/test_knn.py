@@ -65,5 +65,5 @@ def test_classes_are_matched_by_name(own_photos: Path, tmp_path: Path) -> None:
     view = EvaluationView(size_px=16, crop_ratio=1.0, num_workers=0)
     images = choose_images(ImageReader(test, max_image_px=10**6, seed=0), view, class_names=bank.class_names)
     assert {bank.class_names[label] for label in images.labels} == {"cat", "grass"}
-    with pytest.raises(ValueError, match="classes .'brick', 'coffee', 'rocket'. are not among those"):
+    with pytest.raises(ValueError, match=r"classes .'brick', 'coffee', 'rocket'. are not among those"):
         choose_images(ImageReader(bank, max_image_px=10**6, seed=0), view, class_names=test.class_names)

@@ -108,7 +108,7 @@ class MetricsLog:
         """Add a line about the run after `step` steps."""
         if self._file is None:
             return
-        rounded = {name: round(value, 6) for name, value in values.items()}
+        rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **rounded}) + "\n")
         self._file.flush()
         for name, value in values.items():

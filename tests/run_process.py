@@ -1,0 +1,69 @@
+"""Start real `mocokit` processes and read what they leave behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mocokit.config import Config, to_dict
+from mocokit.engine.checkpoint import list_checkpoints, load_checkpoint
+from mocokit.engine.run_folder import RunFolder
+
+
+def flags_of(config: Config) -> list[str]:
+    """The config as flags of `mocokit pretrain`."""
+    flags: list[str] = []
+    for section, values in to_dict(config).items():
+        for name, value in values.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(f"--{section}.{'' if value else 'no-'}{flag}")
+            elif value is not None and value != "":
+                flags += [f"--{section}.{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
+
+
+def start(arguments: list[str], *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
+    """`python -m mocokit ...`, or under torchrun with `ranks` processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "mocokit", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code, and what it printed."""
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out + err
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Return when the run has logged `step` steps (it logs each one)."""
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"loss"') >= step):
+        assert time.monotonic() < deadline, f"{run} never came to step {step}"
+        time.sleep(0.02)
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """Newest checkpoint of a run."""
+    return load_checkpoint(list_checkpoints(RunFolder(run).checkpoints)[-1])
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit-equality of nested states."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
