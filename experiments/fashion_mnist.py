@@ -14,7 +14,7 @@ import measure
 
 FLAGS = [
     *("--arch", "resnet10_w32", "--model.stem", "imagenet"),
-    *("--global-batch-size", "128", "--bn-groups", "4", "--lr", "0.1", "--temperature", "0.2", "--epochs", "12"),
+    *("--global-batch-size", "128", "--bn-groups", "4", "--lr", "0.1", "--temperature", "0.2", "--epochs", "10"),
     *("--augment.crop-scale", "0.6", "1"),
     *("--augment.hue", "0", "--augment.saturation", "0", "--augment.grayscale-p", "0"),  # the images are gray
 ]

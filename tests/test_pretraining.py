@@ -36,7 +36,7 @@ def test_a_run_folder_holds_what_a_run_is(tiny: Tiny, tmp_path: Path) -> None:
         assert (run / name).exists(), name
     losses = [line for line in _metrics(run) if "loss" in line]
     assert [line["step"] for line in losses] == list(range(1, 11))
-    for name in ("contrast_acc", "batch_contrast_acc", "images_per_s", "data_wait_share", "lr", "queue_fill"):
+    for name in ("contrast_acc", "bn_leak", "images_per_s", "data_wait_share", "lr", "queue_fill"):
         assert all(name in line for line in losses), name
     assert [line["lr"] for line in losses] == pytest.approx([0.05] * 5 + [0.025] * 5), "cosine, by epoch"
     assert losses[-1]["queue_fill"] == 1.0

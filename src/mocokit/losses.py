@@ -42,7 +42,7 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, *, temperature: float, mas
     labels = torch.zeros(len(q), dtype=torch.long, device=q.device)  # the positive is column 0
     row_losses = F.cross_entropy(logits, labels, reduction="none")  # (N,)
     with torch.no_grad():
-        correct = contrast_correct(positive, negative)
+        correct = contrast_acc(positive, negative)
         if masked is None:
             mean_negative = negative.mean(dim=1)
         else:
@@ -51,11 +51,9 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, *, temperature: float, mas
     return InfoNce(row_losses, correct, positive.detach().squeeze(1), mean_negative)
 
 
-def contrast_correct(positive: Tensor, negative: Tensor) -> Tensor:
-    """(N,) whether positive (N, 1) beats each of the K columns of negative (N, K); a tie is a miss."""
-    return positive.squeeze(1) > negative.amax(dim=1)
-
-
 def contrast_acc(positive: Tensor, negative: Tensor) -> Tensor:
-    """(K+1)-way accuracy in 0..1 over the rows of positive (N, 1) against negative (N, K); not ImageNet accuracy."""
-    return contrast_correct(positive, negative).double().mean()
+    """(N,) whether positive (N, 1) beats each column of negative (N, K); a tie is a miss.
+
+    Its mean is the (K+1)-way accuracy, not ImageNet accuracy.
+    """
+    return positive.squeeze(1) > negative.amax(dim=1)

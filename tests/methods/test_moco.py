@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mocokit.engine.health import MAX_BN_LEAK
 from mocokit.engine.optim import build_sgd
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
@@ -17,14 +18,23 @@ B, C, K = 16, 8, 40
 Noise = Callable[..., Tensor]
 
 
-def _moco(*, groups: int = 4, micro: int = 0, shuffle: bool = True, masks: bool = False, m: float = 0.9) -> MoCo:
+def _moco(
+    *,
+    groups: int = 4,
+    micro: int = 0,
+    shuffle: bool = True,
+    masks: bool = False,
+    m: float = 0.9,
+    backbone: nn.Module | None = None,
+    width: int = 16,
+) -> MoCo:
     torch.manual_seed(0)
 
     def order(step: int, size: int) -> Tensor:
         return torch.randperm(size, generator=torch.Generator().manual_seed(step))
 
     return MoCo(
-        Encoder(TraceBackbone(), build_head(16, C, mlp=True)),
+        Encoder(backbone or TraceBackbone(), build_head(width, C, mlp=True)),
         dim=C,
         queue_size=K,
         temperature=0.2,
@@ -130,6 +140,50 @@ def test_same_image_negatives_are_masked_and_counted(noise: Noise) -> None:
     assert masked.row_metrics["masked_negatives"].tolist() == [1.0] * B
     assert plain.row_metrics["masked_negatives"].tolist() == [0.0] * B
     assert (masked.row_metrics["loss"] < plain.row_metrics["loss"]).all()
+
+
+class _GroupReader(nn.Module):
+    """A backbone that says little of the image and much of the company that it was normalised in.
+
+    One pixel is overwritten by a constant; what BatchNorm makes of it tells the group's mean and variance.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        probe = torch.ones_like(images[:, :, :1, :1])
+        normed = self.bn(torch.cat([probe, images.mean(dim=(2, 3), keepdim=True)], dim=2))
+        features: Tensor = self.fc(3 * normed[:, :, 0, 0] + 0.3 * normed[:, :, 1, 0])
+        return features - features.new_tensor([1.0, -1.0, 0.5])
+
+
+def _leak_of_a_run(*, groups: int, shuffle: bool, steps: int = 60) -> float:
+    """Mean `bn_leak` over the second half of a short run on plain coloured images, two views with slight noise."""
+    generator = torch.Generator().manual_seed(0)
+    moco = _moco(groups=groups, shuffle=shuffle, backbone=_GroupReader(), width=3)
+    optimizer = build_sgd(moco, lr=0.05, sgd_momentum=0.9, weight_decay=0.0)
+    leaks = []
+    for step in range(steps):
+        colour = torch.rand(B, 3, 1, 1, generator=generator, dtype=torch.float64).expand(B, 3, 4, 4)
+        views = [colour + 0.02 * torch.randn(B, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in "qk"]
+        moco.prepare(views[0], views[1], torch.arange(B) + B * step, step)
+        for loss in moco.micro_losses():
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moco.remember()
+        leaks.append(moco.row_metrics["bn_leak"].mean().item())
+    return sum(leaks[steps // 2 :]) / (steps - steps // 2)
+
+
+def test_a_batchnorm_leak_is_visible_in_the_metrics() -> None:
+    """One group without shuffle, and groups without shuffle, leak; shuffling over the same groups does not."""
+    assert _leak_of_a_run(groups=1, shuffle=False) > MAX_BN_LEAK
+    assert _leak_of_a_run(groups=4, shuffle=False) > MAX_BN_LEAK
+    assert abs(_leak_of_a_run(groups=4, shuffle=True)) < MAX_BN_LEAK / 2
 
 
 def test_keys_enter_the_queue_as_unit_rows_in_batch_order(noise: Noise) -> None:

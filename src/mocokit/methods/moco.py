@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mocokit import distributed
-from mocokit.losses import InfoNce, contrast_correct, info_nce
+from mocokit.losses import InfoNce, info_nce
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.momentum import copy_for_keys, momentum_update
 from mocokit.methods.queue import KeyQueue
@@ -141,29 +141,33 @@ class MoCo(nn.Module):
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
             with torch.autocast(q.device.type, enabled=False):
                 nce = info_nce(q, k[micro.rows], self.queue.negatives, temperature=self.temperature, masked=masked)
-                row_metrics.append(self._row_metrics(nce, q, ids, masked))
+                row_metrics.append(self._row_metrics(nce, q, micro.rows, masked))
             yield nce.row_losses.sum() / len(batch.keys)
         self.row_metrics = {name: torch.cat([metrics[name] for metrics in row_metrics]) for name in row_metrics[0]}
 
     @torch.no_grad()
-    def _row_metrics(self, nce: InfoNce, q: Tensor, ids: Tensor, masked: Tensor | None) -> dict[str, Tensor]:
-        """What a run is judged by, one value a row.
+    def _row_metrics(self, nce: InfoNce, q: Tensor, rows: slice, masked: Tensor | None) -> dict[str, Tensor]:
+        """What a run is judged by, one value for each of the micro-batch's rows.
 
-        `batch_contrast_acc` asks for the query's key among the B keys of its own batch, `contrast_acc` among K past
-        ones. Telling B - 1 images apart is the easier task, unless queries recognise their *batch*, by BatchNorm
-        statistics that query and key share: then the queue looks easy and the batch does not (see engine/health.py).
+        `bn_leak` is how much nearer a query lies to the *other* keys of its own BatchNorm group than to the keys of
+        the batch before, which are other images too and as fresh. It is 0 unless query and keys share something that
+        is not in the image: the group's statistics. Shuffling BN exists to keep it at 0 (MoCo v1 sec. 3.3).
         """
         batch = self._current_batch()
-        similarity = q @ batch.keys.T  # (micro rows, B)
-        others = similarity.masked_fill(ids[:, None] == batch.image_ids[None, :], -torch.inf)
-        num_masked = q.new_zeros(len(q)) if masked is None else masked.sum(dim=1)
+        num_keys = len(batch.keys)
+        group_rows = self.layout.rows_per_group(num_keys)
+        groups = batch.keys.view(-1, group_rows, batch.keys.shape[1]).sum(dim=1)  # (G, C)
+        first = self.layout.own_rows(num_keys).start + rows.start
+        own_group = torch.arange(first, first + len(q), device=q.device) // group_rows
+        others = ((q * groups[own_group]).sum(dim=1) - nce.positive_similarity) / (group_rows - 1)
+        before = q @ self.queue.newest(num_keys).mean(dim=0)
         return {
             "loss": nce.row_losses.detach(),
             "contrast_acc": nce.correct,
-            "batch_contrast_acc": contrast_correct(nce.positive_similarity[:, None], others),
             "positive_similarity": nce.positive_similarity,
             "negative_similarity": nce.negative_similarity,
-            "masked_negatives": num_masked,
+            "bn_leak": others - before,
+            "masked_negatives": q.new_zeros(len(q)) if masked is None else masked.sum(dim=1),
         }
 
     def remember(self) -> None:

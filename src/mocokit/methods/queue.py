@@ -63,6 +63,11 @@ class KeyQueue(nn.Module):
             target[: len(keys) - until_end] = source[until_end:]
         self.num_enqueued += len(keys)
 
+    def newest(self, count: int) -> Tensor:
+        """(count, C) the keys enqueued last; random rows where there are not so many yet."""
+        slots = (torch.arange(count, device=self.keys.device) + self.pointer - count) % len(self.keys)
+        return self.keys[slots]
+
     def same_image(self, image_ids: Tensor) -> Tensor:
         """(B, K) True where a negative comes from the query's own image, for queries of images (B,)."""
         return image_ids[:, None] == self.image_ids[None, :]
