@@ -2,8 +2,8 @@
 
     python experiments/build_sample.py src/mocokit/sample
 
-Thirteen photographs (materials, tissue, stars, a cat ...) are cut into tiles of 48x48 pixels; the class of a tile is the
-photograph it came from. Of four blocks of 96x96 pixels two go to train, one to val and one to test; tiles overlap
+Thirteen photographs (materials, tissue, stars, a cat ...) are cut into 48x48 tiles; the class of a tile is
+the photograph it came from. Of four blocks of 96x96 pixels two go to train, one to val and one to test; tiles overlap
 within a block only, so no pixel is in two parts. Choices are made on val; test is for the final number.
 """
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mocokit.config import Config, replace_settings
+from mocokit.config import Config
 from mocokit.demo import sample_path
 from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
 
 TINY: dict[str, object] = {
     "data.image_size": 32,

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from mocokit.config import Config, OptimConfig, from_toml, replace_settings, to_dict, to_toml
+from mocokit.config import Config, OptimConfig
 from mocokit.presets import PRESETS, SUMMARIES, get_preset
+from mocokit.settings import from_toml, replace_settings, to_dict, to_toml
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -65,7 +66,7 @@ def test_configs_are_frozen() -> None:
         OptimConfig().epochs = 3  # type: ignore[misc]
 
 
-IMAGENET = {
+IMAGENET: dict[str, dict[str, object]] = {
     "data": {"source": "", "test": "", "image_size": 224, "global_batch_size": 256, "workers": -1,
              "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop_ratio": 0.875,
              "max_bad_share": 0.01, "max_image_px": 89478485},
@@ -99,7 +100,7 @@ CHANGES: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_each_preset_field_by_field(name: str) -> None:
-    want = {section: dict(values) for section, values in IMAGENET.items()}
+    want: dict[str, dict[str, object]] = {section: {**values} for section, values in IMAGENET.items()}
     for setting, value in CHANGES[name].items():
         section, field = setting.split(".")
         assert want[section][field] != value, "listed as a change but equal"

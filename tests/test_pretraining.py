@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torchvision import models
 
 import mocokit
-from mocokit.config import Config, from_toml
+from mocokit.config import Config
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.engine.health import NonFiniteLossError
 from mocokit.methods.moco import MoCo
+from mocokit.settings import from_toml
 from tests.run_process import final_state, same
 
 Tiny = Callable[..., Config]
@@ -54,7 +55,7 @@ def test_the_backbone_loads_into_torchvision_with_only_fc_missing(tiny: Tiny, tm
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(net.eval()(images), loaded.backbone(images))
     state = final_state(tmp_path / "run")["method"]
-    assert torch.equal(loaded.backbone.conv1.weight, state["encoder_q.backbone.conv1.weight"])
+    assert torch.equal(loaded.backbone.get_parameter("conv1.weight"), state["encoder_q.backbone.conv1.weight"])
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny: Tiny, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def test_the_4_gpu_run_is_reproduced_on_gloo_ranks(ranks: int) -> None:
 
 def _broken(tmp_path: Path, **changes: np.ndarray) -> Path:
     path = tmp_path / "trace.npz"
-    np.savez(path, **{**load_trace(GOLDEN / "moco_v1_world1.npz"), **changes})
+    arrays: dict[str, Any] = {**load_trace(GOLDEN / "moco_v1_world1.npz"), **changes}
+    np.savez(path, **arrays)
     return path
 
 

@@ -161,8 +161,8 @@ def _print_knn(rows: "list[KnnRow]") -> None:
 
 
 def _presets(arguments: list[str]) -> int:
-    from mocokit.config import to_toml
     from mocokit.presets import SUMMARIES, get_preset
+    from mocokit.settings import to_toml
 
     if arguments:
         print(to_toml(get_preset(arguments[0])), end="")

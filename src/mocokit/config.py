@@ -1,17 +1,12 @@
-"""A run's settings: what the user asked for, frozen and checked; saved as TOML and read back to the same run.
+"""A run's settings: what the user asked for, frozen and checked.
 
 Numbers derived from these are locals of whoever derives them, recorded in the run folder's `resolved.toml`, and never
 written back here.
 """
 
-import dataclasses
-import difflib
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal
 
-import tomli_w
 import tyro
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -245,76 +240,3 @@ class Config:
 def _require(holds: bool, setting: str, value: object, message: str) -> None:
     if not holds:
         raise ValueError(f"{setting}={value}: {message}")
-
-
-def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
-    """A copy with dotted settings replaced, for example {"optim.epochs": 50}.
-
-    Raises:
-        ValueError: Unknown setting; the message names the nearest one.
-
-    """
-    sections: dict[str, dict[str, object]] = {}
-    known = {f"{section}.{name}" for section, values in to_dict(config).items() for name in values}
-    for setting, value in settings.items():
-        if setting not in known:
-            near = difflib.get_close_matches(setting, sorted(known), n=1, cutoff=0.0)[0]
-            raise ValueError(f"{setting}={value}: unknown setting; did you mean {near}?")
-        section, name = setting.split(".")
-        sections.setdefault(section, {})[name] = value
-    changed = {
-        section: dataclasses.replace(getattr(config, section), **_typed(type(getattr(config, section)), values))
-        for section, values in sections.items()
-    }
-    return dataclasses.replace(config, **changed)
-
-
-def _typed(section: type, values: dict[str, object]) -> dict[str, Any]:
-    """Values as the section's fields want them (lists become tuples, whole numbers floats), or an error."""
-    hints = get_type_hints(section)
-    typed = {}
-    for name, value in values.items():
-        wanted = str(hints[name])
-        typed[name] = _widen(value, wanted)
-        kind = "None" if value is None else type(typed[name]).__name__
-        if kind not in wanted and not (kind == "str" and "Literal" in wanted and repr(value) in wanted):
-            raise ValueError(f"{section.__name__}.{name}={value!r}: not a value for this setting ({wanted})")
-    return typed
-
-
-def _widen(value: object, wanted: str) -> object:
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, int) and not isinstance(value, bool) and "float" in wanted:
-        return float(value)
-    return value
-
-
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Sections of plain values."""
-    return cast(dict[str, dict[str, Any]], dataclasses.asdict(config))
-
-
-def to_toml(config: Config) -> str:
-    """The config as TOML; a setting that is None is left out."""
-    sections = {
-        section: {name: list(value) if isinstance(value, tuple) else value
-                  for name, value in values.items() if value is not None}
-        for section, values in to_dict(config).items()
-    }  # fmt: skip
-    return tomli_w.dumps(sections)
-
-
-def from_toml(text: str) -> Config:
-    """The config that `to_toml` wrote.
-
-    Raises:
-        ValueError: Not TOML, an unknown setting, or a value out of its range.
-
-    """
-    settings = {
-        f"{section}.{name}": value
-        for section, values in tomllib.loads(text).items()
-        for name, value in (values.items() if isinstance(values, dict) else {section: values}.items())
-    }
-    return replace_settings(Config(), settings)

@@ -11,7 +11,7 @@ import torch
 
 from mocokit import distributed
 from mocokit.assembly import Parts, assemble, build_recipe
-from mocokit.config import Config, replace_settings, to_toml
+from mocokit.config import Config
 from mocokit.data.loader import BatchOrder, build_view_loader
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine import health
@@ -28,6 +28,7 @@ from mocokit.engine.train import train
 from mocokit.export.backbone import save_backbone
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet
+from mocokit.settings import replace_settings, to_toml
 
 
 @dataclass(frozen=True, kw_only=True)

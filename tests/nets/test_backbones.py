@@ -24,7 +24,7 @@ def test_features_are_as_wide_as_declared(arch: str, stem: str) -> None:
 
 def test_the_small_stem_keeps_the_resolution() -> None:
     backbone = build_backbone("resnet18", stem="small").eval()
-    assert backbone.conv1(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
+    assert backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
     assert isinstance(backbone.maxpool, torch.nn.Identity)
 
 
@@ -46,7 +46,7 @@ def test_seeded_building_is_repeatable_and_leaves_the_random_state_alone() -> No
     first = build_seeded(lambda: build_backbone("resnet18"), 7)
     assert torch.equal(torch.random.get_rng_state(), before)
     second = build_seeded(lambda: build_backbone("resnet18"), 7)
-    assert torch.equal(first.conv1.weight, second.conv1.weight)
+    assert torch.equal(first.get_parameter("conv1.weight"), second.get_parameter("conv1.weight"))
 
 
 def test_pixels_are_normalised_as_torchvision_does() -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mocokit import distributed
-from mocokit.config import Config, to_toml
+from mocokit.config import Config
 from mocokit.engine import health
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.checkpoint import list_checkpoints, save_checkpoint
 from mocokit.engine.metrics import MeterBoard, MetricsLog, StepClock
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.run_folder import RunFolder
+from mocokit.settings import to_toml
 
 LOGGER = logging.getLogger("mocokit")
 

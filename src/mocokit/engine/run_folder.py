@@ -12,7 +12,8 @@ import torch
 import torchvision
 
 from mocokit import distributed
-from mocokit.config import Config, from_toml, to_toml
+from mocokit.config import Config
+from mocokit.settings import from_toml, to_toml
 
 LOGGER = logging.getLogger("mocokit")
 

@@ -1,0 +1,117 @@
+"""Names and flags are a contract."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mocokit.cli import COMMANDS, main
+from mocokit.config import Config
+from tests.run_process import finish, flags_of, start
+
+Tiny = Callable[..., Config]
+
+
+def test_the_commands_are_these() -> None:
+    assert set(COMMANDS) == {"--version", "pretrain", "resume", "knn", "presets", "verify", "demo"}
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from mocokit.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_help_answers_in_half_a_second() -> None:
+    times = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "mocokit", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start_s)
+    assert min(times) < 0.5
+
+
+def test_short_flags_are_a_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "moco-v2", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    short = (
+        "data test out epochs arch image-size global-batch-size lr seed device precision workers bn-groups mlp aug-plus"
+    )
+    for flag in [*short.split(), "cos", "temperature", "method.queue-size", "optim.lr-by", "run.save-minutes"]:
+        assert f"--{flag}" in text, flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "usage: mocokit COMMAND"),
+        (["pretrian"], 2, "pretrian: unknown command; did you mean pretrain?"),
+        (["pretrain"], 1, "PRESET is missing; usage: mocokit pretrain {moco-v1,moco-v2"),
+        (["pretrain", "moco-v9", "--data", "x"], 1, "preset='moco-v9': unknown; did you mean moco-v"),
+        (["pretrain", "moco-v2", "--out", "x"], 1, "data: say where the images are"),
+        (["pretrain", "moco-v2", "--data", "/nowhere", "--out", "x"], 1, "data=/nowhere: no such file or folder"),
+        (["resume"], 1, "RUN is missing"),
+        (["resume", "/nowhere"], 1, "run=/nowhere: not a run folder"),
+        (["resume", "/nowhere", "--lr", "3"], 1, "--lr 3 is not understood"),
+        (["knn", "/nowhere", "--data", "x"], 1, "run=/nowhere: no backbone there"),
+        (["presets", "moco"], 1, "preset='moco': unknown"),
+        (["verify", "/nowhere.npz"], 1, "trace=/nowhere.npz: can't be read"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_helps(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    assert message in printed.out + printed.err
+    assert len(printed.err.splitlines()) <= 1
+
+
+def test_an_unknown_flag_names_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "moco-v2", "--data", "x", "--out", "y", "--epoch", "3"])
+    assert ended.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_presets_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    assert "moco-v2-800ep" in capsys.readouterr().out
+    assert main(["presets", "moco-v1"]) == 0
+    assert "temperature = 0.07" in capsys.readouterr().out
+
+
+def test_pretrain_then_knn_from_the_command_line(tiny: Tiny, photos: Path, tmp_path: Path) -> None:
+    config = tiny(**{"optim.epochs": 1})
+    code, output = finish(start(["pretrain", "moco-v2-small", *flags_of(config), "--out", str(tmp_path / "run")]))
+    assert code == 0, output
+    assert "done: 5 steps; backbone:" in output
+    code, output = finish(start(["knn", str(tmp_path / "run"), "--data", str(photos), "--baselines"]))
+    assert code == 0, output
+    rows = [line.split() for line in output.splitlines() if line.startswith(("raw", "random", "pre-trained"))]
+    assert len(rows) == 3
+    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[-2:])
+
+
+@pytest.mark.slow
+def test_the_demo_beats_pixels_and_random_weights(tmp_path: Path) -> None:
+    """Two epochs are enough for a lead of several points on the test part of the embedded sample."""
+    from mocokit.demo import judge, run_demo
+
+    result = run_demo(tmp_path / "run", epochs=2)
+    assert result.step == result.total_steps
+    accuracy = {row.features: row.accuracy for row in judge(tmp_path / "run")}
+    for protocol, trained in accuracy["pre-trained"].items():
+        assert trained > accuracy["raw pixels"][protocol] + 0.05
+        assert trained > accuracy["random init"][protocol] + 0.02
+
+
+def test_the_minimal_example_learns_something() -> None:
+    example = Path(__file__).parent.parent / "examples" / "pretrain_minimal.py"
+    assert len(example.read_text().splitlines()) <= 40
+    done = subprocess.run([sys.executable, str(example)], check=True, capture_output=True, text=True)
+    assert done.stdout.count("loss") == 10
