@@ -2,7 +2,7 @@
 
     python experiments/sample_ablation.py
 
-The last row is the demo itself. kNN bank: the sample's train part; queries: its test part, which no choice was made on.
+Settings are the demo's but for the switches and the length. kNN bank: the sample's train part; queries: its test part, which no choice was made on.
 """
 
 import argparse
@@ -11,13 +11,13 @@ from typing import Any
 
 import measure
 
-from mocokit.demo import EPOCHS, SETTINGS, sample_path
+from mocokit.demo import SETTINGS, sample_path
 
 COLUMNS = {
     "v1": ["--no-mlp", "--no-aug-plus", "--no-cos"],
     "+ MLP": ["--mlp", "--no-aug-plus", "--no-cos"],
     "+ aug+": ["--mlp", "--aug-plus", "--no-cos"],
-    "+ cos (demo)": ["--mlp", "--aug-plus", "--cos"],
+    "+ cos": ["--mlp", "--aug-plus", "--cos"],
 }
 
 
@@ -33,22 +33,27 @@ def flags_of(settings: dict[str, object]) -> list[str]:
 def main() -> None:
     """Train and judge each cell, and write the results as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/sample_ablation"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/sample_ablation.json"))
     args = parser.parse_args()
-    milestones = ["--optim.milestones", str(EPOCHS * 6 // 10), str(EPOCHS * 8 // 10)]  # 120 and 160 of 200, to scale
+    milestones = [
+        "--optim.milestones",
+        str(args.epochs * 6 // 10),
+        str(args.epochs * 8 // 10),
+    ]  # 120 and 160 of 200, to scale
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     for seed in args.seeds:
         for name, column in COLUMNS.items():
             out = args.out / f"{name.replace(' ', '')}_seed{seed}"
-            shared = ["--data", str(sample_path("train")), "--seed", str(seed), "--epochs", str(EPOCHS)]
+            shared = ["--data", str(sample_path("train")), "--seed", str(seed), "--epochs", str(args.epochs)]
             minutes = measure.train("moco-v2-small", [*shared, *flags_of(SETTINGS), *milestones, *column], out)
             accuracy = measure.judge(
                 out, str(sample_path("train")), str(sample_path("test")), seed=seed, logistic=False
             )
             cells[name].append({"seed": seed, **minutes, "accuracy": accuracy})
-            measure.save(args.results, {"epochs": EPOCHS, "columns": COLUMNS, "cells": cells})
+            measure.save(args.results, {"epochs": args.epochs, "columns": COLUMNS, "cells": cells})
     for name, runs in cells.items():
         print(name, measure.table_of([run["accuracy"] for run in runs]), sep="\n")
 
