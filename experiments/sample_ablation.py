@@ -2,7 +2,8 @@
 
     python experiments/sample_ablation.py
 
-Settings are the demo's but for the switches and the length. kNN bank: the sample's train part; queries: its test part, which no choice was made on.
+Settings are the demo's but for the switches and the length. kNN bank: the sample's train part; queries: its test part,
+which no choice was made on.
 """
 
 import argparse

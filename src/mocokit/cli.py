@@ -38,12 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(COMMANDS)}"
         return _fail(f"{command}: unknown command{hint}", code=2)
+    return _call(COMMANDS[command], rest)
+
+
+def _call(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; what its user can mend becomes one line, anything else stays a traceback."""
     try:
-        return COMMANDS[command](rest)
+        return command(arguments)
     except BrokenPipeError:  # `mocokit presets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ArithmeticError) as error:
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (ValueError, ArithmeticError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)

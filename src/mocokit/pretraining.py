@@ -88,6 +88,9 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
     with distributed.session(device.type), StopSignal() as signals:
         distributed.raise_on_disagreement("config", to_toml(config))
+        if not resume:
+            folder.require_free()
+            distributed.barrier()  # every rank has looked before rank 0 makes the folder
         parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
         if distributed.is_main() and not resume:
             folder.create(config)
@@ -104,7 +107,7 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
 
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
-    start_step = _restore(folder, parts) if resume else 0
+    start_step, problems = _restore(folder, parts) if resume else (0, [])
     chance = health.chance_loss(config.method.queue_size)
     progress = ProgressView(
         total_steps=total_steps,
@@ -112,6 +115,9 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         steps_per_epoch=parts.steps_per_epoch,
         chance_loss=chance,
     )
+    for problem in problems:
+        LOGGER.warning(problem)
+        progress.say(f"warning: {problem}")
     _describe(config, folder, parts, progress, total_steps)
 
     def export(step: int) -> None:
@@ -184,10 +190,9 @@ def _state(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _restore(folder: RunFolder, parts: Parts) -> int:
+def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
+    """Put the newest readable state back: the steps that it saw, and what the user must know."""
     state, problems = load_newest(folder.checkpoints)
-    for problem in problems:
-        LOGGER.warning("%s; using an older checkpoint", problem)
     if state["steps_per_epoch"] != parts.steps_per_epoch:
         raise ValueError(
             f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
@@ -196,7 +201,7 @@ def _restore(folder: RunFolder, parts: Parts) -> int:
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return int(state["step"]), [f"{problem}; using an older checkpoint" for problem in problems]
 
 
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:

@@ -99,7 +99,7 @@ class Bookkeeper:
         self.latest.update(values)
         self.metrics.write(step, values)
         self.view.metrics(step, values)
-        for line in health.warnings_of_metrics(values):
+        for line in health.warnings_of_metrics(values, step=step):
             kind = line.split(":")[0]
             if kind not in self._warned:
                 self._warned.add(kind)

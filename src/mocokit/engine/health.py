@@ -6,6 +6,9 @@ from collections.abc import Mapping
 MAX_BN_LEAK = 0.1
 """Largest `bn_leak` (a cosine) that passes for noise; healthy runs on the embedded sample stay within 0.03."""
 
+LEAK_AFTER_STEPS = 200
+"""Before, the encoders change so fast that neighbouring batches differ by more than their images."""
+
 
 def chance_loss(queue_size: int) -> float:
     """log(K + 1): the loss of a query that can't tell its key from K negatives."""
@@ -34,10 +37,10 @@ def warnings_of_config(
     return lines
 
 
-def warnings_of_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """What the numbers of a log line say is going wrong."""
+def warnings_of_metrics(metrics: Mapping[str, float], *, step: int) -> list[str]:
+    """What the numbers of a log line after `step` steps say is going wrong."""
     lines = []
-    if metrics["queue_fill"] >= 1.0 and metrics["bn_leak"] > MAX_BN_LEAK:
+    if step >= LEAK_AFTER_STEPS and metrics["bn_leak"] > MAX_BN_LEAK:
         lines.append(
             f"BatchNorm leak: queries are {metrics['bn_leak']:.2f} nearer to the keys of other images in their own "
             "BatchNorm group than to those of other batches; use method.bn_groups of 2 or more with method.shuffle on"
@@ -45,7 +48,7 @@ def warnings_of_metrics(metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite; the message says at which step and what to try."""
 
     def __init__(self, step: int, last_good: str) -> None:

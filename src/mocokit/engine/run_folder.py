@@ -36,16 +36,14 @@ class RunFolder:
         self.backbone = self.path / "backbone.safetensors"
         self.view_sheet = self.path / "views.png"
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write the config and the environment into it.
-
-        Raises:
-            ValueError: Something is there already; the message names `mocokit resume`.
-
-        """
+    def require_free(self) -> None:
+        """Raise ValueError when something is there already; the message names `mocokit resume`."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
             raise ValueError(f"out={self.path}: exists and is not empty; {remedy} choose another folder")
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write the config and the environment into it."""
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(to_toml(config), encoding="utf-8")
         self.environment.write_text(tomli_w.dumps(describe_environment()), encoding="utf-8")
