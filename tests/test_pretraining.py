@@ -156,6 +156,25 @@ def test_a_cut_checkpoint_is_passed_over_on_resume(tiny: Tiny, tmp_path: Path) -
     assert "using an older checkpoint" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tiny: Tiny, tmp_path: Path) -> None:
+    mocokit.pretrain(tiny(**{"optim.epochs": 1}), out=tmp_path / "run")
+    want = final_state(tmp_path / "run")
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        path.unlink()
+    assert mocokit.resume(tmp_path / "run").step == 5
+    assert same(final_state(tmp_path / "run"), want)
+
+
+def test_a_relative_data_path_is_found_again_from_another_folder(
+    tiny: Tiny, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    settings = {"data.source": photos.name, "data.test": photos.name, "optim.epochs": 1, "run.knn_every": 1}
+    mocokit.pretrain(tiny(**settings), out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert mocokit.resume("run").step == 5
+
+
 def test_resuming_a_finished_run_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     mocokit.pretrain(tiny(**{"optim.epochs": 1}), out=tmp_path / "run")
     state = final_state(tmp_path / "run")

@@ -17,7 +17,7 @@ from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine import health
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
-from mocokit.engine.checkpoint import load_newest
+from mocokit.engine.checkpoint import list_checkpoints, load_newest
 from mocokit.engine.metrics import MeterBoard
 from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
@@ -67,10 +67,12 @@ def pretrain(
     """
     config = get_preset(preset) if isinstance(preset, str) else preset
     chosen = dict(settings or {})
-    location = str(data) if data is not None else config.data.source
-    if location:  # absolute, so that `resume` works from any folder
-        chosen["data.source"] = str(Path(location).expanduser().absolute())
-    return _run(replace_settings(config, chosen), RunFolder(out), resume=False)
+    if data is not None:
+        chosen["data.source"] = str(data)
+    config = replace_settings(config, chosen)
+    places = {"data.source": config.data.source, "data.test": config.data.test}
+    absolute = {name: str(Path(place).expanduser().absolute()) for name, place in places.items() if place}
+    return _run(replace_settings(config, absolute), RunFolder(out), resume=False)  # `resume` works from any folder
 
 
 def resume(run: str | Path) -> RunResult:
@@ -192,6 +194,8 @@ def _state(parts: Parts) -> dict[str, Any]:
 
 def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     """Put the newest readable state back: the steps that it saw, and what the user must know."""
+    if not list_checkpoints(folder.checkpoints):
+        return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
     if state["steps_per_epoch"] != parts.steps_per_epoch:
         raise ValueError(
