@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -62,15 +63,14 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = steps_per_epoch(self.num_images, self.global_batch_size)
-        step = self.start_step
-        while step < self.total_steps:
-            epoch = step // per_epoch
-            order = permutation(self.seed, Purpose.EPOCH_ORDER, self.num_images, epoch)
-            for step in range(step, min((epoch + 1) * per_epoch, self.total_steps)):  # noqa: B020
-                first = step % per_epoch * self.global_batch_size
-                rows = order[first + self.own_rows.start : first + self.own_rows.stop]
-                yield [(epoch, int(index)) for index in rows]
-            step += 1
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start_step, self.total_steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = permutation(self.seed, Purpose.EPOCH_ORDER, self.num_images, epoch)
+            first = step % per_epoch * self.global_batch_size
+            rows = order[first + self.own_rows.start : first + self.own_rows.stop]
+            yield [(epoch, int(index)) for index in rows]
 
 
 def build_view_loader(
