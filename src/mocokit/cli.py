@@ -227,7 +227,7 @@ def _demo(arguments: list[str]) -> int:
         code = _close(result)
         if result.signal is None:
             print()
-            _print_knn(judge(result.folder))
+            _print_knn(judge(result.folder, seed=seed))
             print(f"\nview pairs: {result.folder / 'views.png'}; metrics: {result.folder / 'metrics.jsonl'}")
         return code
 

@@ -39,9 +39,11 @@ def run_demo(out: str | Path, *, epochs: int = EPOCHS, seed: int = 0, test: str 
     return pretrain("moco-v2-small", data=sample_path("train"), out=out, settings=settings)
 
 
-def judge(run: Path, *, test: str = "test") -> list[KnnRow]:
+def judge(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRow]:
     """KNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
-    return compare_with_baselines(run, bank=sample_path("train"), queries=sample_path(test), device_name="cpu")
+    return compare_with_baselines(
+        run, bank=sample_path("train"), queries=sample_path(test), device_name="cpu", seed=seed
+    )
 
 
 def free_folder(wanted: str | Path) -> Path:
