@@ -17,9 +17,10 @@ from sklearn.preprocessing import StandardScaler
 
 from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
-from mocokit.evaluate.features import EvaluationView, choose_images, embed_pixels, embed_with, extract_features
+from mocokit.evaluate.features import EvaluationView, choose_images, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
-from mocokit.export.backbone import load_backbone, random_backbone
+from mocokit.evaluate.report_knn import embeddings_of
+from mocokit.export.backbone import load_backbone
 
 CPU = torch.device("cpu")
 
@@ -39,11 +40,7 @@ def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
 def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
     """Accuracy in percent of pixels, random-init and pre-trained features, by protocol."""
     loaded = load_backbone(run)
-    embeddings = {
-        "raw pixels": embed_pixels(loaded.pixels),
-        "random init": embed_with(random_backbone(loaded.card, seed=seed), loaded.pixels),
-        "pre-trained": embed_with(loaded.backbone, loaded.pixels),
-    }
+    embeddings = embeddings_of(loaded, baselines=True, device=CPU, seed=seed)
     card = loaded.card
     view = EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=2)
     images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]

@@ -141,7 +141,7 @@ def _build_monitor(
     device: torch.device,
     num_workers: int,
 ) -> Callable[[], dict[str, float]] | None:
-    """KNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
+    """kNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
     if reader.source.labels is None:
         if config.data.test:
             raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")

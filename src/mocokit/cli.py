@@ -137,7 +137,7 @@ def _knn(arguments: list[str]) -> int:
         device: str = "auto",
         seed: int = 0,
     ) -> int:
-        """KNN accuracy of a run's frozen backbone.
+        """kNN accuracy of a run's frozen backbone.
 
         Args:
             data: Labelled images that vote.

@@ -40,7 +40,7 @@ def run_demo(out: str | Path, *, epochs: int = EPOCHS, seed: int = 0, test: str 
 
 
 def judge(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRow]:
-    """KNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
+    """kNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
     return compare_with_baselines(
         run, bank=sample_path("train"), queries=sample_path(test), device_name="cpu", seed=seed
     )

@@ -63,7 +63,7 @@ def knn_of(
     *,
     device: torch.device,
 ) -> dict[KnnProtocol, float]:
-    """KNN accuracy of an embedding of images."""
+    """kNN accuracy of an embedding of images."""
     return knn_accuracy(
         extract_features(embed, bank, device=device),
         extract_features(embed, queries, device=device),

@@ -1,8 +1,13 @@
 """The kNN table of a run, beside what it has to beat: raw pixels and the same network before training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from mocokit.config import DataConfig
 from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.engine.precision import pick_device
@@ -15,9 +20,9 @@ from mocokit.evaluate.features import (
     embed_with,
 )
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_of
-from mocokit.export.backbone import BackboneCard, load_backbone, random_backbone
+from mocokit.export.backbone import BackboneCard, LoadedBackbone, load_backbone, random_backbone
 
-MAX_IMAGE_PX = 89_478_485
+MAX_IMAGE_PX = DataConfig.max_image_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ def compare_with_baselines(
     device_name: str = "auto",
     seed: int = 0,
 ) -> list[KnnRow]:
-    """KNN accuracy of a run's backbone, and of the baselines.
+    """kNN accuracy of a run's backbone, and of the baselines.
 
     Args:
         run: Run folder or backbone file.
@@ -52,19 +57,23 @@ def compare_with_baselines(
     """
     loaded, device = load_backbone(run), pick_device(device_name, local_rank=0)
     bank_images, query_images = _choose(loaded.card, bank, queries, num_workers=num_workers, seed=seed)
-    pixels = loaded.pixels.to(device)
-    embeddings = {"pre-trained": embed_with(loaded.backbone.to(device), pixels)}
-    if baselines:
-        random = random_backbone(loaded.card, seed=seed).to(device)
-        embeddings = {
-            "raw pixels": embed_pixels(pixels),
-            "random init": embed_with(random, pixels),
-            **embeddings,
-        }
+    embeddings = embeddings_of(loaded, baselines=baselines, device=device, seed=seed)
     return [
         KnnRow(features=name, accuracy=knn_of(embed, bank_images, query_images, PROTOCOLS, device=device))
         for name, embed in embeddings.items()
     ]
+
+
+def embeddings_of(
+    loaded: LoadedBackbone, *, baselines: bool, device: torch.device, seed: int
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The pre-trained embedding, after the baselines that it has to beat, by name."""
+    pixels = loaded.pixels.to(device)
+    trained = {"pre-trained": embed_with(loaded.backbone.to(device), pixels)}
+    if not baselines:
+        return trained
+    random = random_backbone(loaded.card, seed=seed).to(device)
+    return {"raw pixels": embed_pixels(pixels), "random init": embed_with(random, pixels), **trained}
 
 
 def _choose(

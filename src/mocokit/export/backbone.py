@@ -7,13 +7,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from mocokit.engine.checkpoint import write_atomically
-from mocokit.nets.backbones import build_backbone
+from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
 
 
@@ -82,6 +81,4 @@ def _read_card(text: str) -> BackboneCard:
 
 def random_backbone(card: BackboneCard, *, seed: int) -> nn.Module:
     """The same architecture with fresh weights: what pre-training has to beat."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_backbone(card.arch, stem=card.stem).eval()
+    return build_seeded(lambda: build_backbone(card.arch, stem=card.stem), seed).eval()
