@@ -66,7 +66,7 @@ class Bookkeeper:
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
         self.latest: dict[str, float] = {}
-        self._last_save, self._saved_step = time.monotonic(), start_step
+        self._last_save = time.monotonic()
         self._warned: set[str] = set()
 
     def after_step(self, step: int, *, lr: float, stop: bool) -> bool:
@@ -119,7 +119,7 @@ class Bookkeeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint of the state after `step` steps, and the backbone beside it."""
-        self._last_save, self._saved_step = time.monotonic(), step
+        self._last_save = time.monotonic()
         if not distributed.is_main():
             return
         state = {**self.callbacks.state(), "step": step, "config": to_toml(self.config)}

@@ -45,9 +45,6 @@ class LabelledImages:
     """Of all images of the source."""
     view: EvaluationView
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
 
 def choose_images(
     reader: ImageReader,
