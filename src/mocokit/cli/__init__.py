@@ -1,0 +1,75 @@
+"""The `mocokit` command: parse -> one call -> close. No tensor code, no defaults of its own."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from mocokit.cli import judging, training
+
+HELP = """\
+usage: mocokit COMMAND ...
+
+Momentum-contrast visual pre-training that anyone can run and trust.
+
+  pretrain PRESET --data D --out RUN   pre-train a backbone on unlabelled images
+  resume RUN                           continue a run that was stopped or killed
+  knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
+  presets [NAME]                       list the presets, or print one
+  verify [TRACE.npz ...]               replay recorded official runs and compare
+  demo                                 pre-train on the embedded sample, on the CPU
+
+`mocokit COMMAND --help` tells the flags of a command; `mocokit --version` the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 128+n ended by signal n)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(COMMANDS)}"
+        return _fail(f"{command}: unknown command{hint}", code=2)
+    return _call(COMMANDS[command], rest)
+
+
+def _call(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; what its user can mend becomes one line, anything else stays a traceback."""
+    try:
+        return command(arguments)
+    except BrokenPipeError:  # `mocokit presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (ValueError, ArithmeticError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+
+
+def _fail(message: str, *, code: int = 1) -> int:
+    print(f"mocokit: {message}", file=sys.stderr)
+    return code
+
+
+def _version(_arguments: list[str]) -> int:
+    from mocokit import __version__
+
+    print(f"mocokit {__version__}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "--version": _version,
+    "pretrain": training.pretrain_command,
+    "resume": training.resume_command,
+    "knn": judging.knn_command,
+    "presets": training.presets_command,
+    "verify": judging.verify_command,
+    "demo": training.demo_command,
+}

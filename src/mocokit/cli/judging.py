@@ -1,0 +1,84 @@
+"""`knn` and `verify`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from mocokit.cli.arguments import take_name
+
+if TYPE_CHECKING:
+    from mocokit.evaluate.report_knn import KnnRow
+
+
+def knn_command(arguments: list[str]) -> int:
+    """Judge a run's backbone."""
+    import tyro
+
+    run, rest = take_name(arguments, "RUN", "knn RUN --data D [--test T] [--baselines]")
+
+    def knn(
+        *,
+        data: str,
+        test: str = "",
+        baselines: bool = False,
+        workers: int = 2,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> int:
+        """kNN accuracy of a run's frozen backbone.
+
+        Args:
+            data: Labelled images that vote.
+            test: Labelled images to classify; empty: a tenth of `data`, held out.
+            baselines: Also judge raw pixels and the same network with random weights.
+            workers: Loader processes.
+            device: auto, cpu, cuda or cuda:N.
+            seed: Seed of the random weights and of the held-out tenth.
+
+        """
+        from mocokit.evaluate.report_knn import compare_with_baselines
+
+        rows = compare_with_baselines(
+            run, bank=data, queries=test or None, baselines=baselines, num_workers=workers, device_name=device,
+            seed=seed,
+        )  # fmt: skip
+        print_knn(rows)
+        return 0
+
+    return int(tyro.cli(knn, args=rest, prog=f"mocokit knn {run}"))
+
+
+def print_knn(rows: "list[KnnRow]") -> None:
+    """A row a kind of features, a column a protocol."""
+    protocols = list(rows[0].accuracy)
+    print("kNN accuracy (%)".ljust(18) + "".join(f"{protocol!s:>14}" for protocol in protocols))
+    for row in rows:
+        print(row.features.ljust(18) + "".join(f"{100 * row.accuracy[protocol]:14.1f}" for protocol in protocols))
+
+
+def verify_command(arguments: list[str]) -> int:
+    """Replay recorded runs."""
+    import tyro
+
+    def verify(traces: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, rtol: float = 1e-12,
+               micro_groups: int = 0) -> int:  # fmt: skip
+        """Replay recorded official runs in float64 and compare every recorded quantity.
+
+        Args:
+            traces: Trace files; none: the golden traces that come with mocokit.
+            rtol: Largest relative error that passes.
+            micro_groups: BatchNorm groups that go through the network at once; 0: all.
+
+        """
+        from mocokit import distributed
+        from mocokit.verification import verify as replay_all
+
+        rows = replay_all(traces, micro_groups=micro_groups)
+        wrong = sum(not row.relative_error <= rtol for row in rows)
+        if distributed.started_as_main():
+            print(f"{'trace':18}{'quantity':32}{'relative error':>16}")
+            for row in rows:
+                mark = "" if row.relative_error <= rtol else "  WRONG"
+                print(f"{row.trace:18}{row.quantity:32}{row.relative_error:16.1e}{mark}")
+            print(f"{len(rows) - wrong} of {len(rows)} quantities within {rtol:g} of the official run")
+        return 1 if wrong else 0
+
+    return int(tyro.cli(verify, args=arguments, prog="mocokit verify"))
