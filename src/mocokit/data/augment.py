@@ -82,17 +82,22 @@ def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width:
         jitter=_draw_jitter(recipe, rng) if rng.random() < recipe.jitter_p else None,
         grayscale=rng.random() < recipe.grayscale_p,
         grayscale_first=recipe.grayscale_first,
-        blur_radius_px=rng.uniform(*recipe.blur_radius_px) if rng.random() < recipe.blur_p else None,
+        blur_radius_px=_uniform(rng, *recipe.blur_radius_px) if rng.random() < recipe.blur_p else None,
         flip=rng.random() < recipe.flip_p,
     )
 
 
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """`rng.uniform` at a fifth of its cost, which counts at four draws and more a view."""
+    return low + (high - low) * rng.random()
+
+
 def _draw_crop(recipe: Recipe, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """Inception crop, as torchvision's RandomResizedCrop: ten tries, then the largest central crop."""
-    log_ratio = np.log(recipe.crop_ratio)
+    log_ratio = math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*recipe.crop_scale)
-        ratio = math.exp(rng.uniform(*log_ratio))
+        area = height * width * _uniform(rng, *recipe.crop_scale)
+        ratio = math.exp(_uniform(rng, *log_ratio))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
@@ -104,14 +109,14 @@ def _draw_crop(recipe: Recipe, rng: np.random.Generator, height: int, width: int
 
 def _draw_jitter(recipe: Recipe, rng: np.random.Generator) -> Jitter:
     def factor(strength: float) -> float:
-        return rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
+        return _uniform(rng, max(0.0, 1.0 - strength), 1.0 + strength)
 
     return Jitter(
-        order=tuple(int(op) for op in rng.permutation(4)),
+        order=tuple(rng.permutation(4).tolist()),
         brightness=factor(recipe.brightness),
         contrast=factor(recipe.contrast),
         saturation=factor(recipe.saturation),
-        hue=rng.uniform(-recipe.hue, recipe.hue),
+        hue=_uniform(rng, -recipe.hue, recipe.hue),
     )
 
 

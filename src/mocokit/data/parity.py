@@ -1,0 +1,241 @@
+"""The augmentation parity certificate: do the fast pipelines do what Pillow and torchvision do?
+
+Pixels: each operation and each recipe, at the same parameters, against the reference pipeline. Draws: the parameters
+against those that torchvision's own transforms draw, by the two-sample Kolmogorov-Smirnov test.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+import cv2
+import numpy as np
+import torch
+import torchvision.transforms as T
+from numpy.typing import NDArray
+from PIL import Image
+
+from mocokit.data.augment import AUG, AUG_PLUS, Jitter, Recipe, ViewParams, apply_params, draw_params
+from mocokit.data.augment_batch import augment_batch, pack_params
+from mocokit.data.augment_compiled import apply_params_compiled
+from mocokit.data.decode import decode
+from mocokit.data.pipelines import fast_views, reference_views
+from mocokit.data.sources import ImageSource
+from mocokit.randomness import Purpose, generator, permutation
+
+KS_LIMIT = 2.7
+"""sqrt(n / 2) times the statistic exceeds this once in a million tests of equal distributions."""
+
+VIEW_PX = 64
+_Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelParity:
+    """Difference between one fast way and the reference, in levels of 0..255."""
+
+    engine: str
+    operation: str
+    num_views: int
+    max_error: int
+    mean_error: float
+    allowed: float
+    """Largest mean error that passes; 0: every pixel must be equal."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether this is the same augmentation."""
+        return self.mean_error <= self.allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawParity:
+    """Difference between the distributions of one drawn parameter."""
+
+    parameter: str
+    num_draws: int
+    statistic: float
+    """Kolmogorov-Smirnov distance times sqrt(n / 2)."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the distributions can be the same."""
+        return self.statistic <= KS_LIMIT
+
+
+def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels]:
+    """Some of the images, and four mosaics of 2016 x 1536 pixels, for what only happens to large images."""
+    order = permutation(seed, Purpose.SUBSET, len(source))[:count]
+    images = [np.asarray(decode(source.read(int(index)), max_image_px=10**9)) for index in order]
+    tiles = [cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA) for image in images]
+    draws = generator(seed, Purpose.SUBSET)
+    mosaics = [
+        np.concatenate([np.concatenate([tiles[i] for i in draws.integers(len(tiles), size=42)], 1) for _ in range(32)])
+        for _ in range(4)
+    ]
+    return [*images, *mosaics]
+
+
+def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) -> list[PixelParity]:
+    """Compare both fast ways on `images` (H, W, 3): machine code on the CPU, and batches on `device`."""
+    rows = []
+    for operation, draw in _operations().items():
+        drawn = [
+            draw(generator(seed, Purpose.VIEW, number), image.shape[0], image.shape[1])
+            for number, image in enumerate(images)
+        ]
+        pairs = list(zip(images, drawn, strict=True))
+        reference = [
+            np.asarray(apply_params(Image.fromarray(image), params, size_px=VIEW_PX)) for image, params in pairs
+        ]
+        rows.append(_compare("cpu", operation, [_compiled_view(*pair) for pair in pairs], reference))
+        if operation != "crop and resize":  # which the CPU does for the device
+            batch = _batched_views(pairs, device)
+            rows.append(_compare(f"batched on {device.type}", operation, batch, reference))
+    return [*rows, *_large_jpegs(images, seed)]
+
+
+def _compiled_view(image: _Pixels, params: ViewParams) -> _Pixels:
+    view = np.empty((VIEW_PX, VIEW_PX, 3), np.uint8)
+    apply_params_compiled(image, params, crop=params.crop, target=view)
+    return view
+
+
+def _batched_views(pairs: Sequence[tuple[_Pixels, ViewParams]], device: torch.device) -> list[_Pixels]:
+    crops = [_compiled_view(image, _only(params.crop)) for image, params in pairs]
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)  # (n, 3, S, S)
+    params = pack_params([params for _, params in pairs]).to(device)
+    return list(augment_batch(images, params).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _only(crop: tuple[int, int, int, int], jitter: Jitter | None = None) -> ViewParams:
+    return ViewParams(crop=crop, jitter=jitter, grayscale=False, grayscale_first=False, blur_radius_px=None, flip=False)
+
+
+def _compare(engine: str, operation: str, views: list[_Pixels], reference: list[_Pixels]) -> PixelParity:
+    error = np.abs(np.stack(views).astype(int) - np.stack(reference))
+    return PixelParity(
+        engine=engine, operation=operation, num_views=len(views), max_error=int(error.max()),
+        mean_error=float(error.mean()), allowed=0.0,
+    )  # fmt: skip
+
+
+def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewParams]]:
+    """Draws of one operation at a time (after the crop that each needs), then of whole recipes."""
+    quiet = replace(AUG_PLUS, jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, flip_p=0.0)
+    still = replace(quiet, jitter_p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    recipes = {
+        "crop and resize": quiet,
+        "brightness": replace(still, brightness=0.4),
+        "contrast": replace(still, contrast=0.4),
+        "saturation": replace(still, saturation=0.4),
+        "hue": replace(still, hue=0.4),
+        "grayscale": replace(quiet, grayscale_p=1.0),
+        "blur": replace(quiet, blur_p=1.0),
+        "flip": replace(quiet, flip_p=1.0),
+        "all of aug (v1)": AUG,
+        "all of aug+ (v2)": AUG_PLUS,
+    }
+
+    def drawer(recipe: Recipe) -> Callable[[np.random.Generator, int, int], ViewParams]:
+        return lambda rng, height, width: draw_params(recipe, rng, height=height, width=width)
+
+    return {name: drawer(recipe) for name, recipe in recipes.items()}
+
+
+def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
+    """What decoding a JPEG at a fraction of its size changes, on those images that are large enough for it."""
+    for size_px, allowed in ((VIEW_PX, 1.5), (224, 1.5)):
+        fast, reference = list[_Pixels](), list[_Pixels]()
+        for number, image in enumerate(images):
+            if min(image.shape[:2]) < 6 * size_px:
+                continue
+            file = BytesIO()
+            Image.fromarray(image).save(file, "JPEG", quality=90)
+
+            def draw(height: int, width: int, number: int = number) -> list[ViewParams]:
+                streams = (generator(seed, Purpose.VIEW, number, view) for view in (0, 1))
+                return [draw_params(AUG_PLUS, rng, height=height, width=width) for rng in streams]
+
+            for views, pipeline in ((fast, fast_views), (reference, reference_views)):
+                target = np.empty((2, size_px, size_px, 3), np.uint8)
+                pipeline(file.getvalue(), draw, target, max_image_px=10**9, crops_only=False)
+                views += list(target)
+        if fast:
+            row = _compare("cpu", f"aug+ {size_px} px, large JPEG", fast, reference)
+            yield replace(row, allowed=allowed)
+
+
+def draw_parity(recipe: Recipe, *, num_draws: int, seed: int) -> list[DrawParity]:
+    """Compare each parameter of `recipe` with torchvision's draws for an image of 375 x 500 pixels."""
+    ours = _Samples()
+    for number in range(num_draws):
+        ours.add(draw_params(recipe, generator(seed, Purpose.VIEW, number), height=375, width=500))
+    theirs = _torchvision_samples(recipe, num_draws, seed)
+    return [
+        DrawParity(
+            parameter=name,
+            num_draws=min(len(values), len(theirs.values[name])),
+            statistic=_ks_statistic(np.array(values), np.array(theirs.values[name])),
+        )
+        for name, values in ours.values.items()
+    ]
+
+
+class _Samples:
+    """Drawn parameters by name."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, params: ViewParams) -> None:
+        """Note each parameter of a draw."""
+        top, left, height, width = params.crop
+        numbers = {
+            "crop top": top, "crop left": left, "crop area": height * width, "crop ratio": width / height,
+            "jitter": params.jitter is not None, "grayscale": params.grayscale,
+            "blur": params.blur_radius_px is not None, "flip": params.flip,
+        }  # fmt: skip
+        if params.jitter is not None:
+            numbers |= {name: getattr(params.jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
+            numbers |= {f"place of {op}": params.jitter.order.index(op) for op in range(4)}
+        if params.blur_radius_px is not None:
+            numbers["blur radius"] = params.blur_radius_px
+        for name, number in numbers.items():
+            self.values.setdefault(name, []).append(float(number))
+
+
+def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
+    samples, coin = _Samples(), random.Random(seed)
+    jitter = T.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    shape = torch.empty(3, 375, 500, device="meta")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(num_draws):
+            crop = T.RandomResizedCrop.get_params(shape, list(recipe.crop_scale), list(recipe.crop_ratio))
+            order, *factors = T.ColorJitter.get_params(
+                jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+            )
+            names = ("brightness", "contrast", "saturation", "hue")
+            drawn = Jitter(order=tuple(order.tolist()), **dict(zip(names, factors, strict=True)))
+            params = _only(tuple(crop), drawn if coin.random() < recipe.jitter_p else None)
+            blurs = coin.random() < recipe.blur_p
+            samples.add(
+                replace(
+                    params,
+                    grayscale=coin.random() < recipe.grayscale_p,
+                    blur_radius_px=coin.uniform(*recipe.blur_radius_px) if blurs else None,
+                    flip=coin.random() < recipe.flip_p,
+                )
+            )
+    return samples
+
+
+def _ks_statistic(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Largest distance between the two empirical distributions, times sqrt(n m / (n + m))."""
+    values = np.sort(np.concatenate([ours, theirs]))
+    below = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (ours, theirs)]
+    scale = math.sqrt(len(ours) * len(theirs) / (len(ours) + len(theirs)))
+    return float(np.abs(below[0] - below[1]).max() * scale)

@@ -1,0 +1,93 @@
+"""Crop and resize, antialiased where it shrinks: bit for bit Pillow's bilinear `resize`, about six times as fast.
+
+Pillow resizes along each row, then along each column (or the other way round), and rounds in between. Both are here
+the same loop over whole rows, which compilers turn into vector code, with a transpose around one of them.
+
+Shapes: H x W image, h x w crop, S side of the view, T taps a weight row.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mocokit.data.compiled import compiled
+
+WEIGHT_BITS = 22
+"""Fixed-point weights, as Pillow's: 8 bits of pixel and 22 of weight fit 32 bits with room for a sum."""
+
+
+def resized_crop(image: NDArray[np.uint8], crop: tuple[float, float, float, float], size_px: int) -> NDArray[np.uint8]:
+    """The (top, left, h, w) part of `image` (H, W, 3) as (S, S, 3); the part may begin and end between pixels."""
+    top, left, height, width = crop
+    first_row, first_column = math.floor(top), math.floor(left)
+    last_row, last_column = math.ceil(top + height), math.ceil(left + width)
+    part = image[first_row:last_row, first_column:last_column]  # (h, w, 3)
+    rows, columns = (top - first_row, height), (left - first_column, width)
+    if height - size_px > max(0, 2 * (width - size_px)):  # tall: Pillow 13 resizes the columns first
+        short = _transposed(_resize_columns(np.ascontiguousarray(part), rows, size_px))  # (w, S, 3)
+        return _transposed(_resize_columns(short, columns, size_px))
+    narrow = _transposed(_resize_columns(_transposed(part), columns, size_px))  # (h, S, 3)
+    return _resize_columns(narrow, rows, size_px)
+
+
+def _transposed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    swapped: NDArray[np.uint8] = np.asarray(cv2.transpose(image), np.uint8)  # a tenth of numpy's time
+    return swapped
+
+
+def _resize_columns(image: NDArray[np.uint8], span: tuple[float, float], num_rows: int) -> NDArray[np.uint8]:
+    """(h, w, 3) -> (num_rows, w, 3), of the rows within `span` (start, length)."""
+    resized = np.empty((num_rows, *image.shape[1:]), np.uint8)
+    weights = bilinear_weights(len(image), float(span[0]), float(span[1]), num_rows)
+    resize_rows(image.reshape(len(image), -1), resized.reshape(num_rows, -1), *weights)
+    return resized
+
+
+@compiled
+def bilinear_weights(
+    num_in: int, start: float, length: float, num_out: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Triangle filter that widens as it shrinks: (weights (num_out, T), first input row, number of input rows)."""
+    scale = length / num_out
+    support = max(scale, 1.0)
+    weights = np.zeros((num_out, 2 * math.ceil(support) + 1), np.int32)
+    first, count = np.empty(num_out, np.int32), np.empty(num_out, np.int32)
+    row = np.empty(weights.shape[1], np.float64)
+    for out in range(num_out):
+        center = start + (out + 0.5) * scale
+        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), num_in)
+        total = 0.0
+        for tap in range(high - low):
+            row[tap] = max(0.0, 1.0 - abs(tap + low - center + 0.5) / support)
+            total += row[tap]
+        for tap in range(high - low):
+            weights[out, tap] = int(row[tap] / total * (1 << WEIGHT_BITS) + 0.5)
+        first[out], count[out] = low, high - low
+    return weights, first, count
+
+
+@compiled
+def resize_rows(
+    source: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    weights: NDArray[np.int32],
+    first: NDArray[np.int32],
+    count: NDArray[np.int32],
+) -> None:
+    """Fill each row of `target` (num_out, L) with a weighted sum of rows of `source` (num_in, L)."""
+    lanes = source.shape[1]
+    total = np.empty(lanes, np.int32)
+    half = np.int32(1 << (WEIGHT_BITS - 1))  # rounds to nearest
+    for out in range(target.shape[0]):
+        weight, row = weights[out, 0], source[first[out]]
+        for lane in range(lanes):
+            total[lane] = half + np.int32(row[lane]) * weight
+        for tap in range(1, count[out]):
+            weight, row = weights[out, tap], source[first[out] + tap]
+            for lane in range(lanes):
+                total[lane] += np.int32(row[lane]) * weight
+        line = target[out]
+        for lane in range(lanes):
+            line[lane] = np.uint8(total[lane] >> WEIGHT_BITS)
