@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mocokit.data.augment import AUG_PLUS
+from mocokit.data.decode import decode
 from mocokit.data.loader import BatchOrder, build_view_loader, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
@@ -48,7 +49,7 @@ def test_a_batch_larger_than_the_data_is_an_error() -> None:
 
 def _views(photos: Path) -> TwoViews:
     reader = ImageReader(open_source(photos), max_image_px=10**6, seed=0)
-    return TwoViews(reader, AUG_PLUS, size_px=24, seed=0)
+    return TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast")
 
 
 def _batches(photos: Path, workers: int, rows: range = range(10)) -> list[ViewBatch]:
@@ -81,11 +82,9 @@ def test_a_bad_image_is_replaced_by_another_and_named(own_photos: Path) -> None:
     Path(source.name(7)).write_bytes(b"")
     Path(source.name(8)).write_bytes(Path(source.name(8)).read_bytes()[:200])
     Path(source.name(9)).unlink()
-    batch = (
-        _views(own_photos)
-        .__class__(ImageReader(source, max_image_px=10**6, seed=0), AUG_PLUS, size_px=24, seed=0)
-        .__getitems__([(0, 6), (0, 7), (0, 8), (0, 9)])
-    )
+    reader = ImageReader(source, max_image_px=10**6, seed=0)
+    views = TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast")
+    batch = views.__getitems__([(0, 6), (0, 7), (0, 8), (0, 9)])
     assert [(bad.index, bad.name) for bad in batch.bad] == [(i, source.name(i)) for i in (7, 8, 9)]
     assert batch.bad[0].reason == "empty file"
     assert "No such file" in batch.bad[2].reason
@@ -99,7 +98,7 @@ def test_a_data_set_of_bad_images_ends_with_a_message(tmp_path: Path) -> None:
         (tmp_path / f"{number}.jpg").write_bytes(b"no image")
     reader = ImageReader(open_source(tmp_path), max_image_px=10**6, seed=0)
     with pytest.raises(ValueError, match=r"100 images in a row can't be used.*not an image in a known format"):
-        reader.read_or_replace(0, 0)
+        reader.use_or_replace(0, 0, lambda raw, _index: decode(raw, max_image_px=10**6))
     with pytest.raises(ValueError, match="none of 3 images can be read"):
         measure_mean_std(reader, size_px=32, seed=0)
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from mocokit.data.pipelines import warm_up
 from mocokit.data.views import PlainViews, TwoViews, ViewBatch
 from mocokit.randomness import Purpose, permutation
 
@@ -77,6 +79,7 @@ def build_view_loader(
     views: TwoViews, order: BatchOrder, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[ViewBatch]:
     """Loader of `views` in `order`; with 0 workers the calling process does the work."""
+    warm_up()  # before workers are forked, which then have the machine code too
     return DataLoader(
         views,
         batch_sampler=order,
@@ -112,6 +115,7 @@ def _obey_parent_alone(_worker: int) -> None:
     A worker that died of the group's SIGTERM would break the main process's last step before it can save.
     """
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()

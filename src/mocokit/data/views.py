@@ -3,20 +3,26 @@
 Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from mocokit.data.augment import Recipe, apply_params, draw_params, evaluation_crop
+from mocokit.data.augment import Recipe, ViewParams, draw_params, evaluation_crop
+from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
 from mocokit.data.decode import DecodeError, decode
-from mocokit.data.sources import ImageSource
+from mocokit.data.pipelines import PIPELINES
+from mocokit.data.sources import ImageSource, RawImage
 from mocokit.randomness import Purpose, generator
+
+T = TypeVar("T")
 
 MAX_REPLACEMENTS = 100
 """Draws of a replacement for a bad image before the data set counts as unreadable."""
@@ -42,17 +48,27 @@ class ViewBatch:
     image_ids: Tensor
     """(n,) index of the image that was read, which for a bad image is its replacement."""
     bad: tuple[BadImage, ...] = ()
+    params: tuple[BatchParams, BatchParams] | None = None
+    """What remains to be done to the query and the key views, which are only cropped yet; None: nothing."""
 
     def pin_memory(self) -> "ViewBatch":
         """The same batch in page-locked memory; called by torch's DataLoader."""
-        return self._map(Tensor.pin_memory)
+        return self._map(Tensor.pin_memory, BatchParams.pin_memory)
 
     def to(self, device: torch.device) -> "ViewBatch":
         """The same batch on `device`, copied without waiting when pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda params: params.to(device))
 
-    def _map(self, move: Callable[[Tensor], Tensor]) -> "ViewBatch":
-        return ViewBatch(query=move(self.query), key=move(self.key), image_ids=move(self.image_ids), bad=self.bad)
+    def augmented(self) -> "ViewBatch":
+        """The batch with all that remained to be done, done where the views are."""
+        if self.params is None:
+            return self
+        query, key = self.params
+        return replace(self, query=augment_batch(self.query, query), key=augment_batch(self.key, key), params=None)
+
+    def _map(self, move: Callable[[Tensor], Tensor], move_params: Callable[[BatchParams], BatchParams]) -> "ViewBatch":
+        params = None if self.params is None else (move_params(self.params[0]), move_params(self.params[1]))
+        return replace(self, query=move(self.query), key=move(self.key), image_ids=move(self.image_ids), params=params)
 
 
 class ImageReader:
@@ -75,8 +91,13 @@ class ImageReader:
         except OSError as error:  # gone, unreadable, damaged archive member
             raise DecodeError(str(error)) from error
 
-    def read_or_replace(self, index: int, epoch: int) -> tuple[int, Image.Image, list[BadImage]]:
-        """The image, or another one of the epoch: (index read, image, what was bad on the way).
+    def use_or_replace(
+        self, index: int, epoch: int, use: Callable[[RawImage, int], T]
+    ) -> tuple[int, T, list[BadImage]]:
+        """`use(image as stored, index)`, or that of another one of the epoch when it raises DecodeError.
+
+        Returns:
+            The index of the image used, the result, and what was bad on the way.
 
         Raises:
             ValueError: MAX_REPLACEMENTS draws in a row were bad.
@@ -86,8 +107,8 @@ class ImageReader:
         draws = generator(self.seed, Purpose.REPLACEMENT, epoch, index)
         for _ in range(MAX_REPLACEMENTS):
             try:
-                return index, self.read(index), bad
-            except DecodeError as error:
+                return index, use(self.source.read(index), index), bad
+            except (DecodeError, OSError) as error:  # OSError: gone, unreadable, damaged archive member
                 bad.append(BadImage(index=index, name=self.source.name(index), reason=str(error)))
                 index = int(draws.integers(len(self.source)))
         raise ValueError(
@@ -104,28 +125,51 @@ class TwoViews(Dataset[ViewBatch]):
         recipe: How both views are drawn.
         size_px: S.
         seed: Seed of the draws.
+        pipeline: "fast" or "reference", see pipelines.py.
+        crops_only: Leave color, blur and flip to `ViewBatch.augmented`.
 
     """
 
-    def __init__(self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int) -> None:
+    def __init__(
+        self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int, pipeline: str, crops_only: bool = False
+    ) -> None:
         self.reader, self.recipe, self.size_px, self.seed = reader, recipe, size_px, seed
+        self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> ViewBatch:
         """The views of a whole batch, called by torch's DataLoader in a worker."""
-        pixels = np.empty((2, len(positions), self.size_px, self.size_px, 3), np.uint8)
-        image_ids, all_bad = np.empty(len(positions), np.int64), list[BadImage]()
+        pixels = _empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
+        image_ids, all_bad = torch.empty(len(positions), dtype=torch.int64), list[BadImage]()
+        draws = list[Sequence[ViewParams]]()
         for row, (epoch, index) in enumerate(positions):
-            image_ids[row], image, bad = self.reader.read_or_replace(index, epoch)
+            target = pixels[:, row].numpy()  # (2, S, S, 3): query, key
+            image_ids[row], drawn, bad = self.reader.use_or_replace(index, epoch, self._maker(epoch, target))
+            draws.append(drawn)
             all_bad += bad
-            for view in (0, 1):  # 0: query, 1: key
-                pixels[view, row] = self._view(image, epoch, index, view)
-        query, key = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory
-        return ViewBatch(query=query, key=key, image_ids=torch.from_numpy(image_ids), bad=tuple(all_bad))
+        query, key = pixels.permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory
+        params = None
+        if self.crops_only:
+            params = pack_params([drawn[0] for drawn in draws]), pack_params([drawn[1] for drawn in draws])
+        return ViewBatch(query=query, key=key, image_ids=image_ids, bad=tuple(all_bad), params=params)
 
-    def _view(self, image: Image.Image, epoch: int, index: int, view: int) -> NDArray[np.uint8]:
-        rng = generator(self.seed, Purpose.VIEW, epoch, index, view)
-        params = draw_params(self.recipe, rng, height=image.height, width=image.width)
-        return np.asarray(apply_params(image, params, size_px=self.size_px))
+    def _maker(self, epoch: int, target: NDArray[np.uint8]) -> Callable[[RawImage, int], Sequence[ViewParams]]:
+        """Function that makes the two views of one image of `epoch` in `target`."""
+
+        def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
+            def draw(height: int, width: int) -> Sequence[ViewParams]:
+                streams = (generator(self.seed, Purpose.VIEW, epoch, index, view) for view in (0, 1))
+                return [draw_params(self.recipe, rng, height=height, width=width) for rng in streams]
+
+            return self.pipeline(raw, draw, target, max_image_px=self.reader.max_image_px, crops_only=self.crops_only)
+
+        return make
+
+
+def _empty_pixels(*shape: int) -> Tensor:
+    """Uninitialised uint8; in a loader's worker in memory that the main process shares, which saves a copy."""
+    size = math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(size) if get_worker_info() else torch.UntypedStorage(size)
+    return torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage)).view(shape)
 
 
 class PlainViews(Dataset[tuple[Tensor, Tensor]]):
