@@ -129,7 +129,8 @@ def _count_workers(asked: int) -> int:
 def build_recipe(config: Config) -> Recipe:
     """The paper's recipe with the user's changes."""
     base, augment = (AUG_PLUS if config.augment.aug_plus else AUG), asdict(config.augment)
-    augment.pop("aug_plus")
+    for name in ("on", "aug_plus"):
+        augment.pop(name)
     return Recipe(**{**asdict(base), **{name: value for name, value in augment.items() if value is not None}})
 
 

@@ -23,7 +23,8 @@ class DataConfig:
     """Where images come from and how they are read."""
 
     source: Annotated[str, _flag("--data")] = ""
-    """Folder tree, .txt/.csv/.tsv list, .zip, .tar or IDX file of training images; labels are not needed."""
+    """Training images: a folder tree, .txt/.csv/.tsv list, .zip, .tar, IDX file, or tar shards (the folder that
+    `mocokit pack` makes, or shards-{000..127}.tar; also s3://, gs://, https://); labels are not needed."""
     test: Annotated[str, _flag("--test")] = ""
     """Labelled images for the kNN monitor; empty: a tenth of the training images when they have labels."""
     image_size: Annotated[int, _flag("--image-size")] = 224
@@ -32,6 +33,8 @@ class DataConfig:
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, _flag("--workers")] = -1
     """Loader processes a rank; 0: none; -1: the machine's cores, at most 16, shared by its ranks."""
+    pipeline: Literal["fast", "reference"] = "fast"
+    """fast: libjpeg-turbo and machine code; reference: Pillow and torchvision, several times slower."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
     """Mean of each channel, 0..1; empty (with std): measured on the data."""
     std: tuple[float, ...] = _IMAGENET_STD
@@ -64,6 +67,9 @@ class DataConfig:
 class AugmentConfig:
     """How a view is drawn: one of the papers' recipes, and what to change in it."""
 
+    on: Annotated[Literal["auto", "cpu", "device"], _flag("--augment-on")] = "auto"
+    """Where color, blur and flip are done: by the loader's workers, or batched on the device; auto: on a GPU if the
+    run has one."""
     aug_plus: Annotated[bool, _flag("--aug-plus")] = True
     """MoCo v2's aug+ (blur, jitter on 80 %, weaker hue); off: MoCo v1's (the paper's column "aug+")."""
     crop_scale: tuple[float, float] = (0.2, 1.0)

@@ -13,6 +13,7 @@ from mocokit import distributed
 from mocokit.assembly import Parts, assemble, build_recipe
 from mocokit.config import Config
 from mocokit.data.loader import BatchOrder, build_view_loader
+from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine import health
 from mocokit.engine.bad_images import BadImageCounter
@@ -71,7 +72,7 @@ def pretrain(
         chosen["data.source"] = str(data)
     config = replace_settings(config, chosen)
     places = {"data.source": config.data.source, "data.test": config.data.test}
-    absolute = {name: str(Path(place).expanduser().absolute()) for name, place in places.items() if place}
+    absolute = {name: absolute_location(place) for name, place in places.items() if place}
     return _run(replace_settings(config, absolute), RunFolder(out), resume=False)  # `resume` works from any folder
 
 
@@ -163,14 +164,19 @@ def _batches(config: Config, parts: Parts, start_step: int, total_steps: int) ->
         own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
         seed=seed,
     )  # fmt: skip
-    views = TwoViews(parts.reader, build_recipe(config), size_px=data.image_size, seed=seed)
-    return build_view_loader(views, order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda")
+    on_gpu = parts.device.type == "cuda"
+    views = TwoViews(
+        parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
+        crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
+    )  # fmt: skip
+    return build_view_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
 
 
 def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:
     for number, batch in enumerate(batches):
         if number == 0:
-            save_view_sheet(path, batch.query, batch.key)
+            views = batch.augmented()
+            save_view_sheet(path, views.query, views.key)
         yield batch
 
 
@@ -244,5 +250,5 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
 def _hash_names(reader: ImageReader) -> str:
     digest = hashlib.sha256()
     for index in range(len(reader.source)):
-        digest.update(reader.source.name(index).encode())
+        digest.update(reader.source.name(index).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import judging, training
+from mocokit.cli import judging, packing, training
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -14,6 +14,8 @@ Momentum-contrast visual pre-training that anyone can run and trust.
 
   pretrain PRESET --data D --out RUN   pre-train a backbone on unlabelled images
   resume RUN                           continue a run that was stopped or killed
+  pack DATA OUT [--short-side 512]     images into tar shards with an index
+  unpack SHARDS OUT                    shards back into image files
   knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
@@ -68,6 +70,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "--version": _version,
     "pretrain": training.pretrain_command,
     "resume": training.resume_command,
+    "pack": packing.pack_command,
+    "unpack": packing.unpack_command,
     "knn": judging.knn_command,
     "presets": training.presets_command,
     "verify": judging.verify_command,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mocokit import distributed
+from mocokit.data.prefetch import on_device
 from mocokit.data.views import ViewBatch
 from mocokit.engine.bookkeeping import Bookkeeper
 from mocokit.engine.optim import set_lr
@@ -56,15 +57,14 @@ def train(
 
     Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss.
     """
-    step, stream = start_step, iter(batches)
+    step, stream = start_step, on_device(batches, device)
     while (batch := _next_batch(stream, books)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)
         torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
-        views = batch.to(device)
 
         with precision.autocast():
-            method.prepare(views.query, views.key, views.image_ids, step)
+            method.prepare(batch.query, batch.key, batch.image_ids, step)
         for loss in precision.forward_each(method.micro_losses()):
             precision.scaler.scale(loss).backward()
         distributed.sum_gradients(method.parameters())
