@@ -15,7 +15,18 @@ Tiny = Callable[..., Config]
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {"--version", "pretrain", "resume", "pack", "unpack", "knn", "presets", "verify", "demo"}
+    assert set(COMMANDS) == {
+        "--version",
+        "pretrain",
+        "resume",
+        "pack",
+        "unpack",
+        "knn",
+        "presets",
+        "verify",
+        "bench",
+        "demo",
+    }
 
 
 def test_help_does_not_import_torch() -> None:

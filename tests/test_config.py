@@ -67,12 +67,12 @@ def test_configs_are_frozen() -> None:
 
 
 IMAGENET: dict[str, dict[str, object]] = {
-    "data": {"source": "", "test": "", "image_size": 224, "global_batch_size": 256, "workers": -1,
+    "data": {"source": "", "test": "", "image_size": 224, "global_batch_size": 256, "workers": -1, "pipeline": "fast",
              "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop_ratio": 0.875,
              "max_bad_share": 0.01, "max_image_px": 89478485},
-    "augment": {"aug_plus": True, "crop_scale": (0.2, 1.0), "jitter_p": None, "brightness": None, "contrast": None,
-                "saturation": None, "hue": None, "grayscale_p": None, "blur_p": None, "blur_radius_px": (0.1, 2.0),
-                "flip_p": None},
+    "augment": {"on": "auto", "aug_plus": True, "crop_scale": (0.2, 1.0), "jitter_p": None, "brightness": None,
+                "contrast": None, "saturation": None, "hue": None, "grayscale_p": None, "blur_p": None,
+                "blur_radius_px": (0.1, 2.0), "flip_p": None},
     "model": {"arch": "resnet50", "stem": "imagenet", "mlp": True, "dim": 128},
     "method": {"queue_size": 65536, "temperature": 0.2, "key_momentum": 0.999, "bn_groups": 8, "micro_groups": 0,
                "shuffle": True, "mask_same_image": False},
@@ -93,7 +93,7 @@ CHANGES: dict[str, dict[str, object]] = {
         "data.eval_crop_ratio": 1.0, "augment.crop_scale": (0.08, 1.0), "augment.blur_p": 0.0,
         "model.arch": "resnet18", "model.stem": "small", "method.queue_size": 4096, "method.temperature": 0.1,
         "method.key_momentum": 0.99, "method.mask_same_image": True, "optim.lr": 0.06,
-        "optim.weight_decay": 5e-4, "run.precision": "bf16",
+        "optim.weight_decay": 5e-4, "run.precision": "auto",
     },
 }  # fmt: skip
 

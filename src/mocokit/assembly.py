@@ -13,7 +13,7 @@ from mocokit.data.augment import AUG, AUG_PLUS, Recipe
 from mocokit.data.loader import steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.views import ImageReader
+from mocokit.data.views import ImageReader, TwoViews
 from mocokit.engine.optim import build_sgd
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
@@ -132,6 +132,16 @@ def build_recipe(config: Config) -> Recipe:
     for name in ("on", "aug_plus"):
         augment.pop(name)
     return Recipe(**{**asdict(base), **{name: value for name, value in augment.items() if value is not None}})
+
+
+def build_views(config: Config, parts: Parts) -> TwoViews:
+    """The two views of each image, whole or to be finished on the device."""
+    on = config.augment.on
+    return TwoViews(
+        parts.reader, build_recipe(config), size_px=config.data.image_size, seed=config.run.seed,
+        pipeline=config.data.pipeline,
+        crops_only=on == "device" or (on == "auto" and parts.device.type == "cuda"),
+    )  # fmt: skip
 
 
 def _build_monitor(

@@ -193,8 +193,9 @@ class RunConfig:
     """All randomness derives from it."""
     device: Annotated[str, _flag("--device")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Annotated[Literal["fp32", "fp64", "bf16", "fp16"], _flag("--precision")] = "fp32"
-    """Number format of forward and backward passes (bf16, fp16: autocast)."""
+    precision: Annotated[Literal["auto", "fp32", "fp64", "bf16", "fp16"], _flag("--precision")] = "auto"
+    """Number format of forward and backward passes (bf16, fp16: autocast); auto: bf16 where the hardware has it, else
+    fp32. The papers' presets say fp32."""
     channels_last: bool = True
     """Memory layout that convolutions prefer."""
     compile: bool = False

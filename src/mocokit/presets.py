@@ -44,14 +44,14 @@ MOCO_V2_800EP = Config(  # MoCo v2 Table 2: 71.1 % linear
 
 # The official CIFAR-10 recipe for one GPU (branch colab-notebook): ResNet-18, small stem, 8 BatchNorm groups, K 4096,
 # m 0.99, T 0.1, lr 0.06 at batch 512, weight decay 5e-4, crops from 8 % of the area, no blur. Ours: the MLP head of
-# MoCo v2 instead of fc, mean and std measured on the data, own-image negatives masked, bf16.
+# MoCo v2 instead of fc, mean and std measured on the data, own-image negatives masked, bf16 where the hardware has it.
 MOCO_V2_SMALL = Config(
     data=DataConfig(image_size=32, global_batch_size=512, mean=(), std=(), eval_crop_ratio=1.0),
     augment=AugmentConfig(aug_plus=True, crop_scale=(0.08, 1.0), blur_p=0.0),
     model=ModelConfig(arch="resnet18", stem="small", mlp=True, dim=128),
     method=MethodConfig(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, mask_same_image=True),
     optim=OptimConfig(epochs=200, lr=0.06, cos=True, sgd_momentum=0.9, weight_decay=5e-4),
-    run=RunConfig(precision="bf16"),
+    run=RunConfig(precision="auto"),
 )
 
 PRESETS = {

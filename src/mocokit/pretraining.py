@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.assembly import Parts, assemble, build_recipe
+from mocokit.assembly import Parts, assemble, build_recipe, build_views
 from mocokit.config import Config
 from mocokit.data.loader import BatchOrder, build_view_loader
 from mocokit.data.open_source import absolute_location
-from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, ViewBatch
 from mocokit.engine import health
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
@@ -164,11 +164,7 @@ def _batches(config: Config, parts: Parts, start_step: int, total_steps: int) ->
         own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
         seed=seed,
     )  # fmt: skip
-    on_gpu = parts.device.type == "cuda"
-    views = TwoViews(
-        parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
-        crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
-    )  # fmt: skip
+    views, on_gpu = build_views(config, parts), parts.device.type == "cuda"
     return build_view_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
 
 
@@ -194,6 +190,7 @@ def _state(parts: Parts) -> dict[str, Any]:
         "optimizer": parts.optimizer.state_dict(),
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
+        "precision": parts.precision.name,
         "versions": {"torch": str(torch.__version__)},
     }
 
@@ -211,7 +208,11 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
-    return int(state["step"]), [f"{problem}; using an older checkpoint" for problem in problems]
+    notes = [f"{problem}; using an older checkpoint" for problem in problems]
+    before = state.get("precision", parts.precision.name)
+    if before != parts.precision.name:
+        notes.append(f"run.precision=auto: {parts.precision.name} on this machine, {before} until now")
+    return int(state["step"]), notes
 
 
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:
@@ -227,7 +228,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
     progress.say(
         f"{config.model.arch} on {num_images:,} images at {config.data.image_size} px, {total_steps:,} steps of "
         f"{config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
-        f"{distributed.world_size()} x {parts.device.type}, {config.run.precision} -> {folder.path}"
+        f"{distributed.world_size()} x {parts.device.type}, {parts.precision.name} -> {folder.path}"
     )
     if distributed.is_main():
         folder.record_resolved(
@@ -239,6 +240,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
                 "std": list(parts.card.std),
                 "recipe": asdict(build_recipe(config)),
                 "device": str(parts.device),
+                "precision": parts.precision.name,
                 "workers_per_rank": parts.num_workers,
                 "chance_loss": health.chance_loss(config.method.queue_size),
                 "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),

@@ -50,9 +50,3 @@ def test_queue_and_pointer_survive_the_state_dict() -> None:
     assert torch.equal(other.keys, queue.keys)
     assert torch.equal(other.image_ids, queue.image_ids)
     assert other.pointer == 7
-
-
-def test_same_image_finds_the_querys_own_keys() -> None:
-    queue = KeyQueue(4, 3, seed=0)
-    queue.enqueue(*_rows(5, 3))
-    assert queue.same_image(torch.tensor([6, 9])).tolist() == [[False, True, False, False], [False] * 4]

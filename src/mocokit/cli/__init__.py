@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import judging, packing, training
+from mocokit.cli import benching, judging, packing, training
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -19,6 +19,7 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
+  bench PRESET --data D                what bounds a run on this machine and these images
   demo                                 pre-train on the embedded sample, on the CPU
 
 `mocokit COMMAND --help` tells the flags of a command; `mocokit --version` the version.
@@ -75,5 +76,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "knn": judging.knn_command,
     "presets": training.presets_command,
     "verify": judging.verify_command,
+    "bench": benching.bench_command,
     "demo": training.demo_command,
 }

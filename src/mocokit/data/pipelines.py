@@ -57,22 +57,37 @@ def fast_views(
     raw: RawImage, draw: Draw, target: NDArray[np.uint8], *, max_image_px: int, crops_only: bool
 ) -> Sequence[ViewParams]:
     """libjpeg-turbo and machine code; what is not an ordinary JPEG is decoded by Pillow."""
-    pixels, fraction = None, 1
-    header = read_jpeg_header(raw) if isinstance(raw, bytes) else None
-    if header is not None:
-        if header.height * header.width > max_image_px:
-            raise DecodeError(f"{header.width}x{header.height} pixels, more than data.max_image_px={max_image_px}")
-        drawn = draw(header.height, header.width)
-        fraction = _smallest_fraction(drawn, target.shape[1])
-        pixels = _decode(raw, header, fraction)
-    if pixels is None:
-        pixels, fraction = np.asarray(decode(raw, max_image_px=max_image_px)), 1
-        drawn = draw(*pixels.shape[:2])
+    pixels, fraction, drawn = decode_for_views(raw, draw, size_px=target.shape[1], max_image_px=max_image_px)
     for view, params in zip(target, drawn, strict=True):
         top, left, height, width = (side / fraction for side in params.crop)
         todo = _crop_only(params) if crops_only else params
         apply_params_compiled(pixels, todo, crop=(top, left, height, width), target=view)
     return drawn
+
+
+def decode_for_views(
+    raw: RawImage, draw: Draw, *, size_px: int, max_image_px: int
+) -> tuple[NDArray[np.uint8], int, Sequence[ViewParams]]:
+    """Decode once for all views, no larger than their crops need.
+
+    Returns:
+        Pixels (h, w, 3), the image's size over theirs, and the draw.
+
+    Raises:
+        DecodeError: A bad image.
+
+    """
+    header = read_jpeg_header(raw) if isinstance(raw, bytes) else None
+    if header is not None:
+        if header.height * header.width > max_image_px:
+            raise DecodeError(f"{header.width}x{header.height} pixels, more than data.max_image_px={max_image_px}")
+        drawn = draw(header.height, header.width)
+        fraction = _smallest_fraction(drawn, size_px)
+        small = _decode(raw, header, fraction)
+        if small is not None:
+            return small, fraction, drawn
+    pixels = np.asarray(decode(raw, max_image_px=max_image_px))
+    return pixels, 1, draw(*pixels.shape[:2])
 
 
 def _crop_only(params: ViewParams) -> ViewParams:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = ("fp32", "fp64", *AUTOCAST_TYPES)
+PRECISIONS = ("auto", "fp32", "fp64", *AUTOCAST_TYPES)
 
 
 class Precision:
     """How forwards and backwards of one run are computed.
 
     Args:
-        name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (autocast).
+        name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (autocast); "auto": bf16 where the
+            hardware has it, else fp32.
         device: Where the run computes.
 
     """
@@ -24,8 +25,9 @@ class Precision:
             raise ValueError(f"run.precision={name!r}: unknown; choose one of {list(PRECISIONS)}")
         if name == "fp16" and device.type != "cuda":
             raise ValueError("run.precision='fp16': needs a GPU for loss scaling; use bf16 or fp32 on the CPU")
+        self.name = _choose(device) if name == "auto" else name
         self.dtype = torch.float64 if name == "fp64" else torch.float32
-        self._autocast_type = AUTOCAST_TYPES.get(name)
+        self._autocast_type = AUTOCAST_TYPES.get(self.name)
         self._device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
@@ -44,6 +46,15 @@ class Precision:
             if loss is None:
                 return
             yield loss
+
+
+def _choose(device: torch.device) -> str:
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and newer
+        has_bf16 = device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bf16" if has_bf16 else "fp32"
 
 
 def pick_device(name: str, *, local_rank: int) -> torch.device:

@@ -136,17 +136,19 @@ class MoCo(nn.Module):
         row_metrics: list[dict[str, Tensor]] = []
         for micro in self.layout.micro_batches(len(batch.keys)):
             q = self._encode(self.encoder_q, batch.query, micro)  # (micro rows, C)
-            ids = batch.own_ids[micro.rows]
-            masked = self.queue.same_image(ids) if self.mask_same_image else None
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
             with torch.autocast(q.device.type, enabled=False):
-                nce = info_nce(q, k[micro.rows], self.queue.negatives, temperature=self.temperature, masked=masked)
-                row_metrics.append(self._row_metrics(nce, q, micro.rows, masked))
+                nce = info_nce(
+                    q, k[micro.rows], self.queue.negatives, temperature=self.temperature,
+                    ids=batch.own_ids[micro.rows] if self.mask_same_image else None,
+                    negative_ids=self.queue.image_ids if self.mask_same_image else None,
+                )  # fmt: skip
+                row_metrics.append(self._row_metrics(nce, q, micro.rows))
             yield nce.row_losses.sum() / len(batch.keys)
         self.row_metrics = {name: torch.cat([metrics[name] for metrics in row_metrics]) for name in row_metrics[0]}
 
     @torch.no_grad()
-    def _row_metrics(self, nce: InfoNce, q: Tensor, rows: slice, masked: Tensor | None) -> dict[str, Tensor]:
+    def _row_metrics(self, nce: InfoNce, q: Tensor, rows: slice) -> dict[str, Tensor]:
         """What a run is judged by, one value for each of the micro-batch's rows.
 
         `bn_leak` is how much nearer a query lies to the *other* keys of its own BatchNorm group than to the keys of
@@ -167,7 +169,7 @@ class MoCo(nn.Module):
             "positive_similarity": nce.positive_similarity,
             "negative_similarity": nce.negative_similarity,
             "bn_leak": others - before,
-            "masked_negatives": q.new_zeros(len(q)) if masked is None else masked.sum(dim=1),
+            "masked_negatives": nce.num_masked,
         }
 
     def remember(self) -> None:

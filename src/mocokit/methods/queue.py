@@ -68,10 +68,6 @@ class KeyQueue(nn.Module):
         slots = (torch.arange(count, device=self.keys.device) + self.pointer - count) % len(self.keys)
         return self.keys[slots]
 
-    def same_image(self, image_ids: Tensor) -> Tensor:
-        """(B, K) True where a negative comes from the query's own image, for queries of images (B,)."""
-        return image_ids[:, None] == self.image_ids[None, :]
-
     def get_extra_state(self) -> dict[str, int]:
         """The pointer, as the count of keys ever enqueued."""
         return {"num_enqueued": self.num_enqueued}

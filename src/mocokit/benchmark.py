@@ -1,0 +1,268 @@
+"""What bounds a run on this machine and these images: pixels, the training step, or both on the same cores.
+
+Three measurements: the parts of making two views, on one core; the parts of a step, on a batch that is already there;
+and the run itself for some seconds, loader and step together, writing no files.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mocokit.assembly import Parts, assemble, build_recipe, build_views
+from mocokit.config import Config
+from mocokit.data.augment import ViewParams, draw_params
+from mocokit.data.decode import DecodeError, decode
+from mocokit.data.loader import BatchOrder, build_view_loader
+from mocokit.data.pipelines import PIPELINES, decode_for_views, warm_up
+from mocokit.data.prefetch import on_device
+from mocokit.data.sources import ImageSource
+from mocokit.data.views import ViewBatch
+from mocokit.engine.precision import Precision, pick_device
+from mocokit.losses import info_nce
+from mocokit.randomness import Purpose, generator, permutation
+
+SAMPLE_IMAGES = 64
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """Costs and rates of one config on one machine."""
+
+    device: str
+    cores: int
+    workers: int
+    precision: str
+    global_batch_size: int
+    median_megapixels: float
+    pixels_ms: dict[str, float]
+    """Milliseconds an image on one core: read, decode, crop and resize, color and blur."""
+    step_ms: dict[str, float]
+    """Milliseconds a global batch, in order."""
+    loss_ms: float
+    """Of a global batch, forward and backward; contained in `step_ms`."""
+    loader_images_per_s: float
+    """The loader alone."""
+    images_per_s: float
+    """Loader and step together: the run."""
+    data_wait_share: float
+    """Share of the run's time spent waiting for a batch."""
+    advice: tuple[str, ...] = ()
+
+    @property
+    def step_images_per_s(self) -> float:
+        """The step alone."""
+        return 1000 * self.global_batch_size / sum(self.step_ms.values())
+
+    @property
+    def pixels_share(self) -> float:
+        """Share of pixels in the time that pixels and step would take one after the other, 0..1."""
+        pixels, step = 1 / self.loader_images_per_s, 1 / self.step_images_per_s
+        return pixels / (pixels + step)
+
+    @property
+    def bound(self) -> str:
+        """Which part decides the run's speed: "pixels", "step", or "both", where they share the same cores."""
+        if 0.1 < self.pixels_share < 0.9 and self.device == "cpu" and self.workers:
+            return "both"
+        return "pixels" if self.pixels_share > 0.5 else "step"
+
+
+def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
+    """Measure each of the step, the loader and the run for about `seconds`.
+
+    Raises:
+        ValueError: A setting, or the data, does not allow the run.
+
+    """
+    device = pick_device(config.run.device, local_rank=0)
+    parts = assemble(config, device)
+    pixels_ms, megapixels = _time_pixels(config, parts)
+    first = next(on_device(itertools.islice(_batches(config, parts), 1), device))
+    step_ms = _time_step(parts, first, seconds)
+    loader, together, waited = _rates(config, parts, seconds)
+    result = BenchResult(
+        device=str(device), cores=len(os.sched_getaffinity(0)), workers=parts.num_workers,
+        precision=parts.precision.name, global_batch_size=config.data.global_batch_size,
+        median_megapixels=megapixels, pixels_ms=pixels_ms, step_ms=step_ms,
+        loss_ms=_time_loss(parts, config.data.global_batch_size), loader_images_per_s=loader,
+        images_per_s=together, data_wait_share=waited,
+    )  # fmt: skip
+    return replace(result, advice=tuple(_advise(config, result)))
+
+
+def _batches(config: Config, parts: Parts) -> Iterator[ViewBatch]:
+    """Batches without end, in a run's own order."""
+    size = config.data.global_batch_size
+    order = BatchOrder(
+        num_images=len(parts.reader.source), global_batch_size=size, own_rows=range(size), start_step=0,
+        total_steps=10**9, seed=config.run.seed,
+    )  # fmt: skip
+    loader = build_view_loader(
+        build_views(config, parts), order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda"
+    )
+    return iter(loader)
+
+
+def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
+    """Median milliseconds of each part on one core, over some of the images; and their median megapixels."""
+    warm_up()
+    source, costs, areas = parts.reader.source, list[list[float]](), list[float]()
+    for index in permutation(config.run.seed, Purpose.SUBSET, len(source))[:SAMPLE_IMAGES].tolist():
+        with contextlib.suppress(DecodeError, OSError):  # bad images are counted by the run itself
+            milliseconds, area = _time_image(config, source, index)
+            costs.append(milliseconds)
+            areas.append(area)
+    if not costs:
+        raise ValueError(f"data={config.data.source}: none of {SAMPLE_IMAGES} images can be read")
+    names = ("read", "decode", "crop and resize", "color and blur")
+    medians = (statistics.median(column) for column in zip(*costs, strict=True))
+    return dict(zip(names, medians, strict=True)), statistics.median(areas)
+
+
+def _time_image(config: Config, source: ImageSource, index: int) -> tuple[list[float], float]:
+    """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
+    recipe, size_px, limit = build_recipe(config), config.data.image_size, config.data.max_image_px
+    target, areas = np.empty((2, size_px, size_px, 3), np.uint8), list[float]()
+
+    def draw(height: int, width: int) -> list[ViewParams]:
+        areas.append(height * width / 1e6)
+        streams = (generator(config.run.seed, Purpose.VIEW, 0, index, view) for view in (0, 1))
+        return [draw_params(recipe, rng, height=height, width=width) for rng in streams]
+
+    marks = [time.perf_counter()]
+    raw = source.read(index)
+    marks.append(time.perf_counter())
+    if config.data.pipeline == "fast":
+        decode_for_views(raw, draw, size_px=size_px, max_image_px=limit)
+    else:
+        decode(raw, max_image_px=limit)
+    marks.append(time.perf_counter())
+    for crops_only in (True, False):
+        PIPELINES[config.data.pipeline](raw, draw, target, max_image_px=limit, crops_only=crops_only)
+        marks.append(time.perf_counter())
+    read, decoded, cropped, whole = (1000 * (after - before) for before, after in itertools.pairwise(marks))
+    return [read, decoded, max(0.0, cropped - decoded), max(0.0, whole - cropped)], areas[0]
+
+
+def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, float]:
+    """Median milliseconds of each part of a step, in order."""
+    stages: dict[str, list[float]] = {}
+    end = time.perf_counter() + seconds
+    for step in itertools.count():
+        for name, milliseconds in _one_step(parts, batch, step).items():
+            stages.setdefault(name, []).append(milliseconds)
+        if step >= 2 * WARM_UP_STEPS and time.perf_counter() > end:
+            break
+    return {name: statistics.median(values[WARM_UP_STEPS:]) for name, values in stages.items()}
+
+
+def _one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
+    """What engine/train.py does in a step, with the clock read in between."""
+    method, precision, spent = parts.method, parts.precision, dict[str, float]()
+    last = _now(parts.device)
+
+    def lap(name: str) -> None:
+        nonlocal last
+        now = _now(parts.device)
+        spent[name] = spent.get(name, 0.0) + 1000 * (now - last)
+        last = now
+
+    with precision.autocast():
+        method.prepare(batch.query, batch.key, batch.image_ids, step)
+    lap("momentum update and keys")
+    for loss in precision.forward_each(method.micro_losses()):
+        lap("queries and loss")
+        precision.scaler.scale(loss).backward()
+        lap("backward")
+    precision.scaler.step(parts.optimizer)
+    precision.scaler.update()
+    parts.optimizer.zero_grad(set_to_none=True)
+    method.remember()
+    lap("optimizer and queue")
+    return spent
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _time_loss(parts: Parts, num_rows: int) -> float:
+    """Median milliseconds of the loss, forward and backward, of a global batch."""
+    queue, times = parts.method.queue, list[float]()
+    q = queue.newest(num_rows).clone().requires_grad_()
+    for _ in range(7):
+        start = _now(parts.device)
+        loss = info_nce(q, queue.newest(num_rows), queue.negatives, temperature=parts.method.temperature)
+        loss.row_losses.sum().backward()
+        times.append(1000 * (_now(parts.device) - start))
+    return statistics.median(times)
+
+
+def _rates(config: Config, parts: Parts, seconds: float) -> tuple[float, float, float]:
+    """(images per second of the loader alone, of loader and step together, share of the latter spent waiting)."""
+    loader = _batches(config, parts)
+    for _ in range(WARM_UP_STEPS):  # workers start
+        next(loader)
+    alone, _ = _consume(loader, lambda batch, step: None, seconds)
+    together, waited = _consume(
+        on_device(loader, parts.device), lambda batch, step: _one_step(parts, batch, step), seconds
+    )
+    return alone, together, waited
+
+
+def _consume(
+    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float
+) -> tuple[float, float]:
+    """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least."""
+    num_images, waited, start = 0, 0.0, time.perf_counter()
+    for step in itertools.count():
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        use(batch, step)
+        num_images += len(batch.image_ids)
+        elapsed = time.perf_counter() - start
+        if elapsed > seconds:
+            break
+    return num_images / elapsed, waited / elapsed
+
+
+def _advise(config: Config, result: "BenchResult") -> list[str]:
+    """What to change, most useful first; what would not help is left out."""
+    pixels, advice = result.pixels_ms, list[str]()
+    whole = sum(pixels.values())
+    if result.bound == "pixels" or (result.bound == "both" and result.pixels_share > 0.2):
+        if config.data.pipeline == "reference":
+            advice.append("--data.pipeline fast makes the same views several times as fast")
+        if pixels["decode"] > whole / 2 and result.median_megapixels * 1e6 > 6 * config.data.image_size**2:
+            short = 64 * math.ceil(2 * config.data.image_size / 64)
+            advice.append(
+                f"decoding is {pixels['decode'] / whole:.0%} of the pixel work: `mocokit pack {config.data.source} OUT "
+                f"--short-side {short}` once, then --data OUT"
+            )
+        if pixels["read"] > whole / 3:
+            advice.append(f"reading is {pixels['read'] / whole:.0%} of the pixel work: `mocokit pack` to a local disk")
+        if result.workers < result.cores and result.bound == "pixels":
+            advice.append(f"--workers {result.cores}: {result.workers} of {result.cores} cores make views")
+        if not result.device.startswith("cpu") and config.augment.on == "cpu":
+            advice.append("--augment-on device leaves color and blur to the GPU")
+    if (
+        result.bound != "pixels"
+        and result.precision == "fp32"
+        and Precision("auto", torch.device(result.device)).name == "bf16"
+    ):
+        advice.append("--precision bf16: this hardware has it (not what the papers used)")
+    if result.bound == "step" and not config.run.compile and not result.device.startswith("cpu"):
+        advice.append("try --run.compile true: fewer, larger kernels")
+    return advice or ["nothing here: the step is at what this device does with these settings"]
