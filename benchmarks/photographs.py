@@ -1,0 +1,59 @@
+"""Folders of JPEG files for the benchmarks, cut from the photographs inside scikit-image.
+
+Each file is another crop of one of them, enlarged, turned lighter or darker, with sensor noise that gives it the bytes
+of a camera's file of that size.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+NAMES = (
+    "astronaut", "brick", "cat", "coffee", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina",
+    "rocket",
+)  # fmt: skip
+JPEG_QUALITY = 90
+NOISE = 5.0  # standard deviation in grey levels: a file of 12 megapixels has 3.1 MB, one of 500x375 64 kB
+
+
+def make_folder(folder: Path, *, count: int, width: int, height: int) -> None:
+    """Fill `folder` with `count` files; nothing to do when it holds them."""
+    if len(list(folder.glob("*.jpg"))) == count:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures(count, width=width, height=height)):
+        unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
+        picture.save(unfinished, "JPEG", quality=JPEG_QUALITY)
+        unfinished.rename(unfinished.with_suffix(".jpg"))
+
+
+def pictures(count: int, *, width: int, height: int) -> Iterator[Image.Image]:
+    """`count` distinct pictures, the same each time."""
+    rng = np.random.default_rng(0)
+    photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in NAMES]
+    noise = rng.normal(0, NOISE, size=(height, width)).round().astype(np.int16)  # drawn once, then rolled
+    for number in range(count):
+        crop = random_crop(photographs[number % len(photographs)], rng, aspect=width / height)
+        pixels = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+        yield Image.fromarray(develop(pixels, noise, rng))
+
+
+def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: float) -> Image.Image:
+    """A crop of 50 to 100 % of the largest one of that aspect, mirrored half of the time."""
+    largest = min(photograph.width, photograph.height * aspect)
+    width = largest * rng.uniform(0.5, 1.0)
+    height = width / aspect
+    left, top = rng.uniform(0, photograph.width - width), rng.uniform(0, photograph.height - height)
+    crop = photograph.crop((round(left), round(top), round(left + width), round(top + height)))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def develop(pixels: NDArray[np.int16], noise: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Exposure and noise: (H, W, 3) in 0..255."""
+    shift = tuple(int(rng.integers(side)) for side in noise.shape)
+    exposed = pixels + np.int16(rng.integers(-30, 31)) + np.roll(noise, shift, axis=(0, 1))[:, :, None]
+    return exposed.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,206 @@
+"""One optimizer step on synthetic images: a plain PyTorch loop, lightly, and mocokit in fp32 and bf16.
+
+Interleaved rounds, medians. The flops of a step are counted once, on the plain loop (query forward and backward, key
+forward, logits), and set against the best matrix product that this machine does.
+
+    python benchmarks/step.py --case r50_224
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import measuring
+import torch
+from peers import lightly_moco, plain_pytorch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mocokit.assembly import assemble
+from mocokit.data.views import ViewBatch
+from mocokit.engine.metrics import MeterBoard, StepClock
+from mocokit.engine.stop_signal import StopSignal
+from mocokit.engine.train import train
+from mocokit.nets.backbones import build_backbone
+from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
+
+CPU = torch.device("cpu")
+LR = 0.03
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, the batch that it sees, and the BatchNorm groups that a user would choose for it."""
+
+    arch: str
+    image_size: int
+    batch: int
+    bn_groups: int
+    queue_size: int = 65536
+
+
+CASES = {
+    "r50_224": Case(arch="resnet50", image_size=224, batch=16, bn_groups=2),
+    "r18_64": Case(arch="resnet18", image_size=64, batch=128, bn_groups=4),
+}
+
+
+def float_views(case: Case) -> tuple[Tensor, Tensor]:
+    """Two batches as the peers' loaders give them: NCHW, float, normalised by the workers."""
+    shape = (case.batch, 3, case.image_size, case.image_size)
+    return torch.randn(shape), torch.randn(shape)
+
+
+def plain_step(case: Case) -> Step:
+    """A step of the plain PyTorch loop."""
+    model = plain_pytorch.MoCo(build_backbone(case.arch), case.queue_size)
+    optimizer = plain_pytorch.build_optimizer(model, LR)
+    query, key = float_views(case)
+    return lambda: plain_pytorch.train_step(model, optimizer, query, key)
+
+
+def lightly_step(case: Case, *, tuned: bool) -> Step:
+    """A step of the lightly script; `tuned`: with what a user can add to it, bf16 autocast and channels_last."""
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    model = lightly_moco.MoCo(build_backbone(case.arch)).to(memory_format=layout)
+    criterion = lightly_moco.build_criterion(case.queue_size)
+    optimizer = lightly_moco.build_optimizer(model, LR)
+    query, key = (views.contiguous(memory_format=layout) for views in float_views(case))
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=tuned):
+            loss = lightly_moco.compute_loss(model, criterion, query, key)
+        lightly_moco.descend(optimizer, loss)
+
+    return step
+
+
+def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int) -> Step:
+    """A step of mocokit's engine, from uint8 views to meters."""
+    settings = {
+        "data.source": str(folder), "data.image_size": case.image_size, "data.global_batch_size": case.batch,
+        "model.arch": case.arch, "method.queue_size": case.queue_size, "method.bn_groups": bn_groups,
+        "run.precision": precision,
+    }  # fmt: skip
+    config = replace_settings(get_preset("moco-v2"), settings)
+    parts = assemble(config, CPU)
+    shape = (2, case.batch, case.image_size, case.image_size, 3)
+    query, key = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch))
+    # The loop's books without files: what it does within a step is done, what it does between steps is not.
+    books: Any = SimpleNamespace(
+        board=MeterBoard(CPU),
+        bad_images=SimpleNamespace(add=lambda bad: None),
+        clock=StepClock(),
+        after_step=lambda step, **_: False,
+    )
+    return lambda: train(
+        parts.method, [batch], optimizer=parts.optimizer, precision=parts.precision, device=CPU,
+        lr_of_step=lambda step: LR, start_step=0, seed=0, books=books, signals=StopSignal(),
+    )  # fmt: skip
+
+
+def matmul_peak(dtype: torch.dtype, *, side: int = 2048, repeats: int = 20) -> float:
+    """GFLOP/s of the fastest square matrix product."""
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds) / 1e9
+
+
+def count_gflop(step: Step) -> float:
+    """Billions of multiplications and additions in a step's convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops()) / 1e9
+
+
+def measure(case: Case, *, rounds: int) -> dict[str, Any]:
+    """Time every side."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(case.batch):  # assembling a run needs images; the step never reads them
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        sides = {
+            "plain PyTorch fp32": plain_step(case),
+            "lightly fp32": lightly_step(case, tuned=False),
+            "lightly bf16 + channels_last": lightly_step(case, tuned=True),
+        }
+        for precision in ("fp32", "bf16"):
+            for groups in (case.bn_groups, 1):
+                step = mocokit_step(case, folder, precision=precision, bn_groups=groups)
+                sides[f"mocokit {precision}, bn_groups {groups}"] = step
+    gflop = count_gflop(sides["plain PyTorch fp32"])
+    peaks = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    seconds = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
+    return {"case": asdict(case), "gflop_per_step": gflop, "matmul_peak_gflop_per_s": peaks, "seconds": seconds}
+
+
+def summarise(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the seconds mean, by side."""
+    seconds, summary = result["seconds"], {}
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        peak = result["matmul_peak_gflop_per_s"]["bf16" if "bf16" in name else "fp32"]
+        summary[name] = {
+            "milliseconds": 1000 * median,
+            "images_per_s": result["case"]["batch"] / median,
+            "gflop_per_s": result["gflop_per_step"] / median,
+            "share_of_peak": result["gflop_per_step"] / median / peak,
+            "against_lightly": measuring.median_ratio(seconds["lightly fp32"], values),
+            "against_plain": measuring.median_ratio(seconds["plain PyTorch fp32"], values),
+        }
+    return summary
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table, under a line about flops and peaks."""
+    header = ("step", "ms", "images/s", "GFLOP/s", "of matmul peak", "x lightly fp32", "x plain PyTorch")
+    rows = [
+        (
+            name, f"{row['milliseconds']:.0f}", f"{row['images_per_s']:.1f}", f"{row['gflop_per_s']:.0f}",
+            f"{row['share_of_peak']:.0%}", measuring.show_ratio(row["against_lightly"]),
+            measuring.show_ratio(row["against_plain"]),
+        )
+        for name, row in result["summary"].items()
+    ]  # fmt: skip
+    case, peaks = result["case"], result["matmul_peak_gflop_per_s"]
+    return (
+        f"{case['arch']}, {case['image_size']} px, batch {case['batch']}, K {case['queue_size']}: "
+        f"{result['gflop_per_step']:.0f} GFLOP a step; matmul peak {peaks['fp32']:.0f} GFLOP/s fp32, "
+        f"{peaks['bf16']:.0f} bf16\n\n" + measuring.markdown_table(header, rows) + "\n"
+    )
+
+
+def main() -> None:
+    """Time the cases and write a JSON file for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    measuring.use_cores(args.cores)
+    torch.manual_seed(0)
+    for name in args.case:
+        result = measure(CASES[name], rounds=args.rounds)
+        result["summary"] = summarise(result)
+        measuring.save_result(args.results / f"step_{name}.json", result)
+        print(report(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
