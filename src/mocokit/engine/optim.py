@@ -10,7 +10,7 @@ def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay
     So does the official code (moco/main_moco.py); many reimplementations exempt BatchNorm and are off by that.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

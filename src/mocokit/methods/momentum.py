@@ -16,8 +16,7 @@ def copy_for_keys(encoder_q: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, key_momentum: float) -> None:
-    """theta_k <- m * theta_k + (1 - m) * theta_q, parameters only: BatchNorm statistics of f_k are its own."""
+    """theta_k <- theta_k + (1 - m) (theta_q - theta_k), parameters only: BatchNorm statistics of f_k are its own."""
     keys: list[Tensor] = list(encoder_k.parameters())
     queries: list[Tensor] = list(encoder_q.parameters())
-    torch._foreach_mul_(keys, key_momentum)
-    torch._foreach_add_(keys, queries, alpha=1.0 - key_momentum)
+    torch._foreach_lerp_(keys, queries, 1.0 - key_momentum)

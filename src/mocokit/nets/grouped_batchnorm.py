@@ -8,6 +8,7 @@ Shapes: g groups in this forward, N images a group; input (g*N, C, ...).
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,21 +38,63 @@ class GroupedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if len(input) % self.num_groups:
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
-        # Chunk by chunk costs nothing against one pass over the batch: the working set stays in cache.
-        chunks = [
-            self._normalize(chunk, tracks=self.updates_statistics and number == 0)
-            for number, chunk in enumerate(input.chunk(self.num_groups))
-        ]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        momentum, tracks = self._count(), self.updates_statistics
+        mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
+        if self.num_groups == 1:
+            return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
+        normalized: Tensor = _NormalizeGroups.apply(
+            input, self.weight, self.bias, mean, var, self.num_groups, momentum, self.eps
+        )
+        return normalized
 
-    def _normalize(self, chunk: Tensor, *, tracks: bool) -> Tensor:
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if tracks and self.num_batches_tracked is not None:
+    def _count(self) -> float:
+        """Count the batch if it is tracked; the weight of its statistics."""
+        if self.updates_statistics and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # cumulative average, as nn.BatchNorm2d does
-                momentum = 1.0 / float(self.num_batches_tracked)
-        mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
-        return F.batch_norm(chunk, mean, var, self.weight, self.bias, True, momentum, self.eps)
+                return 1.0 / float(self.num_batches_tracked)
+        return self.momentum or 0.0
+
+
+class _NormalizeGroups(torch.autograd.Function):
+    """Batch normalization of each chunk of rows, written in place into one result: no copies to put chunks together.
+
+    Chunk by chunk costs next to nothing against one pass over the batch: the working set stays in cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None,
+        num_groups: int, momentum: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        result, saved = torch.empty_like(x), list[Tensor]()
+        for number, (rows, out) in enumerate(zip(x.chunk(num_groups), result.chunk(num_groups), strict=True)):
+            running = (mean, var) if number == 0 else (None, None)
+            statistics = torch.empty_like(weight), torch.empty_like(weight)  # (C,) mean, 1 / standard deviation
+            torch.ops.aten.native_batch_norm.out(
+                rows, weight, bias, *running, True, momentum, eps,
+                out=out, save_mean=statistics[0], save_invstd=statistics[1],
+            )  # fmt: skip
+            saved += statistics
+        ctx.save_for_backward(x, weight, *saved)
+        ctx.eps = eps
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *saved = ctx.saved_tensors
+        num_groups = len(saved) // 2
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        own_weight, own_bias = torch.empty_like(weight), torch.empty_like(weight)
+        chunks = zip(x.chunk(num_groups), grad.chunk(num_groups), grad_x.chunk(num_groups), strict=True)
+        for number, (rows, grad_rows, out) in enumerate(chunks):
+            torch.ops.aten.native_batch_norm_backward.out(
+                grad_rows, rows, weight, None, None, *saved[2 * number : 2 * number + 2], True, ctx.eps, [True] * 3,
+                out0=out, out1=own_weight, out2=own_bias,
+            )  # fmt: skip
+            grad_weight += own_weight
+            grad_bias += own_bias
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 def convert_batchnorm(module: nn.Module) -> nn.Module:
