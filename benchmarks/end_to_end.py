@@ -53,11 +53,12 @@ CASES = {
         arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2
     ),
     "small_32": Case(
-        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=4096, epochs=6
+        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=4096, epochs=6,
+        precision="fp32",
     ),
     "small_32_12mp": Case(
         arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=256, epochs=5,
-        width=4000, height=3000,
+        width=4000, height=3000, precision="fp32",
     ),
 }  # fmt: skip
 

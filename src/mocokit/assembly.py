@@ -1,7 +1,7 @@
 """From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 from mocokit import distributed
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, Recipe
-from mocokit.data.loader import steps_per_epoch
+from mocokit.data.loader import BatchOrder, build_view_loader, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.views import ImageReader, TwoViews
+from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine.optim import build_sgd
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
@@ -134,14 +134,21 @@ def build_recipe(config: Config) -> Recipe:
     return Recipe(**{**asdict(base), **{name: value for name, value in augment.items() if value is not None}})
 
 
-def build_views(config: Config, parts: Parts) -> TwoViews:
-    """The two views of each image, whole or to be finished on the device."""
-    on = config.augment.on
-    return TwoViews(
-        parts.reader, build_recipe(config), size_px=config.data.image_size, seed=config.run.seed,
-        pipeline=config.data.pipeline,
-        crops_only=on == "device" or (on == "auto" and parts.device.type == "cuda"),
+def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
+    """Batches of this rank from `start_step` on; each starts as two crops when the device does the rest."""
+    data, seed, on_gpu = config.data, config.run.seed, parts.device.type == "cuda"
+    order = BatchOrder(
+        num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
+        own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
+        seed=seed,
     )  # fmt: skip
+    views = TwoViews(
+        parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
+        crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
+    )  # fmt: skip
+    return build_view_loader(
+        views, order, num_workers=parts.num_workers, pin_memory=on_gpu, trains_on_cpu=parts.device.type == "cpu"
+    )
 
 
 def _build_monitor(

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mocokit.assembly import Parts, assemble, build_recipe, build_views
+from mocokit.assembly import Parts, assemble, build_batches, build_recipe
 from mocokit.config import Config
 from mocokit.data.augment import ViewParams, draw_params
 from mocokit.data.decode import DecodeError, decode
-from mocokit.data.loader import BatchOrder, build_view_loader
 from mocokit.data.pipelines import PIPELINES, decode_for_views, warm_up
 from mocokit.data.prefetch import on_device
 from mocokit.data.sources import ImageSource
@@ -86,7 +85,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     device = pick_device(config.run.device, local_rank=0)
     parts = assemble(config, device)
     pixels_ms, megapixels = _time_pixels(config, parts)
-    first = next(on_device(itertools.islice(_batches(config, parts), 1), device))
+    first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
     step_ms = _time_step(parts, first, seconds)
     loader, together, waited = _rates(config, parts, seconds)
     result = BenchResult(
@@ -97,19 +96,6 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
         images_per_s=together, data_wait_share=waited,
     )  # fmt: skip
     return replace(result, advice=tuple(_advise(config, result)))
-
-
-def _batches(config: Config, parts: Parts) -> Iterator[ViewBatch]:
-    """Batches without end, in a run's own order."""
-    size = config.data.global_batch_size
-    order = BatchOrder(
-        num_images=len(parts.reader.source), global_batch_size=size, own_rows=range(size), start_step=0,
-        total_steps=10**9, seed=config.run.seed,
-    )  # fmt: skip
-    loader = build_view_loader(
-        build_views(config, parts), order, num_workers=parts.num_workers, pin_memory=parts.device.type == "cuda"
-    )
-    return iter(loader)
 
 
 def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
@@ -211,7 +197,7 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
 
 def _rates(config: Config, parts: Parts, seconds: float) -> tuple[float, float, float]:
     """(images per second of the loader alone, of loader and step together, share of the latter spent waiting)."""
-    loader = _batches(config, parts)
+    loader = iter(build_batches(config, parts, start_step=0, total_steps=10**9))
     for _ in range(WARM_UP_STEPS):  # workers start
         next(loader)
     alone, _ = _consume(loader, lambda batch, step: None, seconds)

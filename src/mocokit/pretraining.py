@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.assembly import Parts, assemble, build_recipe, build_views
+from mocokit.assembly import Parts, assemble, build_batches, build_recipe
 from mocokit.config import Config
-from mocokit.data.loader import BatchOrder, build_view_loader
 from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, ViewBatch
 from mocokit.engine import health
@@ -141,7 +140,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         steps_per_epoch=parts.steps_per_epoch,
         start_step=start_step,
     )
-    batches: Iterable[ViewBatch] = _batches(config, parts, start_step, total_steps)
+    batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps)
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
 
@@ -155,17 +154,6 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
         signal=signals.received if step < total_steps else None,
     )  # fmt: skip
-
-
-def _batches(config: Config, parts: Parts, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
-    data, seed = config.data, config.run.seed
-    order = BatchOrder(
-        num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
-        own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
-        seed=seed,
-    )  # fmt: skip
-    views, on_gpu = build_views(config, parts), parts.device.type == "cuda"
-    return build_view_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
 
 
 def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:

@@ -76,9 +76,13 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
 
 def build_view_loader(
-    views: TwoViews, order: BatchOrder, *, num_workers: int, pin_memory: bool
+    views: TwoViews, order: BatchOrder, *, num_workers: int, pin_memory: bool, trains_on_cpu: bool = False
 ) -> DataLoader[ViewBatch]:
-    """Loader of `views` in `order`; with 0 workers the calling process does the work."""
+    """Loader of `views` in `order`; with 0 workers the calling process does the work.
+
+    With `trains_on_cpu` the workers step back for the training threads, which would otherwise wait for each other at
+    every barrier: they then make views while the step waits for a batch, and the whole is up to half as fast again.
+    """
     warm_up()  # before workers are forked, which then have the machine code too
     return DataLoader(
         views,
@@ -87,7 +91,7 @@ def build_view_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_obey_parent_alone,
+        worker_init_fn=_start_in_the_background if trains_on_cpu else _obey_parent_alone,
     )
 
 
@@ -107,6 +111,11 @@ def build_plain_loader(
 
 def _as_is(batch: T) -> T:
     return batch
+
+
+def _start_in_the_background(worker: int) -> None:
+    os.nice(10)
+    _obey_parent_alone(worker)
 
 
 def _obey_parent_alone(_worker: int) -> None:

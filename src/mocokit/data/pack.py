@@ -4,6 +4,7 @@ Many small files become few large ones, which disks, networks and object stores 
 shards too: `000000123.jpg`, and `000000123.cls` with the class number where there are labels.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mocokit.data.decode import DecodeError, decode
+from mocokit.data.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.open_source import open_source
 from mocokit.data.shard_index import INDEX_NAME
 from mocokit.data.shard_writer import ShardWriter, naming_path
 from mocokit.data.shards import ShardSource, is_url, open_shards
-from mocokit.data.sources import ImageSource, labels_from_names
+from mocokit.data.sources import ImageSource, RawImage, labels_from_names
 from mocokit.data.views import BadImage
 
 T = TypeVar("T")
@@ -137,12 +139,23 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
     def __getitem__(self, index: int) -> tuple[str, bytes] | BadImage:
         try:
             raw = self.source.read(index)
-            image = decode(raw, max_image_px=self.max_image_px)
+            image = self._decode(raw)
             if self.short_side_px is not None and min(image.size) > self.short_side_px:
                 return _as_jpeg_name(self.names[index]), _shrink(image, self.short_side_px, self.quality)
             return self.names[index], raw if isinstance(raw, bytes) else _png(raw)
         except (OSError, DecodeError) as error:
             return BadImage(index=index, name=self.source.name(index), reason=str(error))
+
+    def _decode(self, raw: RawImage) -> Image.Image:
+        """The image; a JPEG that is to shrink a lot at a fraction of its size, with twice the pixels needed or more."""
+        header = read_jpeg_header(raw) if isinstance(raw, bytes) and self.short_side_px else None
+        if header is not None and self.short_side_px and header.height * header.width <= self.max_image_px:
+            shrinks = min(header.height, header.width) / (2 * self.short_side_px)
+            fraction = next(part for part in FRACTIONS if part <= max(1.0, shrinks))
+            if fraction > 1:
+                with contextlib.suppress(ValueError):  # damaged: Pillow has the last word
+                    return Image.fromarray(decode_jpeg(cast(bytes, raw), header, fraction=fraction))
+        return decode(raw, max_image_px=self.max_image_px)
 
 
 def _as_jpeg_name(name: str) -> str:

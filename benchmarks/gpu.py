@@ -1,0 +1,84 @@
+"""The paper's run on one GPU: ResNet-50 at 224 px, bf16, batch 256 in 8 BatchNorm groups, K 65536. Under 10 minutes.
+
+    python benchmarks/gpu.py
+
+Measures the step on a batch that is already there, the loader alone on real JPEG files, and both together, with and
+without torch.compile; says what 200 epochs of ImageNet would take; and runs the tests that need a GPU.
+"""
+
+import argparse
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import measuring
+import photographs
+import torch
+
+from mocokit.benchmark import BenchResult, bench
+from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
+
+TARGET_IMAGES_PER_S, TARGET_FED_SHARE = 2200, 0.9
+IMAGENET_IMAGES, EPOCHS = 1_281_167, 200
+
+
+def measure(folder: Path, *, compiled: bool, batch: int, seconds: float) -> BenchResult:
+    """One way to run it."""
+    settings = {
+        "data.source": str(folder), "data.global_batch_size": batch, "run.precision": "bf16",
+        "run.compile": compiled, "run.device": "cuda", "run.knn_every": 0,
+    }  # fmt: skip
+    return bench(replace_settings(get_preset("moco-v2"), settings), seconds=seconds)
+
+
+def row_of(name: str, result: BenchResult) -> tuple[str, ...]:
+    """A line of the table."""
+    step = sum(result.step_ms.values())
+    hours = IMAGENET_IMAGES * EPOCHS / result.images_per_s / 3600
+    return (
+        name, f"{result.step_images_per_s:,.0f}", f"{result.loader_images_per_s:,.0f}", f"{result.images_per_s:,.0f}",
+        f"{result.images_per_s / result.step_images_per_s:.0%}",
+        f"{result.step_ms['momentum update and keys'] / step:.0%}", f"{result.loss_ms / step:.0%}", f"{hours:.1f}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print and write JSON; exit code 1 when a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: torch sees no GPU here")
+    folder = args.work / f"500x375x{args.images}"
+    photographs.make_folder(folder, count=args.images, width=500, height=375)
+    runs: dict[str, BenchResult] = {}
+    for name, compiled in (("eager", False), ("torch.compile", True)):
+        runs[name] = measure(folder, compiled=compiled, batch=args.batch, seconds=args.seconds)
+    header = ("", "step alone, img/s", "loader alone", "fed from JPEGs", "of the step", "keys' share", "loss's share",
+              "hours for 200 epochs of ImageNet")  # fmt: skip
+    print(torch.cuda.get_device_name(), "\n")
+    print(measuring.markdown_table(header, [row_of(name, result) for name, result in runs.items()]))
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], check=False)
+    result: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "runs": {name: {**asdict(run), "step_images_per_s": run.step_images_per_s} for name, run in runs.items()},
+        "gpu_tests_exit_code": tests.returncode,
+    }
+    measuring.save_result(args.results, result)
+    best = max(runs.values(), key=lambda run: run.images_per_s)
+    reached = best.step_images_per_s >= TARGET_IMAGES_PER_S
+    fed = best.images_per_s >= TARGET_FED_SHARE * best.step_images_per_s
+    print(f"step at least {TARGET_IMAGES_PER_S} img/s: {'yes' if reached else 'NO'}; "
+          f"fed to {TARGET_FED_SHARE:.0%}: {'yes' if fed else 'NO'}")  # fmt: skip
+    sys.exit(0 if reached and fed and tests.returncode == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

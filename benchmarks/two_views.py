@@ -1,0 +1,168 @@
+"""Two aug+ views of an image on one core: the official style, lightly, and mocokit's pipelines. Interleaved, medians.
+
+    python benchmarks/two_views.py                       # 224 px from small, large and packed JPEGs; curve over sizes
+    python benchmarks/two_views.py --images 16 --rounds 3
+
+Files are in memory, so that no disk is measured. mocokit's fast views are the reference's to the pixel where the whole
+image is decoded (`mocokit verify --augment`); 12-megapixel files are decoded at a quarter.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import measuring
+import numpy as np
+import photographs
+import torch
+from lightly.transforms.moco_transform import MoCoV2Transform
+from peers.plain_pytorch import TwoCrops
+from PIL import Image
+
+from mocokit.data.augment import AUG_PLUS, ViewParams, draw_params
+from mocokit.data.pack import pack
+from mocokit.data.pipelines import PIPELINES, warm_up
+from mocokit.data.shards import open_shards
+from mocokit.randomness import Purpose, generator
+
+Files = Sequence[bytes]
+SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
+
+
+def jpegs(count: int, *, width: int, height: int) -> list[bytes]:
+    """Distinct photographs as JPEG files."""
+    files = []
+    for picture in photographs.pictures(count, width=width, height=height):
+        file = BytesIO()
+        picture.save(file, "JPEG", quality=photographs.JPEG_QUALITY)
+        files.append(file.getvalue())
+    return files
+
+
+def packed(files: Files, *, short_side_px: int) -> list[bytes]:
+    """The same files after `mocokit pack --short-side`."""
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "files"
+        source.mkdir()
+        for number, raw in enumerate(files):
+            (source / f"{number:05d}.jpg").write_bytes(raw)
+        out = Path(name) / "shards"
+        pack(str(source), out, max_image_px=10**8, short_side_px=short_side_px)
+        shards = open_shards(str(out))
+        return [bytes(shards.read(index)) for index in range(len(shards))]
+
+
+def pillow_style(transform: Callable[[Image.Image], Any], files: Files) -> Callable[[], None]:
+    """Decode with Pillow, then a transform that gives both views as float tensors."""
+
+    def run() -> None:
+        for raw in files:
+            transform(Image.open(BytesIO(raw)).convert("RGB"))
+
+    return run
+
+
+def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = False) -> Callable[[], None]:
+    """Both views of each file as uint8, with draws that differ every time."""
+    target, epoch = np.empty((2, size_px, size_px, 3), np.uint8), 0
+
+    def run() -> None:
+        nonlocal epoch
+        epoch += 1
+        for index, raw in enumerate(files):
+
+            def draw(height: int, width: int, index: int = index) -> list[ViewParams]:
+                streams = (generator(0, Purpose.VIEW, epoch, index, view) for view in (0, 1))
+                return [draw_params(AUG_PLUS, rng, height=height, width=width) for rng in streams]
+
+            PIPELINES[pipeline](raw, draw, target, max_image_px=10**8, crops_only=crops_only)
+
+    return run
+
+
+def sides_of(files: Files, *, size_px: int) -> dict[str, Callable[[], None]]:
+    """All ways to make two views of each of `files`."""
+    return {
+        "official style (torchvision, Pillow)": pillow_style(TwoCrops(size_px), files),
+        "lightly MoCoV2Transform": pillow_style(MoCoV2Transform(input_size=size_px), files),
+        "mocokit reference": mocokit("reference", files, size_px=size_px),
+        "mocokit fast": mocokit("fast", files, size_px=size_px),
+        "mocokit fast, crops only": mocokit("fast", files, size_px=size_px, crops_only=True),
+    }
+
+
+def measure(sides: dict[str, Callable[[], None]], *, num_images: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds an image of each side, and its ratio to the first."""
+    seconds = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
+    first = next(iter(seconds.values()))
+    return {
+        name: {
+            "milliseconds": 1000 * statistics.median(values) / num_images,
+            "against_official": measuring.median_ratio(first, values),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print a table."""
+    cells = [
+        (
+            name,
+            f"{row['milliseconds']:.2f}",
+            f"{1000 / row['milliseconds']:.0f}",
+            measuring.show_ratio(row["against_official"]),
+        )
+        for name, row in rows.items()
+    ]
+    header = ("one core", "ms an image", "images/s", "x official style")
+    print(f"\n{title}\n\n{measuring.markdown_table(header, cells)}", flush=True)
+
+
+def main() -> None:
+    """Measure the three kinds of files at 224 px, then small files over view sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "two_views.json")
+    args = parser.parse_args()
+    measuring.use_cores(1)
+    cv2.setNumThreads(1)
+    torch.manual_seed(0)
+    warm_up()
+    result: dict[str, Any] = {"rounds": args.rounds}
+
+    small = jpegs(args.images, width=500, height=375)
+    result["500x375"] = measure(sides_of(small, size_px=224), num_images=len(small), rounds=args.rounds)
+    show(f"500x375 JPEG, {len(small[0]) / 1000:.0f} kB, to 224 px", result["500x375"])
+
+    for noise in (2.0, photographs.NOISE):
+        photographs.NOISE = noise
+        large = jpegs(max(4, args.images // 6), width=4000, height=3000)
+        megabytes = statistics.mean(len(raw) for raw in large) / 1e6
+        sides = sides_of(large, size_px=224)
+        sides["mocokit fast, packed at 512"] = mocokit("fast", packed(large, short_side_px=512), size_px=224)
+        name = f"4000x3000, {megabytes:.1f} MB"
+        result[name] = measure(sides, num_images=len(large), rounds=args.rounds)
+        show(f"4000x3000 JPEG, {megabytes:.1f} MB, to 224 px", result[name])
+
+    result["by_size"] = {}
+    for size_px in SIZES_PX:
+        sides = {name: side for name, side in sides_of(small, size_px=size_px).items() if "lightly" not in name}
+        result["by_size"][size_px] = measure(sides, num_images=len(small), rounds=3)
+    rows = [
+        (str(size), *(f"{side['milliseconds']:.2f}" for side in sides.values()))
+        for size, sides in result["by_size"].items()
+    ]
+    header = ("ms an image at", *result["by_size"][SIZES_PX[0]])
+    print("\n" + measuring.markdown_table(header, rows))
+    measuring.save_result(args.results, result)
+
+
+if __name__ == "__main__":
+    main()
