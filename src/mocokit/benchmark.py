@@ -248,7 +248,9 @@ def _advise(config: Config, result: "BenchResult") -> list[str]:
         and result.precision == "fp32"
         and Precision("auto", torch.device(result.device)).name == "bf16"
     ):
-        advice.append("--precision bf16: this hardware has it (not what the papers used)")
+        advice.append(
+            "try --precision bf16: this hardware has it (not what the papers used; small networks gain little)"
+        )
     if result.bound == "step" and not config.run.compile and not result.device.startswith("cpu"):
         advice.append("try --run.compile true: fewer, larger kernels")
     return advice or ["nothing here: the step is at what this device does with these settings"]
