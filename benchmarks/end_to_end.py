@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
-from photographs import make_folder
+from photographs import LITTLE_NOISE, NOISE, make_folder
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,6 +42,8 @@ class Case:
     width: int = 500
     height: int = 375
     precision: str = "bf16"
+    noise: float = NOISE
+    """Of the photographs: what the size of a file depends on."""
 
 
 # Lengths: the slowest side takes one to three minutes on 2 cores.
@@ -53,12 +55,16 @@ CASES = {
         arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2
     ),
     "small_32": Case(
-        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=4096, epochs=6,
+        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=4096, epochs=10,
         precision="fp32",
     ),
     "small_32_12mp": Case(
         arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=256, epochs=5,
         width=4000, height=3000, precision="fp32",
+    ),
+    "small_32_12mp_2mb": Case(
+        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=256, epochs=5,
+        width=4000, height=3000, precision="fp32", noise=LITTLE_NOISE,
     ),
 }  # fmt: skip
 
@@ -229,8 +235,8 @@ def main() -> None:
     work = args.work.absolute()
     for name in args.case:
         case = shrink(CASES[name]) if args.tiny else CASES[name]
-        data = work / f"{case.width}x{case.height}x{case.images}"
-        make_folder(data, count=case.images, width=case.width, height=case.height)
+        data = work / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
+        make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
         sides = measure(case, data, work, repeats=1 if args.tiny else args.repeats, plain=args.plain)
         result = summarise(case, data, sides)
         if not args.tiny:

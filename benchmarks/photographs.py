@@ -18,28 +18,29 @@ NAMES = (
 )  # fmt: skip
 JPEG_QUALITY = 90
 NOISE = 5.0  # standard deviation in grey levels: a file of 12 megapixels has 3.1 MB, one of 500x375 64 kB
+LITTLE_NOISE = 3.0  # 2.0 MB: bright light, a large sensor
 
 
-def make_folder(folder: Path, *, count: int, width: int, height: int) -> None:
+def make_folder(folder: Path, *, count: int, width: int, height: int, noise: float = NOISE) -> None:
     """Fill `folder` with `count` files; nothing to do when it holds them."""
     if len(list(folder.glob("*.jpg"))) == count:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures(count, width=width, height=height)):
+    for number, picture in enumerate(pictures(count, width=width, height=height, noise=noise)):
         unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
         picture.save(unfinished, "JPEG", quality=JPEG_QUALITY)
         unfinished.rename(unfinished.with_suffix(".jpg"))
 
 
-def pictures(count: int, *, width: int, height: int) -> Iterator[Image.Image]:
+def pictures(count: int, *, width: int, height: int, noise: float = NOISE) -> Iterator[Image.Image]:
     """`count` distinct pictures, the same each time."""
     rng = np.random.default_rng(0)
     photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in NAMES]
-    noise = rng.normal(0, NOISE, size=(height, width)).round().astype(np.int16)  # drawn once, then rolled
+    grain = rng.normal(0, noise, size=(height, width)).round().astype(np.int16)  # drawn once, then rolled
     for number in range(count):
         crop = random_crop(photographs[number % len(photographs)], rng, aspect=width / height)
         pixels = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-        yield Image.fromarray(develop(pixels, noise, rng))
+        yield Image.fromarray(develop(pixels, grain, rng))
 
 
 def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: float) -> Image.Image:
@@ -52,8 +53,8 @@ def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: fl
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
-def develop(pixels: NDArray[np.int16], noise: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.uint8]:
+def develop(pixels: NDArray[np.int16], grain: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Exposure and noise: (H, W, 3) in 0..255."""
-    shift = tuple(int(rng.integers(side)) for side in noise.shape)
-    exposed = pixels + np.int16(rng.integers(-30, 31)) + np.roll(noise, shift, axis=(0, 1))[:, :, None]
+    shift = tuple(int(rng.integers(side)) for side in grain.shape)
+    exposed = pixels + np.int16(rng.integers(-30, 31)) + np.roll(grain, shift, axis=(0, 1))[:, :, None]
     return exposed.clip(0, 255).astype(np.uint8)

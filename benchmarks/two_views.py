@@ -34,10 +34,10 @@ Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
 
 
-def jpegs(count: int, *, width: int, height: int) -> list[bytes]:
+def jpegs(count: int, *, width: int, height: int, noise: float = photographs.NOISE) -> list[bytes]:
     """Distinct photographs as JPEG files."""
     files = []
-    for picture in photographs.pictures(count, width=width, height=height):
+    for picture in photographs.pictures(count, width=width, height=height, noise=noise):
         file = BytesIO()
         picture.save(file, "JPEG", quality=photographs.JPEG_QUALITY)
         files.append(file.getvalue())
@@ -141,9 +141,8 @@ def main() -> None:
     result["500x375"] = measure(sides_of(small, size_px=224), num_images=len(small), rounds=args.rounds)
     show(f"500x375 JPEG, {len(small[0]) / 1000:.0f} kB, to 224 px", result["500x375"])
 
-    for noise in (2.0, photographs.NOISE):
-        photographs.NOISE = noise
-        large = jpegs(max(4, args.images // 6), width=4000, height=3000)
+    for noise in (photographs.LITTLE_NOISE, photographs.NOISE):
+        large = jpegs(max(4, args.images // 6), width=4000, height=3000, noise=noise)
         megabytes = statistics.mean(len(raw) for raw in large) / 1e6
         sides = sides_of(large, size_px=224)
         sides["mocokit fast, packed at 512"] = mocokit("fast", packed(large, short_side_px=512), size_px=224)
