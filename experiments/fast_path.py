@@ -89,7 +89,12 @@ def main() -> None:
     }
     if args.fashion_mnist:
         images = [str(next(args.fashion_mnist.glob(f"{part}-images-idx3-ubyte*"))) for part in ("train", "t10k")]
-        cases["Fashion-MNIST"] = (images[0], *images, [*FASHION_FLAGS, "--epochs", str(args.fashion_epochs)])
+        cases["Fashion-MNIST"] = (
+            images[0],
+            images[0],
+            images[1],
+            [*FASHION_FLAGS, "--epochs", str(args.fashion_epochs)],
+        )
     results: dict[str, list[dict[str, Any]]] = {}
     for name, (data, bank, queries, flags) in cases.items():
         results[name] = compare(name.replace(" ", "_"), data, bank, queries, flags, seeds=args.seeds, out=args.out)

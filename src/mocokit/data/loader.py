@@ -4,24 +4,17 @@ Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (
 step s gives the very batches that an uninterrupted run would see from there.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import cv2
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from mocokit.data.pipelines import warm_up
 from mocokit.data.views import PlainViews, TwoViews, ViewBatch
+from mocokit.data.workers import as_is, obey_parent_alone, obey_parent_in_the_background
 from mocokit.randomness import Purpose, permutation
-
-T = TypeVar("T")
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -87,11 +80,11 @@ def build_view_loader(
     return DataLoader(
         views,
         batch_sampler=order,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_start_in_the_background if trains_on_cpu else _obey_parent_alone,
+        worker_init_fn=obey_parent_in_the_background if trains_on_cpu else obey_parent_alone,
     )
 
 
@@ -103,34 +96,7 @@ def build_plain_loader(
     return DataLoader(
         views,
         batch_sampler=batches,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         num_workers=num_workers,
-        worker_init_fn=_obey_parent_alone,
+        worker_init_fn=obey_parent_alone,
     )
-
-
-def _as_is(batch: T) -> T:
-    return batch
-
-
-def _start_in_the_background(worker: int) -> None:
-    os.nice(10)
-    _obey_parent_alone(worker)
-
-
-def _obey_parent_alone(_worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group: the main process ends the run, a worker ends when told by it.
-
-    A worker that died of the group's SIGTERM would break the main process's last step before it can save.
-    """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_parent_says(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

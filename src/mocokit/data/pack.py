@@ -7,14 +7,10 @@ shards too: `000000123.jpg`, and `000000123.cls` with the class number where the
 import contextlib
 import csv
 import io
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +25,7 @@ from mocokit.data.shard_writer import ShardWriter, naming_path
 from mocokit.data.shards import ShardSource, is_url, open_shards
 from mocokit.data.sources import ImageSource, RawImage, labels_from_names
 from mocokit.data.views import BadImage
-
-T = TypeVar("T")
+from mocokit.data.workers import as_is, obey_parent_alone
 
 SKIPPED_NAME = "skipped.txt"
 LABELS_NAME = "labels.csv"
@@ -180,26 +175,10 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] | BadImage]:
     """Every image, in order, at most 8 a worker ahead."""
     loader = DataLoader(
-        encoder, batch_size=None, sampler=range(len(encoder.names)), num_workers=workers, collate_fn=_as_is,
-        prefetch_factor=8 if workers else None, worker_init_fn=_obey_parent,
+        encoder, batch_size=None, sampler=range(len(encoder.names)), num_workers=workers, collate_fn=as_is,
+        prefetch_factor=8 if workers else None, worker_init_fn=obey_parent_alone,
     )  # fmt: skip
     return iter(loader)
-
-
-def _as_is(image: T) -> T:
-    return image
-
-
-def _obey_parent(_worker: int) -> None:
-    """Ctrl-C is the parent's to handle; without a parent a worker would wait for ever to hand its images over."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_after(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lambda done, total: None) -> PackResult:
