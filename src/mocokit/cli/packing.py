@@ -20,7 +20,7 @@ def pack_command(arguments: list[str]) -> int:
         out: Annotated[str, tyro.conf.Positional],
         *,
         short_side: int | None = None,
-        quality: int = 95,
+        quality: int = 90,
         shard_mb: int = 256,
         workers: int = -1,
     ) -> int:

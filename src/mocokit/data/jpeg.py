@@ -47,7 +47,7 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
 
 
 def _orientation(raw: bytes) -> int:
-    if b"Exif\0" not in raw[: 1 << 16]:
+    if raw.find(b"Exif\0", 0, 1 << 12) < 0:  # the block comes first, or right after JFIF's
         return 1
     try:
         orientation = Image.open(BytesIO(raw)).getexif().get(0x0112)

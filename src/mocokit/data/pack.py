@@ -48,7 +48,7 @@ class PackResult:
 
 
 def pack(
-    location: str | Path, out: str | Path, *, max_image_px: int, short_side_px: int | None = None, quality: int = 95,
+    location: str | Path, out: str | Path, *, max_image_px: int, short_side_px: int | None = None, quality: int = 90,
     shard_bytes: int = 256 * 2**20, workers: int = 0, on_progress: Progress = lambda done, total: None,
 ) -> PackResult:  # fmt: skip
     """Pack the images of `location` into shards in the folder `out`, in the order of `open_source`.
