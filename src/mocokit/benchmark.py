@@ -252,5 +252,5 @@ def _advise(config: Config, result: "BenchResult") -> list[str]:
             "try --precision bf16: this hardware has it (not what the papers used; small networks gain little)"
         )
     if result.bound == "step" and not config.run.compile and not result.device.startswith("cpu"):
-        advice.append("try --run.compile true: fewer, larger kernels")
+        advice.append("try --run.compile: fewer, larger kernels")
     return advice or ["nothing here: the step is at what this device does with these settings"]
