@@ -24,11 +24,11 @@ from lightly.transforms.moco_transform import MoCoV2Transform
 from peers.plain_pytorch import TwoCrops
 from PIL import Image
 
-from mocokit.data.augment import AUG_PLUS, ViewParams, draw_params
+from mocokit.data.augment import AUG_PLUS
 from mocokit.data.pack import pack
 from mocokit.data.pipelines import PIPELINES, warm_up
 from mocokit.data.shards import open_shards
-from mocokit.randomness import Purpose, generator
+from mocokit.data.views import draw_pair
 
 Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
@@ -75,11 +75,7 @@ def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = Fal
         nonlocal epoch
         epoch += 1
         for index, raw in enumerate(files):
-
-            def draw(height: int, width: int, index: int = index) -> list[ViewParams]:
-                streams = (generator(0, Purpose.VIEW, epoch, index, view) for view in (0, 1))
-                return [draw_params(AUG_PLUS, rng, height=height, width=width) for rng in streams]
-
+            draw = draw_pair(AUG_PLUS, 0, epoch, index)
             PIPELINES[pipeline](raw, draw, target, max_image_px=10**8, crops_only=crops_only)
 
     return run

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,15 +18,15 @@ import torch
 
 from mocokit.assembly import Parts, assemble, build_batches, build_recipe
 from mocokit.config import Config
-from mocokit.data.augment import ViewParams, draw_params
+from mocokit.data.augment import ViewParams
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import PIPELINES, decode_for_views, warm_up
 from mocokit.data.prefetch import on_device
 from mocokit.data.sources import ImageSource
-from mocokit.data.views import ViewBatch
+from mocokit.data.views import ViewBatch, draw_pair
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.losses import info_nce
-from mocokit.randomness import Purpose, generator, permutation
+from mocokit.randomness import Purpose, permutation
 
 SAMPLE_IMAGES = 64
 WARM_UP_STEPS = 2
@@ -119,10 +119,12 @@ def _time_image(config: Config, source: ImageSource, index: int) -> tuple[list[f
     recipe, size_px, limit = build_recipe(config), config.data.image_size, config.data.max_image_px
     target, areas = np.empty((2, size_px, size_px, 3), np.uint8), list[float]()
 
-    def draw(height: int, width: int) -> list[ViewParams]:
+    pair = draw_pair(recipe, config.run.seed, 0, index)
+
+    def draw(height: int, width: int) -> Sequence[ViewParams]:
+        """The same, noting the size."""
         areas.append(height * width / 1e6)
-        streams = (generator(config.run.seed, Purpose.VIEW, 0, index, view) for view in (0, 1))
-        return [draw_params(recipe, rng, height=height, width=width) for rng in streams]
+        return pair(height, width)
 
     marks = [time.perf_counter()]
     raw = source.read(index)
@@ -157,6 +159,7 @@ def _one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
     last = _now(parts.device)
 
     def lap(name: str) -> None:
+        """Book the time since the last call."""
         nonlocal last
         now = _now(parts.device)
         spent[name] = spent.get(name, 0.0) + 1000 * (now - last)

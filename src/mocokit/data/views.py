@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from mocokit.data.augment import Recipe, ViewParams, draw_params, evaluation_crop
 from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
 from mocokit.data.decode import DecodeError, decode
-from mocokit.data.pipelines import PIPELINES
+from mocokit.data.pipelines import PIPELINES, Draw
 from mocokit.data.sources import ImageSource, RawImage
 from mocokit.randomness import Purpose, generator
 
@@ -156,13 +156,22 @@ class TwoViews(Dataset[ViewBatch]):
         """Function that makes the two views of one image of `epoch` in `target`."""
 
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
-            def draw(height: int, width: int) -> Sequence[ViewParams]:
-                streams = (generator(self.seed, Purpose.VIEW, epoch, index, view) for view in (0, 1))
-                return [draw_params(self.recipe, rng, height=height, width=width) for rng in streams]
-
+            """Fill `target` with the views of image `index`; what was drawn."""
+            draw = draw_pair(self.recipe, self.seed, epoch, index)
             return self.pipeline(raw, draw, target, max_image_px=self.reader.max_image_px, crops_only=self.crops_only)
 
         return make
+
+
+def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int) -> Draw:
+    """How the query and the key view of image `index` in `epoch` are drawn."""
+
+    def draw(height: int, width: int) -> list[ViewParams]:
+        """Draw both for an image of that size."""
+        streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in (0, 1))
+        return [draw_params(recipe, rng, height=height, width=width) for rng in streams]
+
+    return draw
 
 
 def _empty_pixels(*shape: int) -> Tensor:
