@@ -12,6 +12,7 @@ from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, Recipe
 from mocokit.data.loader import BatchOrder, build_view_loader, steps_per_epoch
 from mocokit.data.open_source import open_source
+from mocokit.data.shards import is_url
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine.optim import build_sgd
@@ -80,11 +81,13 @@ def assemble(config: Config, device: torch.device) -> Parts:
         sgd_momentum=config.optim.sgd_momentum,
         weight_decay=config.optim.weight_decay,
     )
-    num_workers = _count_workers(data.workers)
+    num_workers = data.workers
+    if num_workers < 0:  # a CPU that trains has no cores to spare, but may have a network to wait for
+        num_workers = 0 if device.type == "cpu" and not is_url(data.source) else own_cores()
     return Parts(
         reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
         steps_per_epoch=per_epoch, card=card, num_workers=num_workers,
-        evaluate=_build_monitor(config, reader, method, precision, device, num_workers),
+        evaluate=_build_monitor(config, reader, method, precision, device),
     )  # fmt: skip
 
 
@@ -119,9 +122,8 @@ def _build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> Mo
     return moco
 
 
-def _count_workers(asked: int) -> int:
-    if asked >= 0:
-        return asked
+def own_cores() -> int:
+    """Cores of this machine for each of its ranks, at least 1 and at most MAX_WORKERS."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
 
@@ -146,9 +148,7 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
         parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
         crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
     )  # fmt: skip
-    return build_view_loader(
-        views, order, num_workers=parts.num_workers, pin_memory=on_gpu, trains_on_cpu=parts.device.type == "cpu"
-    )
+    return build_view_loader(views, order, num_workers=parts.num_workers, num_threads=own_cores(), pin_memory=on_gpu)
 
 
 def _build_monitor(
@@ -157,7 +157,6 @@ def _build_monitor(
     method: MoCo,
     precision: Precision,
     device: torch.device,
-    num_workers: int,
 ) -> Callable[[], dict[str, float]] | None:
     """kNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
     if reader.source.labels is None:
@@ -165,8 +164,9 @@ def _build_monitor(
             raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")
         return None
     view = EvaluationView(
-        size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio, num_workers=num_workers
-    )
+        size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio,
+        num_workers=config.data.workers if config.data.workers >= 0 else own_cores(),
+    )  # fmt: skip
     size, seed = config.run.knn_max_images, config.run.seed
     drawn = draw_indices(len(reader.source), size, seed=seed)
     if config.data.test:

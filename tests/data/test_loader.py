@@ -52,17 +52,21 @@ def _views(photos: Path) -> TwoViews:
     return TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast")
 
 
-def _batches(photos: Path, workers: int, rows: range = range(10)) -> list[ViewBatch]:
+def _batches(photos: Path, workers: int, rows: range = range(10), threads: int = 1) -> list[ViewBatch]:
     order = BatchOrder(num_images=80, global_batch_size=10, own_rows=rows, start_step=0, total_steps=10, seed=0)
-    return list(build_view_loader(_views(photos), order, num_workers=workers, pin_memory=False))
+    return list(build_view_loader(_views(photos), order, num_workers=workers, num_threads=threads))
 
 
-def test_worker_and_rank_counts_change_no_pixel(photos: Path) -> None:
-    alone, two, half = _batches(photos, 0), _batches(photos, 2), _batches(photos, 0, range(5, 10))
-    for a, b, c in zip(alone, two, half, strict=True):
+def test_worker_thread_and_rank_counts_change_no_pixel(photos: Path) -> None:
+    alone, half = _batches(photos, 0), _batches(photos, 0, range(5, 10))
+    workers, threads = _batches(photos, 2), _batches(photos, 0, threads=3)
+    for a, b, t, c in zip(alone, workers, threads, half, strict=True):
         assert torch.equal(a.query, b.query)
         assert torch.equal(a.key, b.key)
         assert torch.equal(a.image_ids, b.image_ids)
+        assert torch.equal(a.query, t.query)
+        assert torch.equal(a.key, t.key)
+        assert torch.equal(a.image_ids, t.image_ids)
         assert torch.equal(a.query[5:], c.query)
         assert torch.equal(a.key[5:], c.key)
 

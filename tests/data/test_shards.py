@@ -4,6 +4,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _batches(source: ImageSource, *, num_workers: int) -> list[ViewBatch]:
         num_images=len(source), global_batch_size=16, own_rows=range(16), start_step=0, total_steps=7, seed=3
     )
     views = TwoViews(ImageReader(source, max_image_px=10**6, seed=3), AUG_PLUS, size_px=32, seed=3, pipeline="fast")
-    return list(build_view_loader(views, order, num_workers=num_workers, pin_memory=False))
+    return list(build_view_loader(views, order, num_workers=num_workers))
 
 
 def test_the_same_seed_gives_the_same_batches_as_the_folder(photos: Path, packed: Path) -> None:
@@ -99,6 +100,18 @@ def test_few_files_stay_open_and_reads_are_right(packed: Path, monkeypatch: pyte
     assert [source.read(int(i)) for i in order] == [again.read(int(i)) for i in order]
     assert _count_open_files() <= before + 2 * num_files
     del source, again
+    assert _count_open_files() == before
+
+
+def test_threads_close_no_file_that_another_reads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 1)
+    source, before = open_shards(str(packed)), _count_open_files()
+    order = np.random.default_rng(0).integers(len(source), size=4000).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(source.read, order))
+    expected = _images(source)
+    assert got == [expected[i] for i in order]
+    del source
     assert _count_open_files() == before
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -60,11 +61,13 @@ class OpenFiles:
     """Byte ranges of local files, the most recently used of which stay open."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[int, dict[str, int]] = {}  # of each process: a spawned worker has none of its parent's
+        # Of each process, since a spawned worker has none of its parent's; of each thread, since one could close
+        # what another reads.
+        self._descriptors: dict[tuple[int, int], dict[str, int]] = {}
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes start:end; fewer when the file ends before."""
-        own = self._descriptors.setdefault(os.getpid(), {})
+        own = self._descriptors.setdefault((os.getpid(), threading.get_ident()), {})
         if path not in own and len(own) == MAX_OPEN_FILES:
             os.close(own.pop(next(iter(own))))
         descriptor = own.pop(path) if path in own else os.open(path, os.O_RDONLY)
@@ -72,8 +75,9 @@ class OpenFiles:
         return os.pread(descriptor, end - start, start)  # no position that a forked worker could move
 
     def __del__(self) -> None:
-        for descriptor in self._descriptors.pop(os.getpid(), {}).values():
-            os.close(descriptor)
+        for (process, _), own in self._descriptors.items():
+            for descriptor in own.values() if process == os.getpid() else ():
+                os.close(descriptor)
 
 
 @dataclass(frozen=True, eq=False)

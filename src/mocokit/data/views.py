@@ -3,8 +3,9 @@
 Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -35,6 +36,10 @@ class BadImage:
     index: int
     name: str
     reason: str
+
+
+MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
+"""The index of the image used, what was drawn for it, and the bad images on the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,19 +143,25 @@ class TwoViews(Dataset[ViewBatch]):
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> ViewBatch:
         """The views of a whole batch, called by torch's DataLoader in a worker."""
+        return self.make_batch(positions, map)
+
+    def make_batch(self, positions: Sequence[tuple[int, int]], each: Callable[..., Iterable[MadeRow]]) -> ViewBatch:
+        """The views of a whole batch; `each` is `map`, or an executor's."""
         pixels = _empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
-        image_ids, all_bad = torch.empty(len(positions), dtype=torch.int64), list[BadImage]()
-        draws = list[Sequence[ViewParams]]()
-        for row, (epoch, index) in enumerate(positions):
-            target = pixels[:, row].numpy()  # (2, S, S, 3): query, key
-            image_ids[row], drawn, bad = self.reader.use_or_replace(index, epoch, self._maker(epoch, target))
-            draws.append(drawn)
-            all_bad += bad
+        targets = pixels.transpose(0, 1).numpy()  # (n, 2, S, S, 3): query, key
+        ids, draws, bad = zip(*each(self._make_row, positions, targets), strict=True)
         query, key = pixels.permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory
         params = None
         if self.crops_only:
             params = pack_params([drawn[0] for drawn in draws]), pack_params([drawn[1] for drawn in draws])
-        return ViewBatch(query=query, key=key, image_ids=image_ids, bad=tuple(all_bad), params=params)
+        return ViewBatch(
+            query=query, key=key, image_ids=torch.tensor(ids), bad=tuple(itertools.chain(*bad)), params=params
+        )
+
+    def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> MadeRow:
+        """Make the two views of the image at `position` in `target`."""
+        epoch, index = position
+        return self.reader.use_or_replace(index, epoch, self._maker(epoch, target))
 
     def _maker(self, epoch: int, target: NDArray[np.uint8]) -> Callable[[RawImage, int], Sequence[ViewParams]]:
         """Function that makes the two views of one image of `epoch` in `target`."""

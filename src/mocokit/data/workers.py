@@ -25,12 +25,6 @@ def obey_parent_alone(_worker: int) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def obey_parent_in_the_background(worker: int) -> None:
-    """The same, leaving the cores to whoever trains on them."""
-    os.nice(19)
-    obey_parent_alone(worker)
-
-
 def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
