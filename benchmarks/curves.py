@@ -15,7 +15,7 @@ from mocokit.presets import get_preset
 from mocokit.settings import replace_settings
 
 BASE: dict[str, object] = {
-    "data.image_size": 64, "data.global_batch_size": 64, "data.workers": 2, "model.arch": "resnet18",
+    "data.image_size": 64, "data.global_batch_size": 64, "data.workers": -1, "model.arch": "resnet18",
     "method.queue_size": 65536, "method.bn_groups": 2, "run.precision": "auto", "run.knn_every": 0,
 }  # fmt: skip
 CURVES: dict[str, tuple[object, ...]] = {

@@ -1,7 +1,7 @@
 """From a folder of JPEG files to a pre-trained backbone, start-up included: `mocokit pretrain` against both peers.
 
-Every side is a command of its own with the same images, epochs, batch, queue and number of workers. Rounds are
-interleaved; what counts is the median wall clock.
+Every side is a command of its own with the same images, epochs, batch, queue and cores; the peers have 2 workers,
+mocokit its default, on a CPU threads between the steps. Rounds are interleaved; what counts is the median wall clock.
 
     python benchmarks/end_to_end.py --case small_32_12mp --repeats 3
     python benchmarks/end_to_end.py --tiny --plain                     # do the scripts work?
@@ -80,7 +80,7 @@ def mocokit_command(case: Case, data: Path, out: Path) -> list[str]:
     return [
         sys.executable, "-m", "mocokit", "pretrain", "moco-v2", "--data", str(data), "--out", str(out),
         "--arch", case.arch, "--image-size", str(case.image_size), "--global-batch-size", str(case.batch),
-        "--epochs", str(case.epochs), "--workers", "2", "--precision", case.precision,
+        "--epochs", str(case.epochs), "--precision", case.precision,
         "--method.queue-size", str(case.queue_size), "--method.bn-groups", str(case.bn_groups),
         "--run.knn-every", "0",
     ]  # fmt: skip

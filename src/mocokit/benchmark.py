@@ -70,7 +70,7 @@ class BenchResult:
     @property
     def bound(self) -> str:
         """Which part decides the run's speed: "pixels", "step", or "both", where they share the same cores."""
-        if 0.1 < self.pixels_share < 0.9 and self.device == "cpu" and self.workers:
+        if 0.1 < self.pixels_share < 0.9 and self.device == "cpu":
             return "both"
         return "pixels" if self.pixels_share > 0.5 else "step"
 
@@ -242,7 +242,7 @@ def _advise(config: Config, result: "BenchResult") -> list[str]:
             )
         if pixels["read"] > whole / 3:
             advice.append(f"reading is {pixels['read'] / whole:.0%} of the pixel work: `mocokit pack` to a local disk")
-        if result.workers < result.cores and result.bound == "pixels":
+        if result.workers < result.cores and result.bound == "pixels" and not result.device.startswith("cpu"):
             advice.append(f"--workers {result.cores}: {result.workers} of {result.cores} cores make views")
         if not result.device.startswith("cpu") and config.augment.on == "cpu":
             advice.append("--augment-on device leaves color and blur to the GPU")

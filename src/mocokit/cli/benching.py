@@ -59,7 +59,8 @@ def _print_table(result: "BenchResult") -> None:
         print(f"  {name:26}{milliseconds:10.1f} ms{milliseconds / step:8.0%}")
     print(f"  {'(the loss in it)':26}{result.loss_ms:10.1f} ms{result.loss_ms / step:8.0%}")
     print("images per second")
-    print(f"  {f'loader alone, {result.workers} workers':26}{result.loader_images_per_s:10,.0f}")
+    makers = f"{result.workers} workers" if result.workers else "threads"
+    print(f"  {f'loader alone, {makers}':26}{result.loader_images_per_s:10,.0f}")
     print(f"  {'step alone':26}{result.step_images_per_s:10,.0f}")
     print(f"  {'both: the run':26}{result.images_per_s:10,.0f}   waiting for images {result.data_wait_share:.0%}")
     words = {

@@ -73,41 +73,46 @@ def shift_hue(planes: Planes, shift: int) -> None:
     """Through Pillow's 8-bit HSV: hue + `shift` in 256ths of the circle, modulo 256.
 
     In single precision, which gives Pillow's own result for each of the 2**24 colours (a test goes through all).
+    Without a branch, so that it becomes vector code.
     """
     red, green, blue = planes[0], planes[1], planes[2]
     for pixel in range(red.size):
         r, g, b = _i32(red[pixel]), _i32(green[pixel]), _i32(blue[pixel])
         high, lowest = max(max(r, g), b), min(min(r, g), b)  # noqa: PLW3301, numba takes two at a time
-        chroma = _i32(high - lowest)
-        hue = _hue(r, g, b, high, lowest) if chroma > 0 else _i32(0)
-        saturation = _i32(_f32(chroma) / _f32(max(high, _i32(1))) * _f32(255))
+        saturation = _i32(_f32(_i32(high - lowest)) / _f32(max(high, _i32(1))) * _f32(255))
+        hue = _hue(r, g, b, high, lowest)
 
         six = _i32(_i32(_i32(hue + _i32(shift)) & _i32(255)) * _i32(6))
         sector = _i32(_i32(six * _i32(257) + _i32(257)) >> _i32(16))  # six // 255
         rest = _i32(six - _i32(sector * _i32(255)))
-        sector = sector if sector < 6 else _i32(0)
         low = _share(high, _i32(saturation * _i32(255)))
         down = _share(high, _i32(saturation * rest))
         up = _share(high, _i32(saturation * _i32(_i32(255) - rest)))
-        red[pixel] = _u8(high if sector in (0, 5) else (down if sector == 1 else (up if sector == 4 else low)))
-        green[pixel] = _u8(high if sector in (1, 2) else (up if sector == 0 else (down if sector == 3 else low)))
-        blue[pixel] = _u8(high if sector in (3, 4) else (up if sector == 2 else (down if sector == 5 else low)))
+        red[pixel] = _u8(_of_sector(sector, high, down, low, up))
+        green[pixel] = _u8(_of_sector(_i32(sector + _i32(4)), high, down, low, up))
+        blue[pixel] = _u8(_of_sector(_i32(sector + _i32(2)), high, down, low, up))
 
 
 @compiled
 def _hue(r: np.int32, g: np.int32, b: np.int32, high: np.int32, lowest: np.int32) -> np.int32:
-    """Hue of a colour that is not gray, in 255ths of the circle."""
+    """Hue of a colour in 255ths of the circle, 0 for gray."""
     middle = _i32(_i32(_i32(r + g) + b) - _i32(high + lowest))
-    part = _f32(_i32(high - middle)) / _f32(_i32(high - lowest))
-    if r == high:
-        sixth = _f32(1) - part if g >= b else part - _f32(1)
-    elif g == high:
-        sixth = _f32(1) + part if b <= r else _f32(3) - part
-    else:
-        sixth = _f32(3) + part if r <= g else _f32(5) - part
+    chroma = _i32(high - lowest)
+    part = _f32(_i32(high - middle)) / _f32(max(chroma, _i32(1)))
+    falling = g >= b if r == high else (b > r if g == high else r > g)  # sixths in which `part` falls
+    start = _f32(0) if r == high else (_f32(2) if g == high else _f32(4))  # sixth of the pure colour
+    sixth = start + _f32(1) - part if falling else start - _f32(1) + part
     turn = sixth / _f32(6)
     turn = turn + _f32(1) if turn < _f32(0) else turn
-    return min(_i32(turn * _f32(255)), _i32(255))
+    return min(_i32(turn * _f32(255)), _i32(255)) if chroma > 0 else _i32(0)
+
+
+@compiled
+def _of_sector(sector: np.int32, high: np.int32, down: np.int32, low: np.int32, up: np.int32) -> np.int32:
+    """Red, where the circle starts; the other colours are a third and two thirds of the circle (6 sectors) behind."""
+    part = _i32(sector - _i32(6)) if sector >= 6 else sector
+    side = down if part == 1 else up
+    return high if (part == 0) | (part == 5) else (low if (part == 2) | (part == 3) else side)
 
 
 @compiled

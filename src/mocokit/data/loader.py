@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from mocokit.data.pipelines import warm_up
+from mocokit.data.pipelines import fast_views, warm_up
 from mocokit.data.views import PlainViews, TwoViews, ViewBatch
 from mocokit.data.workers import as_is, obey_parent_alone
 from mocokit.randomness import Purpose, permutation
@@ -82,7 +82,8 @@ def build_view_loader(
         pin_memory: Hand over batches in page-locked memory.
 
     """
-    warm_up()  # before workers are forked, which then have the machine code too
+    if views.pipeline is fast_views:
+        warm_up()  # before workers are forked, which then have the machine code too
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads, pin_memory=pin_memory)
     return DataLoader(
