@@ -70,10 +70,14 @@ def pretrain(
     chosen = dict(settings or {})
     if data is not None:
         chosen["data.source"] = str(data)
-    config = replace_settings(config, chosen)
+    return _run(locate_data(replace_settings(config, chosen)), RunFolder(out), resume=False)
+
+
+def locate_data(config: Config) -> Config:
+    """The config with absolute places of its images, so that `resume` works from any folder."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     absolute = {name: absolute_location(place) for name, place in places.items() if place}
-    return _run(replace_settings(config, absolute), RunFolder(out), resume=False)  # `resume` works from any folder
+    return replace_settings(config, absolute)
 
 
 def resume(run: str | Path) -> RunResult:

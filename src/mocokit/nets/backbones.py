@@ -101,7 +101,11 @@ def require_image_size(backbone: nn.Module, image_size: int) -> None:
         raise ValueError(f"data.image_size={image_size}: not a multiple of the backbone's patches of {patch_px[0]} px")
     declared = getattr(backbone, "default_cfg", {})
     native_px = declared.get("input_size", (3, image_size))[1]
-    if declared.get("fixed_input_size") and not getattr(backbone, "dynamic_img_size", False) and image_size != native_px:
+    if (
+        declared.get("fixed_input_size")
+        and not getattr(backbone, "dynamic_img_size", False)
+        and image_size != native_px
+    ):
         raise ValueError(f"data.image_size={image_size}: this backbone reads {native_px} px only")
 
 

@@ -122,7 +122,9 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
     if isinstance(module, _BatchNorm) and not isinstance(module, GroupedBatchNorm):
         parts = dict(module.named_children())
         if parts and set(parts) != {"drop", "act"}:
-            raise ValueError(f"model.arch: its {type(module).__name__} is not known to mocokit; choose another backbone")
+            raise ValueError(
+                f"model.arch: its {type(module).__name__} is not known to mocokit; choose another backbone"
+            )
         grouped = (GroupedBatchNormAct if parts else GroupedBatchNorm)(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )

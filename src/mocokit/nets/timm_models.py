@@ -1,7 +1,10 @@
 """Backbones that timm builds: Vision Transformers by their plain names, every other model as `timm/NAME`."""
 
+import copy
 import difflib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+from torch import nn
 
 
 class TimmModel(NamedTuple):
@@ -43,3 +46,15 @@ def build_timm(model: TimmModel) -> Any:
         return timm.create_model(model.name, num_classes=0, dynamic_img_size=True, **model.arguments)
     except TypeError:  # a convolutional model, which needs no such promise
         return timm.create_model(model.name, num_classes=0, **model.arguments)
+
+
+def at_image_size(backbone: nn.Module, image_size: int) -> nn.Module:
+    """A backbone that computes the same for images of `image_size` pixels and for no others.
+
+    A ViT resamples its position embedding in each forward pass; in the copy given back it is resampled for good.
+    """
+    if not getattr(backbone, "dynamic_img_size", False):
+        return backbone
+    fixed = copy.deepcopy(backbone)
+    cast(Any, fixed).set_input_size(img_size=(image_size, image_size))
+    return fixed
