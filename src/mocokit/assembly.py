@@ -22,7 +22,7 @@ from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.export.backbone import BackboneCard
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
-from mocokit.nets.backbones import build_backbone, build_seeded, feature_dim
+from mocokit.nets.backbones import build_backbone, build_seeded, feature_dim, require_image_size
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
 from mocokit.nets.pixels import PixelNormalize
@@ -96,6 +96,7 @@ def _build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> Mo
 
     def encoder() -> Encoder:
         backbone = build_backbone(model.arch, stem=model.stem)
+        require_image_size(backbone, card.image_size)
         return Encoder(backbone, build_head(feature_dim(backbone), model.dim, mlp=model.mlp))
 
     def shuffle_order(step: int, size: int) -> Tensor:

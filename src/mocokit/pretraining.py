@@ -26,6 +26,7 @@ from mocokit.engine.schedules import learning_rate
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.export.backbone import save_backbone
+from mocokit.nets.grouped_batchnorm import has_batchnorm
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet
 from mocokit.settings import replace_settings, to_toml
@@ -69,10 +70,14 @@ def pretrain(
     chosen = dict(settings or {})
     if data is not None:
         chosen["data.source"] = str(data)
-    config = replace_settings(config, chosen)
+    return _run(locate_data(replace_settings(config, chosen)), RunFolder(out), resume=False)
+
+
+def locate_data(config: Config) -> Config:
+    """The config with absolute places of its images, so that `resume` works from any folder."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     absolute = {name: absolute_location(place) for name, place in places.items() if place}
-    return _run(replace_settings(config, absolute), RunFolder(out), resume=False)  # `resume` works from any folder
+    return replace_settings(config, absolute)
 
 
 def resume(run: str | Path) -> RunResult:
@@ -131,7 +136,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         board=MeterBoard(parts.device),
         view=progress,
         callbacks=Callbacks(
-            state=lambda: _state(parts),
+            state=lambda: state_of(parts),
             queue_fill=lambda: method.queue.fill,
             export=export,
             evaluate=parts.evaluate,
@@ -172,7 +177,8 @@ def _lr(config: Config, per_epoch: int, step: int) -> float:
     )  # fmt: skip
 
 
-def _state(parts: Parts) -> dict[str, Any]:
+def state_of(parts: Parts) -> dict[str, Any]:
+    """All that a checkpoint holds beside the step and the config."""
     return {
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
@@ -209,6 +215,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
     lines = health.warnings_of_config(
         bn_groups=config.method.bn_groups, shuffle=config.method.shuffle, queue_size=config.method.queue_size,
         num_images=num_images, mask_same_image=config.method.mask_same_image,
+        batchnorm=has_batchnorm(parts.method.encoder_q),
     )  # fmt: skip
     for line in lines:
         LOGGER.warning(line)

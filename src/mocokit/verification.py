@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mocokit import distributed
 from mocokit.engine.optim import build_sgd
+from mocokit.methods import official_names
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
 from mocokit.nets.backbones import declare_feature_dim
@@ -104,14 +105,12 @@ def build_method(trace: Arrays, *, micro_groups: int) -> MoCo:
 
 
 def _state_of(trace: Arrays, prefix: str) -> dict[str, Tensor]:
-    """One encoder's state with the official names turned into ours: fc.* is the head, the rest the backbone."""
-    state = {}
-    for name, value in trace.items():
-        if name.startswith(prefix):
-            short = name.removeprefix(prefix)
-            ours = f"head.{short.removeprefix('fc.')}" if short.startswith("fc.") else f"backbone.{short}"
-            state[ours] = torch.from_numpy(np.asarray(value))
-    return state
+    """One encoder's state with the official names turned into ours."""
+    return {
+        official_names.ours(name.removeprefix(prefix)): torch.from_numpy(np.asarray(value))
+        for name, value in trace.items()
+        if name.startswith(prefix)
+    }
 
 
 def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:

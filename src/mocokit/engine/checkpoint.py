@@ -16,6 +16,10 @@ import torch
 STEM = re.compile(r"step_(\d{9})\.pt")
 
 
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
+"""What torch.load(weights_only=True) raises for a file that is cut, damaged, no checkpoint, or would run code."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint can't be read; the message names the file and what is wrong with it."""
 
@@ -97,7 +101,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(state, dict) or "step" not in state:

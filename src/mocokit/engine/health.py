@@ -16,11 +16,17 @@ def chance_loss(queue_size: int) -> float:
 
 
 def warnings_of_config(
-    *, bn_groups: int, shuffle: bool, queue_size: int, num_images: int, mask_same_image: bool
+    *, bn_groups: int, shuffle: bool, queue_size: int, num_images: int, mask_same_image: bool, batchnorm: bool = True
 ) -> list[str]:
-    """What a user should know before the run starts."""
+    """What a user should know before the run starts; without `batchnorm` in the encoder, nothing can leak there."""
     lines = []
-    if bn_groups == 1:
+    if not batchnorm:
+        if shuffle:
+            lines.append(
+                "method.shuffle=True: without BatchNorm in the encoder it only costs time; leave it out with "
+                "--method.no-shuffle"
+            )
+    elif bn_groups == 1:
         lines.append(
             "method.bn_groups=1: shuffling BN has no effect with one group, so a query can recognise its key by the "
             "BatchNorm statistics that they share; use 2 groups or more"

@@ -1,4 +1,4 @@
-"""`backbone.safetensors`: a backbone's weights under torchvision's names, with what is needed to use them.
+"""`backbone.safetensors`: a backbone's weights under torchvision's or timm's names, with what is needed to use them.
 
 `torchvision.models.resnet50().load_state_dict(load_file(path), strict=False)` misses `fc.*` alone.
 """
@@ -27,7 +27,9 @@ class BackboneCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     step: int
-    """Optimizer steps that the weights saw."""
+    """Optimizer steps that the weights saw, as far as mocokit knows."""
+    origin: str = ""
+    """File and layout that the weights were imported from; empty: a run of mocokit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class LoadedBackbone:
     pixels: PixelNormalize
     """(N, 3, H, W) uint8 images -> normalised ones."""
     card: BackboneCard
+    path: Path
+    """The file that it came from."""
 
 
 def save_backbone(path: Path, backbone: nn.Module, card: BackboneCard) -> None:
@@ -70,7 +74,7 @@ def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
     card = _read_card(metadata["mocokit"])
     backbone = build_backbone(card.arch, stem=card.stem)
     backbone.load_state_dict(state)
-    return LoadedBackbone(backbone=backbone.eval(), pixels=PixelNormalize(card.mean, card.std), card=card)
+    return LoadedBackbone(backbone=backbone.eval(), pixels=PixelNormalize(card.mean, card.std), card=card, path=path)
 
 
 def _read_card(text: str) -> BackboneCard:

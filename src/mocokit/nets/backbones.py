@@ -8,6 +8,8 @@ from torch import nn
 from torchvision.models import resnet as torchvision_resnet
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from mocokit.nets.timm_models import VITS, build_timm, find_timm
+
 M = TypeVar("M", bound=nn.Module)
 
 STEMS = ("imagenet", "small")
@@ -44,19 +46,25 @@ BACKBONES: dict[str, Callable[[], ResNet]] = {
 
 
 def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
-    """A torchvision ResNet without its classifier; `feature_dim(backbone)` tells D.
+    """A torchvision ResNet, a ViT, or any timm model (`timm/NAME`), without classifier; `feature_dim(...)` tells D.
 
-    Parameter names are torchvision's, so `backbone.state_dict()` loads into the torchvision model with only `fc.*`
+    Parameter names are the library's own, so `backbone.state_dict()` loads into its model with only the classifier
     missing (stem `imagenet`).
 
     Raises:
         ValueError: Unknown `arch` or `stem`; the message lists the known ones.
 
     """
-    if arch not in BACKBONES:
-        raise ValueError(f"model.arch={arch!r}: unknown backbone; choose one of {sorted(BACKBONES)}")
     if stem not in STEMS:
         raise ValueError(f"model.stem={stem!r}: unknown stem; choose one of {list(STEMS)}")
+    if model := find_timm(arch):
+        if stem != "imagenet":
+            raise ValueError(f"model.stem={stem!r}: {arch} has a stem of its own; leave out model.stem")
+        net = build_timm(model)
+        return declare_feature_dim(net, int(getattr(net, "head_hidden_size", net.num_features)))
+    if arch not in BACKBONES:
+        known = [*sorted(BACKBONES), *VITS]
+        raise ValueError(f"model.arch={arch!r}: unknown backbone; choose one of {known}, or timm/NAME")
     net = BACKBONES[arch]()
     if stem == "small":
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
@@ -84,6 +92,21 @@ def feature_dim(backbone: nn.Module) -> int:
     if not isinstance(width, int):
         raise ValueError("backbone: feature_dim is not declared; wrap it in declare_feature_dim(backbone, D)")
     return width
+
+
+def require_image_size(backbone: nn.Module, image_size: int) -> None:
+    """Raise ValueError when `backbone` can't read images of `image_size` pixels."""
+    patch_px = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if patch_px and image_size % patch_px[0]:
+        raise ValueError(f"data.image_size={image_size}: not a multiple of the backbone's patches of {patch_px[0]} px")
+    declared = getattr(backbone, "default_cfg", {})
+    native_px = declared.get("input_size", (3, image_size))[1]
+    if (
+        declared.get("fixed_input_size")
+        and not getattr(backbone, "dynamic_img_size", False)
+        and image_size != native_px
+    ):
+        raise ValueError(f"data.image_size={image_size}: this backbone reads {native_px} px only")
 
 
 def build_seeded(build: Callable[[], M], seed: int) -> M:

@@ -56,6 +56,18 @@ class GroupedBatchNorm(_BatchNorm):
         return self.momentum or 0.0
 
 
+class GroupedBatchNormAct(GroupedBatchNorm):
+    """The same, followed by the `drop` and `act` that timm keeps inside its BatchNormAct2d."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise (g*N, C, ...) group by group and activate; same shape out."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
 class _NormalizeGroups(torch.autograd.Function):
     """Batch normalization of each chunk of rows, written in place into one result: no copies to put chunks together.
 
@@ -103,17 +115,32 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
     Returns:
         `module`, or its replacement when it is itself a BatchNorm.
 
+    Raises:
+        ValueError: A BatchNorm with parts of its own, which are not timm's `drop` and `act`.
+
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, GroupedBatchNorm):
-        grouped = GroupedBatchNorm(
+        parts = dict(module.named_children())
+        if parts and set(parts) != {"drop", "act"}:
+            raise ValueError(
+                f"model.arch: its {type(module).__name__} is not known to mocokit; choose another backbone"
+            )
+        grouped = (GroupedBatchNormAct if parts else GroupedBatchNorm)(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
+        for name, part in parts.items():
+            grouped.add_module(name, part)
         grouped.load_state_dict(module.state_dict())
         grouped.train(module.training)
         return grouped
     for name, child in module.named_children():
         setattr(module, name, convert_batchnorm(child))
     return module
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether anything inside `module` is normalised over a batch."""
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 @contextlib.contextmanager

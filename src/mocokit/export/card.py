@@ -1,0 +1,125 @@
+"""The card beside an exported file: which run, which data, which protocol gave which number, how far from ours."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mocokit.engine.run_folder import RunFolder
+from mocokit.export.backbone import LoadedBackbone
+from mocokit.export.proof import LARGEST_DIFFERENCE
+from mocokit.export.targets import Exported
+
+HUB_HEADER = """\
+---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [mocokit, self-supervised, moco]
+---
+"""
+"""What huggingface.co reads from a README.md."""
+
+
+def describe(
+    loaded: LoadedBackbone, exported: Exported, *, target: str, differences: Mapping[str, float], images: str
+) -> dict[str, Any]:
+    """All that the card says, as plain values.
+
+    Args:
+        loaded: What was exported.
+        exported: What was written.
+        target: Its name.
+        differences: Reader -> largest difference from our features.
+        images: Where the images of the proof came from.
+
+    """
+    return {
+        "target": target,
+        "backbone": asdict(loaded.card),
+        "run": describe_run(loaded),
+        "evaluation": _evaluation(loaded.path.parent / "evaluation.json"),
+        "proof": {"images": images, "largest_difference": dict(differences), "allowed": LARGEST_DIFFERENCE},
+        "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in exported.files},
+        "usage": exported.usage,
+        "notes": list(exported.notes),
+    }
+
+
+def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
+    """What the run folder around a backbone says about it; empty for a lone file."""
+    folder = RunFolder(loaded.path.parent)
+    if loaded.path != folder.backbone or not folder.config.is_file():
+        return {}
+    config = folder.load_config()
+    resolved = _toml(folder.resolved)
+    return {
+        "folder": folder.path.resolve().name,
+        "config_sha256": hashlib.sha256(folder.config.read_bytes()).hexdigest(),
+        "seed": config.run.seed,
+        "epochs": config.optim.epochs,
+        "global_batch_size": config.data.global_batch_size,
+        "data": Path(config.data.source).name,
+        "num_images": resolved.get("num_images"),
+        "data_names_sha256": resolved.get("names_sha256"),
+        "total_steps": resolved.get("total_steps"),
+        "versions": {name: value for name, value in _toml(folder.environment).items() if name in VERSIONS},
+    }
+
+
+VERSIONS = ("mocokit", "python", "torch", "torchvision")
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _evaluation(path: Path) -> list[dict[str, Any]]:
+    """Rows of {protocol, features, accuracy} that `mocokit evaluate` left in the run folder."""
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
+
+
+def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write `facts` for people and for programs: in the folder `out`, or beside the file `out`."""
+    if out.is_dir():
+        text, values = out / "README.md", out / "mocokit.json"
+    else:
+        text, values = out.with_name(out.name + ".md"), out.with_name(out.name + ".json")
+    header = HUB_HEADER if facts["target"] == "huggingface" else ""
+    text.write_text(header + render(out.name, facts), encoding="utf-8")
+    values.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return text, values
+
+
+def render(name: str, facts: Mapping[str, Any]) -> str:
+    """The card as Markdown."""
+    card, run, proof = facts["backbone"], facts["run"], facts["proof"]
+    trained = f"imported: {card['origin']}" if card["origin"] else "pre-trained with momentum contrast by mocokit"
+    lines = [f"# {name}", "", f"{card['arch']} (stem {card['stem']}), {trained}, {card['step']:,} steps.", ""]
+    lines += ["```", facts["usage"], "```", ""]
+    lines += [
+        f"Input: RGB, {card['image_size']} px, scaled to 0..1, minus {card['mean']}, divided by {card['std']}.",
+        *facts["notes"],
+        "",
+        "## Same output as mocokit's",
+        "",
+        f"Largest absolute difference of any feature, on {proof['images']}; {proof['allowed']:.0e} is allowed:",
+        "",
+        *(f"- {reader}: {difference:.1e}" for reader, difference in proof["largest_difference"].items()),
+        "",
+        "## Measured",
+        "",
+        *([f"- {row['protocol']}, {row['features']}: {row['accuracy']}" for row in facts["evaluation"]]
+          or ["Not evaluated yet; `mocokit evaluate RUN` does."]),
+        "",
+        "## Where it comes from",
+        "",
+        *([f"- {key}: {value}" for key, value in run.items()] or ["No run folder beside the weights."]),
+        *(f"- sha256 of {file}: {digest}" for file, digest in facts["files"].items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

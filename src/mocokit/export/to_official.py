@@ -1,0 +1,141 @@
+"""facebookresearch/moco: a checkpoint that its main_moco.py resumes, with key encoder, queue and optimizer.
+
+Layout (main_moco.py, moco/builder.py): {epoch, arch, state_dict, optimizer}; in state_dict `module.queue` (C, K),
+`module.queue_ptr` (1,), `module.encoder_q.*` and `module.encoder_k.*` under torchvision's names with the head in `fc`.
+Its optimizer numbers the parameters of both encoders, query first, and has momentum for the first half alone. What
+that layout has no room for goes under the key `mocokit`, which main_moco.py does not read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mocokit.config import Config, DataConfig
+from mocokit.engine.checkpoint import load_newest
+from mocokit.engine.run_folder import RunFolder
+from mocokit.export.backbone import LoadedBackbone
+from mocokit.export.targets import Exported
+from mocokit.methods import official_names
+from mocokit.nets.heads import build_head
+
+EXTRAS = ("step", "steps_per_epoch", "config", "scaler", "precision")
+"""Entries of a checkpoint of ours that the official layout lacks."""
+
+
+def export_official(loaded: LoadedBackbone, out: Path) -> Exported:
+    """Write the newest checkpoint of a run as `out`, for example checkpoint_0199.pth.tar.
+
+    Raises:
+        ValueError: Not a run folder with a checkpoint, or not a network that the official code builds.
+
+    """
+    folder = RunFolder(loaded.path.parent)
+    config = folder.load_config()
+    if config.model.stem != "imagenet" or not hasattr(torchvision.models, config.model.arch):
+        raise ValueError(
+            f"to=official: main_moco.py builds torchvision's ResNets, no {config.model.arch} with stem "
+            f"{config.model.stem}; use --to safetensors"
+        )
+    state, _ = load_newest(folder.checkpoints)
+    torch.save(to_official(state, arch=config.model.arch), out)
+    return Exported(
+        files=(out,),
+        readers={f"moco/builder.py's layout, torchvision {torchvision.__version__}": read_official(out, config)},
+        usage=_command(config, out),
+        notes=tuple(_notes(config, step=state["step"], steps_per_epoch=state["steps_per_epoch"])),
+    )
+
+
+def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
+    """What main_moco.py would do otherwise than the run did."""
+    epoch, rest = divmod(step, steps_per_epoch)
+    if rest:
+        yield f"step {step} lies {rest} steps into epoch {epoch}; main_moco.py begins that epoch again"
+    official = DataConfig()
+    for setting in ("image_size", "mean", "std"):
+        own, fixed = getattr(config.data, setting), getattr(official, setting)
+        if own != fixed:
+            yield f"main_moco.py has data.{setting} = {fixed} written into it, the run had {own or 'its data'}"
+    if config.method.mask_same_image:
+        yield "main_moco.py does not mask negatives of the query's own image, the run did"
+
+
+def to_official(state: dict[str, Any], *, arch: str) -> dict[str, Any]:
+    """A checkpoint of ours in the official layout; no value changes."""
+    method = state["method"]
+    keys: Tensor = method["queue.keys"]  # (K, C)
+    num_enqueued = method["queue._extra_state"]["num_enqueued"]
+    weights = {
+        "module.queue": keys.T.contiguous(),  # (C, K)
+        "module.queue_ptr": torch.tensor([num_enqueued % len(keys)]),
+    }
+    for encoder in ("encoder_q", "encoder_k"):
+        for name, value in method.items():
+            if name.startswith(f"{encoder}."):
+                official = official_names.official(name.removeprefix(f"{encoder}."))
+                weights[f"module.{encoder}.{official}"] = value
+    own = {"image_ids": method["queue.image_ids"], "num_enqueued": num_enqueued}
+    return {
+        "epoch": state["step"] // state["steps_per_epoch"],
+        "arch": arch,
+        "state_dict": weights,
+        "optimizer": _official_optimizer(state["optimizer"]),
+        "mocokit": {**own, **{name: state[name] for name in EXTRAS}},
+    }
+
+
+def _official_optimizer(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's state as SGD over both encoders has it."""
+    (group,) = optimizer["param_groups"]
+    numbers = list(range(2 * len(group["params"])))
+    return {"state": optimizer["state"], "param_groups": [{**group, "fused": None, "params": numbers}]}
+
+
+class OfficialMoCo(nn.Module):
+    """What moco/builder.py registers, without its forward pass."""
+
+    def __init__(self, arch: str, *, dim: int, mlp: bool, queue_size: int) -> None:
+        super().__init__()
+        for name in ("encoder_q", "encoder_k"):
+            encoder = getattr(torchvision.models, arch)(num_classes=dim)
+            encoder.fc = build_head(encoder.fc.in_features, dim, mlp=mlp)
+            self.add_module(name, encoder)
+        self.get_submodule("encoder_k").requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(dim, queue_size))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+
+def read_official(path: Path, config: Config) -> nn.Module:
+    """The query backbone (n, 3, S, S) -> (n, D) as main_moco.py reads `path`: model and optimizer, strictly."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    net = OfficialMoCo(
+        checkpoint["arch"], dim=config.model.dim, mlp=config.model.mlp, queue_size=config.method.queue_size
+    )
+    state = checkpoint["state_dict"]
+    net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    torch.optim.SGD(net.parameters(), lr=config.optim.lr, momentum=0.9).load_state_dict(checkpoint["optimizer"])
+    encoder_q = net.get_submodule("encoder_q").eval()
+    encoder_q.fc = nn.Identity()
+    return encoder_q
+
+
+def _command(config: Config, out: Path) -> str:
+    """The official command that continues the run."""
+    optim, method = config.optim, config.method
+    flags = [
+        f"-a {config.model.arch} --resume {out.name} --epochs {optim.epochs}",
+        f"--batch-size {config.data.global_batch_size}",
+        f"--lr {optim.lr} --momentum {optim.sgd_momentum} --wd {optim.weight_decay}",
+        f"--moco-dim {config.model.dim} --moco-k {method.queue_size} --moco-m {method.key_momentum}",
+        f"--moco-t {method.temperature}",
+        *(flag for flag, on in (("--mlp", config.model.mlp), ("--aug-plus", config.augment.aug_plus),
+                                ("--cos", optim.cos)) if on),
+        "--dist-url tcp://localhost:10001 --multiprocessing-distributed --world-size 1 --rank 0 IMAGENET",
+    ]  # fmt: skip
+    if not optim.cos:
+        flags.insert(3, f"--schedule {' '.join(map(str, optim.milestones))}")
+    return "python main_moco.py " + " ".join(flags)

@@ -1,0 +1,85 @@
+"""Any project's checkpoint -> a backbone file that every mocokit command takes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mocokit.config import DataConfig
+from mocokit.export.backbone import BackboneCard, save_backbone
+from mocokit.foreign.architecture import compare, infer_architecture, rename_backbone, stem_of
+from mocokit.foreign.layouts import Recognised, recognise
+from mocokit.foreign.reading import read_checkpoint
+from mocokit.nets.backbones import build_backbone
+
+IMAGE_SIZES = {"imagenet": 224, "small": 32}
+"""Stem -> image size, where the user does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportResult:
+    """What was found in a checkpoint."""
+
+    layout: str
+    card: BackboneCard
+    left_out: dict[str, int]
+    """What is not the backbone -> its number of tensors."""
+
+
+def import_backbone(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    arch: str | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] = DataConfig.mean,
+    std: Sequence[float] = DataConfig.std,
+) -> ImportResult:
+    """Write the backbone of a checkpoint of MoCo, lightly, solo-learn, VISSL, mmselfsup, DINO, torchvision or timm.
+
+    Args:
+        checkpoint: File that torch or safetensors reads; nothing in it is run.
+        out: Backbone file to make (.safetensors).
+        arch: Backbone; None: told by names and shapes.
+        image_size: Side of the images that it reads (pixels); None: 224, with a small stem 32.
+        mean: Mean of each channel, 0..1, that its images were normalised with.
+        std: Standard deviation of each channel, 0..1.
+
+    Raises:
+        ValueError: Unreadable, would run code, has unknown keys, or does not fit the backbone.
+
+    """
+    source, path = Path(checkpoint).expanduser(), Path(out).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"out={out}: a backbone file must end in .safetensors")
+    if path.exists():
+        raise ValueError(f"out={out}: exists; choose another name")
+    content = read_checkpoint(source)
+    try:
+        found = recognise(content)
+        arch, stem = _architecture(found, arch)
+    except ValueError as error:
+        raise ValueError(f"checkpoint={source}: {error}") from error
+    backbone = build_backbone(arch, stem=stem)
+    state = backbone.state_dict() | rename_backbone(found.backbone)  # BatchNorm counters may be missing
+    backbone.load_state_dict(state)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    card = BackboneCard(
+        arch=arch, stem=stem, image_size=image_size or IMAGE_SIZES[stem], eval_crop_ratio=DataConfig.eval_crop_ratio,
+        mean=tuple(mean), std=tuple(std), step=0, origin=f"{source.name} ({found.layout.name}), sha256 {digest}",
+    )  # fmt: skip
+    save_backbone(path, backbone, card)
+    return ImportResult(layout=found.layout.name, card=card, left_out=found.left_out)
+
+
+def _architecture(found: Recognised, arch: str | None) -> tuple[str, str]:
+    """(arch, stem), inferred or as asked for; ValueError when the weights do not fit."""
+    state = rename_backbone(found.backbone)
+    if arch is None:
+        inferred, stem = infer_architecture(state)
+        return found.layout.renamed_archs.get(inferred, inferred), stem
+    stem = stem_of(state) if not arch.startswith(("timm/", "vit_")) else "imagenet"
+    difference = compare(state, arch, stem)
+    if len(difference):
+        raise ValueError(f"arch={arch}: {found.layout.name}'s weights are not of this backbone; {difference}")
+    return arch, stem

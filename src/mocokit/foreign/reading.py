@@ -1,0 +1,62 @@
+"""Read a file of another project; nothing in it is run."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mocokit.engine.checkpoint import UNREADABLE
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What the file holds, on the CPU.
+
+    Raises:
+        ValueError: No such file; cut or damaged; not a dictionary; or a pickle that would run code.
+
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint={path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (*UNREADABLE, SafetensorError) as error:
+        raise ValueError(f"checkpoint={path}: {_explain(str(error))}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint={path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def _explain(error: str) -> str:
+    """Why torch did not load it, in a line that helps."""
+    code = re.search(r"(?:GLOBAL|global:?|class|function)\s+[`'\"]?([\w.]+\.[\w.]+)", error)
+    if "weights_only" in error.lower() and code:
+        return (
+            f"refused: loading it would run {code[1]}, and mocokit runs no code from a file; in the program that wrote "
+            "it, save the state dict alone: torch.save({'state_dict': model.state_dict()}, 'plain.pth')"
+        )
+    first = error.splitlines()[0].split(". ")[0] if error else "it ends too early"
+    return f"cut, damaged, or not a checkpoint ({first})"
+
+
+def _harmless() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
+    """Classes beyond tensors and plain values that checkpoints hold and that only keep data."""
+    scalar: Callable[..., object] = cast(Any, np.float64(0).__reduce__()[0])
+    reconstruct: Callable[..., object] = cast(Any, np.zeros(1).__reduce__()[0])
+    kinds = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
+    return [
+        argparse.Namespace,  # DINO's `args`
+        np.dtype,
+        np.ndarray,
+        *sorted({type(np.dtype(kind)) for kind in kinds}, key=str),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # numpy 1, numpy 2
+        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    ]
