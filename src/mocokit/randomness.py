@@ -22,6 +22,8 @@ class Purpose(enum.IntEnum):
     QUEUE_INIT = 6
     SUBSET = 7
     STEP = 8
+    DETECTION_VIEW = 30
+    DETECTION_TRIAL = 31
 
 
 def generator(seed: int, purpose: Purpose, a: int = 0, b: int = 0, c: int = 0) -> np.random.Generator:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import benching, exchanging, judging, packing, training
+from mocokit.cli import benching, detecting, exchanging, judging, packing, training
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -19,6 +19,7 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
   export RUN --to LIBRARY OUT          the backbone for another library, proven equal there
   import CHECKPOINT OUT                weights of other projects, or an official run to resume
+  detect RUN --data D --out DIR        fine-tune detectors from a backbone, as the papers do
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
   bench PRESET --data D                what bounds a run on this machine and these images
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "knn": judging.knn_command,
     "export": exchanging.export_command,
     "import": exchanging.import_command,
+    "detect": detecting.detect_command,
     "presets": training.presets_command,
     "verify": judging.verify_command,
     "bench": benching.bench_command,

@@ -1,0 +1,202 @@
+"""Images with annotated objects, from the folders of PASCAL VOC or COCO.
+
+Boxes are (x1, y1, x2, y2) in pixels of the stored image, counted from 0, the right and lower edge exclusive.
+Shapes: n objects of an image, L classes.
+"""
+
+import itertools
+import json
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnnotatedImage:
+    """An image file and the objects in it."""
+
+    path: Path
+    image_id: int | str
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    """(n, 4)"""
+    labels: NDArray[np.int64]
+    """(n,) in 0..L-1"""
+    difficult: NDArray[np.bool_]
+    """(n,) objects that VOC's evaluation neither asks for nor punishes."""
+    outlines: tuple[Any, ...] = ()
+    """COCO's `segmentation` of each object; empty: the layout has none."""
+
+    def only(self, keep: NDArray[np.bool_]) -> "AnnotatedImage":
+        """The same image with some of its objects."""
+        return replace(
+            self, boxes=self.boxes[keep], labels=self.labels[keep], difficult=self.difficult[keep],
+            outlines=tuple(itertools.compress(self.outlines, keep)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSet:
+    """Some annotated images and the classes of their objects."""
+
+    images: tuple[AnnotatedImage, ...]
+    class_names: tuple[str, ...]
+    coco_file: Path | None = None
+    """The annotations, where the layout is COCO's."""
+    category_ids: tuple[int, ...] = ()
+    """COCO's number of each class."""
+
+    def for_training(self, *, skip_difficult: bool = False) -> "DetectionSet":
+        """Without images that show no object (FILTER_EMPTY_ANNOTATIONS of Detectron2).
+
+        Args:
+            skip_difficult: Leave VOC's difficult objects out; Detectron2, and so the official numbers, train on them.
+
+        """
+        images = self.images
+        if skip_difficult:
+            images = tuple(image.only(~image.difficult) for image in images)
+        images = tuple(image for image in images if len(image.boxes))
+        if not images:
+            raise ValueError("data: no training image has an object in it; check the annotations")
+        return replace(self, images=images)
+
+
+def open_voc(root: str | Path, splits: Sequence[str], *, class_names: Sequence[str] | None = None) -> DetectionSet:
+    """Images of VOC folders: `VOC{year}/{JPEGImages,Annotations,ImageSets/Main}`, as VOCdevkit unpacks them.
+
+    Args:
+        root: Folder that holds VOC2007 and the like, or VOCdevkit.
+        splits: Year and list, such as ("2007_trainval", "2012_trainval").
+        class_names: Number the classes as here; None: all that occur, sorted (which is VOC's own order).
+
+    Raises:
+        ValueError: Nothing there, a damaged annotation, or a class that `class_names` lacks.
+
+    """
+    folder = Path(root).expanduser()
+    folder = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
+    files = [path for split in splits for path in _voc_annotations(folder, split)]
+    found = [(path, _parse_voc(path)) for path in files]
+    names = {name for _, (_, objects) in found for name, *_ in objects}
+    classes = _check_classes(names, class_names, where=str(folder))
+    return DetectionSet(
+        images=tuple(_voc_image(path, size, objects, classes) for path, (size, objects) in found),
+        class_names=classes,
+    )
+
+
+def _voc_annotations(folder: Path, split: str) -> list[Path]:
+    year, _, name = split.partition("_")
+    listing = folder / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
+    if not listing.is_file():
+        raise ValueError(f"data={folder}: {listing} is missing; give the folder that holds VOC{year or '2007'}")
+    ids = listing.read_text(encoding="utf-8").split()
+    return [folder / f"VOC{year}" / "Annotations" / f"{image_id}.xml" for image_id in ids]
+
+
+_VocObject = tuple[str, bool, tuple[float, ...]]
+
+
+def _parse_voc(path: Path) -> tuple[tuple[int, int], list[_VocObject]]:
+    """((width, height), objects as (class, difficult, box)) of one annotation file."""
+    try:
+        tree = ET.parse(path)
+        size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
+        objects = [_parse_object(element) for element in tree.iter("object")]
+    except (ET.ParseError, OSError, ValueError) as error:
+        raise ValueError(f"data={path}: not a VOC annotation ({error})") from error
+    return (size[0], size[1]), objects
+
+
+def _parse_object(element: ET.Element) -> _VocObject:
+    x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
+    # VOC counts pixels from 1 and includes the last: (1, 1, W, H) is the whole image.
+    difficult = element.findtext("difficult", "0").strip() == "1"
+    return element.findtext("name", "").strip(), difficult, (x1 - 1, y1 - 1, x2, y2)
+
+
+def _voc_image(
+    path: Path, size: tuple[int, int], objects: list[_VocObject], classes: tuple[str, ...]
+) -> AnnotatedImage:
+    image = AnnotatedImage(
+        path=path.parent.parent / "JPEGImages" / f"{path.stem}.jpg", image_id=path.stem, width=size[0], height=size[1],
+        boxes=np.array([box for *_, box in objects], np.float32).reshape(-1, 4),
+        labels=np.array([classes.index(name) for name, *_ in objects], np.int64),
+        difficult=np.array([difficult for _, difficult, _ in objects], np.bool_),
+    )  # fmt: skip
+    return _without_empty_boxes(image)
+
+
+def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None = None) -> DetectionSet:
+    """Images of COCO folders: `annotations/instances_{split}.json` and `{split}/*.jpg`.
+
+    Crowds are left out: they are not trained on, and the evaluation reads them from the file itself.
+
+    Args:
+        root: Folder that holds `annotations`.
+        split: Such as "train2017".
+        class_names: The classes that the categories must be; None: whatever they are.
+
+    Raises:
+        ValueError: Nothing there, a damaged file, or other classes than `class_names`.
+
+    """
+    folder = Path(root).expanduser()
+    path = folder / "annotations" / f"instances_{split}.json"
+    if not path.is_file():
+        raise ValueError(f"data={root}: {path} is missing; give the folder that holds annotations/ and {split}/")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+        objects = defaultdict[int, list[Mapping[str, Any]]](list)
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd", 0):
+                objects[annotation["image_id"]].append(annotation)
+        number = {category["id"]: label for label, category in enumerate(categories)}
+        images = tuple(_coco_image(folder / split, row, objects[row["id"]], number) for row in content["images"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"data={path}: not a COCO annotation file ({error!r})") from error
+    names = tuple(str(category["name"]) for category in categories)
+    return DetectionSet(
+        images=images, class_names=_check_classes(names, class_names, where=str(path)), coco_file=path,
+        category_ids=tuple(int(category["id"]) for category in categories),
+    )  # fmt: skip
+
+
+def _coco_image(
+    folder: Path, row: Mapping[str, Any], objects: list[Mapping[str, Any]], number: Mapping[int, int]
+) -> AnnotatedImage:
+    corners = np.array([entry["bbox"] for entry in objects], np.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]  # from width and height
+    outlines = tuple(entry.get("segmentation") for entry in objects)
+    image = AnnotatedImage(
+        path=folder / row["file_name"], image_id=row["id"], width=row["width"], height=row["height"], boxes=corners,
+        labels=np.array([number[entry["category_id"]] for entry in objects], np.int64),
+        difficult=np.zeros(len(objects), np.bool_), outlines=outlines,
+    )  # fmt: skip
+    return _without_empty_boxes(image)
+
+
+def _without_empty_boxes(image: AnnotatedImage) -> AnnotatedImage:
+    """Boxes cut at the edge of the image, and none without an area, which no detector can regress to."""
+    edge = np.array([image.width, image.height] * 2, np.float32)
+    boxes = np.clip(image.boxes, 0, edge)
+    return replace(image, boxes=boxes).only(np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
+
+
+def _check_classes(found: Sequence[str] | set[str], wanted: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
+    """`wanted`, when it has all that was found; else what was found: sorted when it has no order of its own."""
+    if wanted is None:
+        return tuple(sorted(found)) if isinstance(found, set) else tuple(found)
+    unknown = sorted(set(found) - set(wanted))
+    if unknown or (not isinstance(found, set) and tuple(found) != tuple(wanted)):
+        raise ValueError(f"data={where}: classes {unknown[:5] or list(found)[:5]} are not those of the training images")
+    return tuple(wanted)

@@ -1,0 +1,138 @@
+"""How the papers fine-tune detectors: schedules and sizes as values, each with its source.
+
+Numbers are those of facebookresearch/moco `detection/configs` and, where these say nothing, Detectron2's defaults
+(`Base-RCNN-C4.yaml`, `Base-RCNN-FPN.yaml`, `config/defaults.py`).
+"""
+
+import difflib
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe:
+    """One way to fine-tune a detector from a backbone."""
+
+    name: str
+    neck: Literal["c4", "fpn"]
+    """c4: proposals from layer3, layer4 as the head of each region; fpn: a feature pyramid."""
+    masks: bool
+    """Mask R-CNN, where the data has masks."""
+    iterations: int
+    milestones: tuple[int, ...]
+    """Iterations from which on the learning rate is ten times smaller."""
+    warmup_iterations: int
+    warmup_factor: float = 1e-3
+    """Share of the learning rate at the first iteration, from where it rises linearly."""
+    batch_size: int = 16
+    lr: float = 0.02
+    sgd_momentum: float = 0.9
+    weight_decay: float = 1e-4
+    """Of everything but normalisation layers, which have none."""
+    train_short_sides_px: tuple[int, ...]
+    test_short_side_px: int = 800
+    max_long_side_px: int = 1333
+    anchor_sizes_px: tuple[float, ...] = (32, 64, 128, 256, 512)
+    rpn_before_nms: tuple[int, int]
+    """Proposals kept before non-maximum suppression, in training and in testing (a level, for fpn)."""
+    rpn_after_nms: tuple[int, int]
+    regions_per_image: int = 512
+    """Proposals of an image that the head of regions learns from; they are most of the work."""
+    precise_bn_iterations: int = 200
+    """Batches over which the running BatchNorm statistics are averaged after training."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch={self.batch_size}: must be at least 1")
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations}: must be at least 1")
+
+    def rescaled(self, batch_size: int) -> "DetectionRecipe":
+        """The same number of images seen at another batch: lr in proportion, iterations against it.
+
+        moco issue #11: "halve batch and lr, double the steps"; Detectron2's `auto_scale_workers` scales the warm-up
+        too.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch={batch_size}: must be at least 1")
+        longer = self.batch_size / batch_size
+        return replace(
+            self,
+            batch_size=batch_size,
+            lr=self.lr / longer,
+            iterations=round(self.iterations * longer),
+            milestones=tuple(round(milestone * longer) for milestone in self.milestones),
+            warmup_iterations=round(self.warmup_iterations * longer),
+        )
+
+    def shortened(self, iterations: int) -> "DetectionRecipe":
+        """Another length: milestones in proportion, at most a tenth of it warm-up, at most all of it precise BN."""
+        share = iterations / self.iterations
+        return replace(
+            self,
+            iterations=iterations,
+            milestones=tuple(round(milestone * share) for milestone in self.milestones),
+            warmup_iterations=min(self.warmup_iterations, iterations // 10),
+            precise_bn_iterations=min(self.precise_bn_iterations, iterations),
+        )
+
+    def at_short_side(self, short_side_px: int) -> "DetectionRecipe":
+        """The same picture at another scale: image sizes and anchors in proportion to the test short side."""
+        if short_side_px < 32:
+            raise ValueError(f"short_side={short_side_px}: must be at least 32 pixels")
+        scale = short_side_px / self.test_short_side_px
+        return replace(
+            self,
+            train_short_sides_px=tuple(round(side * scale) for side in self.train_short_sides_px),
+            test_short_side_px=short_side_px,
+            max_long_side_px=round(self.max_long_side_px * scale),
+            anchor_sizes_px=tuple(size * scale for size in self.anchor_sizes_px),
+        )
+
+    def lr_of(self, iteration: int) -> float:
+        """Learning rate of one iteration, counted from 0 (Detectron2's WarmupMultiStepLR)."""
+        lr = self.lr * 0.1 ** bisect_right(self.milestones, iteration)
+        if iteration >= self.warmup_iterations:
+            return lr
+        progress = iteration / self.warmup_iterations
+        return lr * (self.warmup_factor * (1 - progress) + progress)
+
+
+# pascal_voc_R_50_C4_24k.yaml; moco detection README: VOC07 test AP50/AP/AP75 of five runs 82.4/57.0/63.6 (v2, 200
+# epochs), 82.5/57.4/64.0 (v2, 800 epochs), 81.3/53.5/58.8 (supervised).
+VOC_C4_24K = DetectionRecipe(
+    name="voc-c4-24k", neck="c4", masks=False, iterations=24_000, milestones=(18_000, 22_000), warmup_iterations=100,
+    train_short_sides_px=tuple(range(480, 801, 32)), rpn_before_nms=(12_000, 6000), rpn_after_nms=(2000, 1000),
+)  # fmt: skip
+
+# coco_R_50_C4_2x.yaml
+COCO_C4_2X = DetectionRecipe(
+    name="coco-c4-2x", neck="c4", masks=True, iterations=180_000, milestones=(120_000, 160_000),
+    warmup_iterations=1000, train_short_sides_px=tuple(range(640, 801, 32)),
+    rpn_before_nms=(12_000, 6000), rpn_after_nms=(2000, 1000),
+)  # fmt: skip
+
+# Not shipped officially; as the maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
+# Detectron2) and #39 (1x: 90k iterations, steps at 60k and 80k). mmselfsup measures 40.2 box, 36.1 mask AP (v2, 200).
+COCO_FPN_1X = DetectionRecipe(
+    name="coco-fpn-1x", neck="fpn", masks=True, iterations=90_000, milestones=(60_000, 80_000),
+    warmup_iterations=1000, train_short_sides_px=tuple(range(640, 801, 32)),
+    rpn_before_nms=(2000, 1000), rpn_after_nms=(1000, 1000),
+)  # fmt: skip
+
+RECIPES = {recipe.name: recipe for recipe in (VOC_C4_24K, COCO_C4_2X, COCO_FPN_1X)}
+
+
+def get_recipe(name: str) -> DetectionRecipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: Unknown; the message names the nearest one and lists all.
+
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"recipe={name!r}: unknown; {hint}choose one of {list(RECIPES)}")
+    return RECIPES[name]

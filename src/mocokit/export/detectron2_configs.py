@@ -1,0 +1,107 @@
+"""A detection recipe as Detectron2's YAML config; each file is whole, without `_BASE_`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from mocokit.evaluate.detection_protocols import DetectionRecipe
+
+NORM = "naiveSyncBN"
+"""Of moco's configs: "SyncBN seems to cause larger variance for unknown reasons"."""
+
+Settings = dict[str, Any]
+
+
+def detectron2_yaml(
+    recipe: DetectionRecipe, *,
+    depth: int,
+    block: BasicBlock | Bottleneck,
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str,
+) -> str:  # fmt: skip
+    """The config of one recipe.
+
+    Args:
+        recipe: Schedule and sizes.
+        depth: Of the ResNet.
+        block: Its first residual block, which tells groups and widths.
+        mean: Of the pixels, scaled to 0..1, in the order R, G, B.
+        std: Likewise.
+        weights: Name of the weights file.
+
+    """
+    config = {
+        "MODEL": _model(recipe, depth, block, mean, std, weights),
+        "INPUT": {
+            "FORMAT": "RGB", "MIN_SIZE_TRAIN": recipe.train_short_sides_px, "MIN_SIZE_TEST": recipe.test_short_side_px,
+            "MAX_SIZE_TRAIN": recipe.max_long_side_px, "MAX_SIZE_TEST": recipe.max_long_side_px,
+        },
+        "DATASETS": _datasets(recipe),
+        "SOLVER": {
+            "IMS_PER_BATCH": recipe.batch_size, "BASE_LR": recipe.lr, "MOMENTUM": recipe.sgd_momentum,
+            "WEIGHT_DECAY": recipe.weight_decay, "WEIGHT_DECAY_NORM": 0.0, "GAMMA": 0.1,
+            "STEPS": recipe.milestones, "MAX_ITER": recipe.iterations,
+            "WARMUP_ITERS": recipe.warmup_iterations, "WARMUP_FACTOR": recipe.warmup_factor,
+        },
+        "TEST": {"PRECISE_BN": {"ENABLED": True, "NUM_ITER": recipe.precise_bn_iterations}},
+        "VERSION": 2,
+    }  # fmt: skip
+    return "\n".join([f"# {recipe.name}, written by mocokit", *_lines(config)]) + "\n"
+
+
+def _model(
+    recipe: DetectionRecipe, depth: int, block: BasicBlock | Bottleneck, mean: Sequence[float], std: Sequence[float],
+    weights: str,
+) -> Settings:  # fmt: skip
+    conv2, out_channels = block.conv2, 64 if isinstance(block, BasicBlock) else block.conv3.out_channels
+    model: Settings = {
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "WEIGHTS": weights,
+        "MASK_ON": recipe.masks,
+        "PIXEL_MEAN": [round(255 * value, 3) for value in mean],
+        "PIXEL_STD": [round(255 * value, 3) for value in std],
+        "BACKBONE": {"FREEZE_AT": 0},
+        "RESNETS": {
+            "DEPTH": depth, "NORM": NORM, "STRIDE_IN_1X1": False, "NUM_GROUPS": conv2.groups,
+            "WIDTH_PER_GROUP": conv2.out_channels // conv2.groups, "RES2_OUT_CHANNELS": out_channels,
+        },
+        "RPN": {
+            "PRE_NMS_TOPK_TRAIN": recipe.rpn_before_nms[0], "PRE_NMS_TOPK_TEST": recipe.rpn_before_nms[1],
+            "POST_NMS_TOPK_TRAIN": recipe.rpn_after_nms[0], "POST_NMS_TOPK_TEST": recipe.rpn_after_nms[1],
+        },
+        "ROI_HEADS": {"NUM_CLASSES": 80 if recipe.masks else 20, "BATCH_SIZE_PER_IMAGE": recipe.regions_per_image},
+        "ANCHOR_GENERATOR": {"SIZES": [list(recipe.anchor_sizes_px)]},
+    }  # fmt: skip
+    if recipe.neck == "c4":
+        model["ROI_HEADS"]["NAME"] = "Res5ROIHeadsExtraNorm"
+        return model
+    levels = ["res2", "res3", "res4", "res5"]
+    model["BACKBONE"]["NAME"] = "build_resnet_fpn_backbone"
+    model["RESNETS"]["OUT_FEATURES"] = levels
+    model["FPN"] = {"IN_FEATURES": levels, "NORM": NORM}
+    model["ANCHOR_GENERATOR"]["SIZES"] = [[size] for size in recipe.anchor_sizes_px]
+    model["RPN"]["IN_FEATURES"] = ["p2", "p3", "p4", "p5", "p6"]
+    model["ROI_HEADS"] |= {"NAME": "StandardROIHeads", "IN_FEATURES": ["p2", "p3", "p4", "p5"]}
+    model["ROI_BOX_HEAD"] = {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_RESOLUTION": 7}
+    model["ROI_MASK_HEAD"] = {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_RESOLUTION": 14}
+    return model
+
+
+def _datasets(recipe: DetectionRecipe) -> Settings:
+    if recipe.masks:
+        return {"TRAIN": ["coco_2017_train"], "TEST": ["coco_2017_val"]}
+    return {"TRAIN": ["voc_2007_trainval", "voc_2012_trainval"], "TEST": ["voc_2007_test"]}
+
+
+def _lines(settings: Mapping[str, Any], indent: str = "") -> list[str]:
+    """YAML: mappings as blocks, everything else as JSON, which YAML reads."""
+    lines: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {json.dumps(value)}")
+    return lines

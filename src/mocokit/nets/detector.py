@@ -1,0 +1,240 @@
+"""Faster and Mask R-CNN around a ResNet backbone, from torchvision's detection parts, laid out as Detectron2 does.
+
+Shapes: N images, R regions of a batch, D feature dimension, L classes without the background, (H, W) padded images.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    fastrcnn_loss,
+    maskrcnn_inference,
+    maskrcnn_loss,
+)
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.resnet import ResNet
+from torchvision.ops import roi_align
+
+from mocokit.nets.backbones import feature_dim
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+MASK_DIM = 256
+"""Channels of the mask head (Detectron2 CONV_DIM)."""
+
+
+def build_detector(
+    backbone: nn.Module, *,
+    num_classes: int,
+    neck: Literal["c4", "fpn"],
+    masks: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    anchor_sizes_px: Sequence[float] = (32, 64, 128, 256, 512),
+    rpn_before_nms: tuple[int, int] = (12_000, 6000),
+    rpn_after_nms: tuple[int, int] = (2000, 1000),
+    regions_per_image: int = 512,
+) -> GeneralizedRCNN:  # fmt: skip
+    """A detector whose trunk is `backbone`, all of it trained (FREEZE_AT 0), BatchNorm included.
+
+    Args:
+        backbone: A ResNet of torchvision's layout; its layers become the detector's, not copies.
+        num_classes: L.
+        neck: "c4" or "fpn".
+        masks: Also a mask for each object.
+        mean: Of the pixels that the backbone was trained on, scaled to 0..1.
+        std: Likewise.
+        anchor_sizes_px: Sides of the square anchor, of each level for "fpn".
+        rpn_before_nms: Proposals kept before suppression, in training and in testing.
+        rpn_after_nms: And after it.
+        regions_per_image: Sampled for the head's losses.
+
+    Raises:
+        ValueError: The backbone is no ResNet.
+
+    """
+    if not isinstance(backbone, ResNet):
+        raise ValueError(f"run: detection needs a ResNet backbone, not {type(backbone).__name__}")
+    proposals = _Proposals(tuple(anchor_sizes_px), rpn_before_nms, rpn_after_nms, regions_per_image)
+    build = _build_c4 if neck == "c4" else _build_fpn
+    detector = build(backbone, num_classes + 1, masks, proposals)
+    detector.transform = PadAndNormalize(mean, std)
+    _init_predictor(detector.roi_heads.box_predictor)
+    return detector
+
+
+class _Proposals(NamedTuple):
+    anchor_sizes_px: tuple[float, ...]
+    before_nms: tuple[int, int]
+    after_nms: tuple[int, int]
+    num_sampled: int
+
+
+class PadAndNormalize(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """Images (3, h, w) in 0..1 -> one normalised batch (N, 3, H, W), H and W multiples of 32; boxes stay.
+
+    The loader has resized the images already, as Detectron2's does (with Pillow, from uint8).
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """Leave both alone."""
+        return image, target
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        """Leave detections at the size of the input; `restore` brings them to the stored image's."""
+        return result
+
+    def restore(self, result: Any, resized: list[tuple[int, int]], stored: list[tuple[int, int]]) -> Any:
+        """Boxes, and masks drawn out, at the size of the stored images; sizes are (height, width)."""
+        return super().postprocess(result, resized, stored)
+
+
+class C4Trunk(nn.Module):
+    """Images (N, 3, H, W) -> layer3's map (N, D/2, H/stride, W/stride)."""
+
+    def __init__(self, resnet: ResNet) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
+        self.out_channels = feature_dim(resnet) // 2
+        self.stride = 4 * resnet.conv1.stride[0] * (1 if isinstance(resnet.maxpool, nn.Identity) else 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The map that proposals and regions are taken from."""
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features: Tensor = self.layer3(self.layer2(self.layer1(stem)))
+        return features
+
+
+class AlignedRegions(nn.Module):
+    """Regions of one map, cut out as (R, channels, size, size).
+
+    With `aligned=True`, which is Detectron2's ROIAlignV2 and which torchvision's MultiScaleRoIAlign does not offer:
+    without it regions lie half a cell off.
+    """
+
+    def __init__(self, size: int, stride: int) -> None:
+        super().__init__()
+        self.size, self.stride = size, stride
+
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: Any) -> Tensor:
+        """Cut; the signature is MultiScaleRoIAlign's."""
+        rows: Tensor = roi_align(features["0"], boxes, self.size, spatial_scale=1 / self.stride, aligned=True)
+        return rows
+
+
+class Res5Head(nn.Sequential):
+    """layer4 and one more BatchNorm (`Res5ROIHeadsExtraNorm`): (R, D/2, 14, 14) -> (R, D, 7, 7).
+
+    The extra layer is there because a pre-trained layer4 ends in unnormalised features, whose scale differs between
+    supervised and unsupervised backbones (MoCo v1 sec. 4.2).
+    """
+
+    def __init__(self, resnet: ResNet) -> None:
+        super().__init__()
+        self.layer4 = resnet.layer4
+        self.norm = nn.BatchNorm2d(feature_dim(resnet))
+
+
+class Res5RoIHeads(RoIHeads):  # type: ignore[misc]
+    """torchvision's RoIHeads with boxes and masks predicted from the same features of a region.
+
+    Masks are learnt from the very features that the box loss has normalised, as in Detectron2's Res5ROIHeads;
+    torchvision's own forward would run layer4 again on the foreground alone, with other BatchNorm statistics.
+    """
+
+    def forward(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any, targets: Any = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """(detections, {}) in testing, ([], losses) in training."""
+        if not self.training:
+            return self._detect(features, proposals, image_shapes), {}
+        proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
+        rows = self.box_head(self.box_roi_pool(features, proposals, image_shapes))  # (R, D, 7, 7)
+        class_loss, box_loss = fastrcnn_loss(*self.box_predictor(rows.mean(dim=(2, 3))), labels, box_targets)
+        losses = {"loss_classifier": class_loss, "loss_box_reg": box_loss}
+        if self.mask_predictor is not None:
+            objects = [label > 0 for label in labels]
+            losses["loss_mask"] = maskrcnn_loss(
+                self.mask_predictor(rows[torch.cat(objects)]),
+                [boxes[kept] for boxes, kept in zip(proposals, objects, strict=True)],
+                [target["masks"] for target in targets],
+                [target["labels"] for target in targets],
+                [indices[kept] for indices, kept in zip(matched, objects, strict=True)],
+            )
+        return [], losses
+
+    def _detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any
+    ) -> list[dict[str, Tensor]]:
+        rows = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        logits, shifts = self.box_predictor(rows.mean(dim=(2, 3)))
+        boxes, scores, labels = self.postprocess_detections(logits, shifts, proposals, image_shapes)
+        found = [
+            {"boxes": box, "scores": score, "labels": label}
+            for box, score, label in zip(boxes, scores, labels, strict=True)
+        ]
+        if self.mask_predictor is not None:
+            rows = self.box_head(self.box_roi_pool(features, boxes, image_shapes))
+            for row, masks in zip(found, maskrcnn_inference(self.mask_predictor(rows), labels), strict=True):
+                row["masks"] = masks
+        return found
+
+
+def _build_c4(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposals) -> GeneralizedRCNN:
+    trunk, dim = C4Trunk(resnet), feature_dim(resnet)
+    anchors = AnchorGenerator((proposals.anchor_sizes_px,), (ASPECT_RATIOS,))
+    rpn = RegionProposalNetwork(
+        anchors, RPNHead(trunk.out_channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+        pre_nms_top_n=_by_mode(proposals.before_nms), post_nms_top_n=_by_mode(proposals.after_nms), nms_thresh=0.7,
+    )  # fmt: skip
+    heads = Res5RoIHeads(
+        AlignedRegions(14, trunk.stride), Res5Head(resnet), FastRCNNPredictor(dim, num_labels),
+        fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=proposals.num_sampled, positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0), score_thresh=0.05, nms_thresh=0.5, detections_per_img=100,
+        mask_predictor=MaskRCNNPredictor(dim, MASK_DIM, num_labels) if masks else None,
+    )  # fmt: skip
+    return GeneralizedRCNN(trunk, rpn, heads, transform=nn.Identity())
+
+
+def _by_mode(training_and_testing: tuple[int, int]) -> dict[str, int]:
+    return dict(zip(("training", "testing"), training_and_testing, strict=True))
+
+
+def _build_fpn(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposals) -> GeneralizedRCNN:
+    """BatchNorm in the trunk and the pyramid, the heads as they are (moco issue #34)."""
+    widths = [feature_dim(resnet) // 2**level for level in (3, 2, 1, 0)]
+    layers = {f"layer{level + 1}": str(level) for level in range(4)}
+    pyramid = BackboneWithFPN(resnet, layers, widths, out_channels=256, norm_layer=nn.BatchNorm2d)
+    sizes = proposals.anchor_sizes_px
+    if len(sizes) != len(layers) + 1:  # one more level: max-pooled layer4
+        raise ValueError(f"anchor_sizes_px={sizes}: a pyramid has 5 levels; give 5 sizes")
+    anchors = AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
+    detector = MaskRCNN if masks else FasterRCNN
+    return detector(
+        pyramid, num_labels, rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=proposals.before_nms[0], rpn_pre_nms_top_n_test=proposals.before_nms[1],
+        rpn_post_nms_top_n_train=proposals.after_nms[0], rpn_post_nms_top_n_test=proposals.after_nms[1],
+        box_batch_size_per_image=proposals.num_sampled,
+    )  # fmt: skip
+
+
+def _init_predictor(predictor: nn.Module) -> None:
+    """Small random weights, as Detectron2's FastRCNNOutputLayers starts; torchvision leaves nn.Linear's own."""
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
