@@ -178,11 +178,7 @@ def _build_monitor(
         queries = choose_images(reader, view, indices=drawn[::10])
         bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
     protocol = KnnProtocol(config.run.knn_k, config.run.knn_temperature)
-    features = embed_with(method.encoder_q.backbone, method.pixels)
-
-    def embed(images: Tensor) -> Tensor:
-        with precision.autocast():
-            return features(images)
+    embed = embed_with(method.encoder_q.backbone, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import benching, judging, packing, training
+from mocokit.cli import benching, evaluating, judging, packing, training
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -17,6 +17,9 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   pack DATA OUT [--short-side 512]     images into tar shards with an index
   unpack SHARDS OUT                    shards back into image files
   knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
+  evaluate RUN --data D [--all]        kNN, linear and 1 % / 10 % fine-tuning in one table
+  linear RUN --data D [--protocol P]   linear classification on a run's frozen backbone
+  finetune RUN --data D --fraction F   fine-tuning on a part of the labels
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
   bench PRESET --data D                what bounds a run on this machine and these images
@@ -74,6 +77,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pack": packing.pack_command,
     "unpack": packing.unpack_command,
     "knn": judging.knn_command,
+    "evaluate": evaluating.evaluate_command,
+    "linear": evaluating.linear_command,
+    "finetune": evaluating.finetune_command,
     "presets": training.presets_command,
     "verify": judging.verify_command,
     "bench": benching.bench_command,

@@ -4,17 +4,21 @@ Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (
 step s gives the very batches that an uninterrupted run would see from there.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mocokit.data.pipelines import warm_up
-from mocokit.data.views import PlainViews, TwoViews, ViewBatch
+from mocokit.data.views import PlainViews
 from mocokit.data.workers import as_is, obey_parent_alone, obey_parent_in_the_background
 from mocokit.randomness import Purpose, permutation
+
+B = TypeVar("B")
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -68,9 +72,49 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in rows]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeEpochs(Sampler[list[tuple[int, int]]]):
+    """For each step: the (epoch, image index) of each row; every epoch holds all images, as supervised training wants.
+
+    The last batch of an epoch is smaller. A rest of one image joins the batch before it, since BatchNorm needs two.
+
+    Args:
+        indices: Images to train on.
+        batch_size: Images of a step.
+        epochs: Passes over `indices`.
+        seed: Seed of the epoch orders.
+
+    """
+
+    indices: tuple[int, ...]
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return max(1, -(-(len(self.indices) - 1) // self.batch_size))
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        bounds = [step * self.batch_size for step in range(self.steps_per_epoch)] + [len(self.indices)]
+        for epoch in range(self.epochs):
+            order = permutation(self.seed, Purpose.EPOCH_ORDER, len(self.indices), epoch)
+            for start, stop in itertools.pairwise(bounds):
+                yield [(epoch, self.indices[row]) for row in order[start:stop]]
+
+
 def build_view_loader(
-    views: TwoViews, order: BatchOrder, *, num_workers: int, pin_memory: bool, trains_on_cpu: bool = False
-) -> DataLoader[ViewBatch]:
+    views: Dataset[B],
+    order: Sampler[list[tuple[int, int]]],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+    trains_on_cpu: bool = False,
+) -> DataLoader[B]:
     """Loader of `views` in `order`; with 0 workers the calling process does the work.
 
     With `trains_on_cpu` the workers step back for the training threads, which would otherwise wait for each other at

@@ -138,7 +138,7 @@ class TwoViews(Dataset[ViewBatch]):
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> ViewBatch:
         """The views of a whole batch, called by torch's DataLoader in a worker."""
-        pixels = _empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
+        pixels = empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
         image_ids, all_bad = torch.empty(len(positions), dtype=torch.int64), list[BadImage]()
         draws = list[Sequence[ViewParams]]()
         for row, (epoch, index) in enumerate(positions):
@@ -174,7 +174,7 @@ def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int) -> Draw:
     return draw
 
 
-def _empty_pixels(*shape: int) -> Tensor:
+def empty_pixels(*shape: int) -> Tensor:
     """Uninitialised uint8; in a loader's worker in memory that the main process shares, which saves a copy."""
     size = math.prod(shape)
     storage = torch.UntypedStorage._new_shared(size) if get_worker_info() else torch.UntypedStorage(size)
