@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
-from mocokit.evaluate.features import EvaluationView, choose_images, extract_features
+from mocokit.evaluate.baselines import subjects_of, view_of
+from mocokit.evaluate.features import choose_images, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
-from mocokit.evaluate.report_knn import embeddings_of
 from mocokit.export.backbone import load_backbone
 
 CPU = torch.device("cpu")
@@ -40,13 +40,12 @@ def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
 def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
     """Accuracy in percent of pixels, random-init and pre-trained features, by protocol."""
     loaded = load_backbone(run)
-    embeddings = embeddings_of(loaded, baselines=True, device=CPU, seed=seed)
-    card = loaded.card
-    view = EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=2)
+    view = view_of(loaded.card, num_workers=2)
     images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]
     table: dict[str, dict[str, float]] = {}
-    for name, embed in embeddings.items():
-        train_features, test_features = (extract_features(embed, part, device=CPU) for part in images)
+    for subject in subjects_of(loaded, baselines=True, device=CPU, seed=seed):
+        name = subject.name
+        train_features, test_features = (extract_features(subject.embed, part, device=CPU) for part in images)
         knn = knn_accuracy(train_features, test_features, PROTOCOLS, device=CPU)
         table[name] = {f"kNN {protocol}": 100 * accuracy for protocol, accuracy in knn.items()}
         if logistic:

@@ -34,6 +34,24 @@ def knn_loop(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor,
     return hits / len(queries)
 
 
+def sgd_classifier(
+    rows: Tensor, labels: Tensor, batches: list[list[int]], rates: list[float], weight_decay: float, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """One linear classifier from zero weights by torch's own autograd and SGD, decay on the weights alone."""
+    head = torch.nn.Linear(rows.shape[1], num_classes)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    groups = [{"params": [head.weight], "weight_decay": weight_decay}, {"params": [head.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    for batch, rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(rows[batch]), labels[batch]).backward()
+        optimizer.step()
+    return head.weight.detach(), head.bias.detach()
+
+
 def batchnorm_rows(x: Tensor, eps: float) -> Tensor:
     """BatchNorm of one group (N, C, H, W), without affine, from the definition."""
     mean = x.mean(dim=(0, 2, 3), keepdim=True)

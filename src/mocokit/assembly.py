@@ -1,6 +1,5 @@
 """From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -10,9 +9,8 @@ from torch import Tensor
 from mocokit import distributed
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, Recipe
-from mocokit.data.loader import BatchOrder, build_view_loader, steps_per_epoch
+from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
 from mocokit.data.open_source import open_source
-from mocokit.data.shards import is_url
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
 from mocokit.engine.optim import build_sgd
@@ -27,8 +25,6 @@ from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.randomness import Purpose, permutation, torch_seed
-
-MAX_WORKERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +77,11 @@ def assemble(config: Config, device: torch.device) -> Parts:
         sgd_momentum=config.optim.sgd_momentum,
         weight_decay=config.optim.weight_decay,
     )
-    num_workers = data.workers
-    if num_workers < 0:  # a CPU that trains has no cores to spare, but may have a network to wait for
-        num_workers = 0 if device.type == "cpu" and not is_url(data.source) else own_cores()
+    num_workers = choose_workers(data.workers, on_cpu=device.type == "cpu", location=data.source)
     return Parts(
         reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
         steps_per_epoch=per_epoch, card=card, num_workers=num_workers,
-        evaluate=_build_monitor(config, reader, method, precision, device),
+        evaluate=_build_monitor(config, reader, method, precision, device, num_workers),
     )  # fmt: skip
 
 
@@ -123,12 +117,6 @@ def _build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> Mo
     return moco
 
 
-def own_cores() -> int:
-    """Cores of this machine for each of its ranks, at least 1 and at most MAX_WORKERS."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
-
-
 def build_recipe(config: Config) -> Recipe:
     """The paper's recipe with the user's changes."""
     base, augment = (AUG_PLUS if config.augment.aug_plus else AUG), asdict(config.augment)
@@ -149,7 +137,7 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
         parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
         crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
     )  # fmt: skip
-    return build_view_loader(views, order, num_workers=parts.num_workers, num_threads=own_cores(), pin_memory=on_gpu)
+    return build_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
 
 
 def _build_monitor(
@@ -158,6 +146,7 @@ def _build_monitor(
     method: MoCo,
     precision: Precision,
     device: torch.device,
+    num_workers: int,
 ) -> Callable[[], dict[str, float]] | None:
     """kNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
     if reader.source.labels is None:
@@ -166,7 +155,7 @@ def _build_monitor(
         return None
     view = EvaluationView(
         size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio,
-        num_workers=config.data.workers if config.data.workers >= 0 else own_cores(),
+        num_workers=num_workers,
     )  # fmt: skip
     size, seed = config.run.knn_max_images, config.run.seed
     drawn = draw_indices(len(reader.source), size, seed=seed)
@@ -179,11 +168,7 @@ def _build_monitor(
         queries = choose_images(reader, view, indices=drawn[::10])
         bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
     protocol = KnnProtocol(config.run.knn_k, config.run.knn_temperature)
-    features = embed_with(method.encoder_q.backbone, method.pixels)
-
-    def embed(images: Tensor) -> Tensor:
-        with precision.autocast():
-            return features(images)
+    embed = embed_with(method.encoder_q.backbone, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}

@@ -6,7 +6,7 @@ import torch
 
 from mocokit.data.augment import AUG_PLUS
 from mocokit.data.decode import decode
-from mocokit.data.loader import BatchOrder, build_view_loader, steps_per_epoch
+from mocokit.data.loader import BatchOrder, build_loader, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
@@ -54,7 +54,7 @@ def _views(photos: Path) -> TwoViews:
 
 def _batches(photos: Path, workers: int, rows: range = range(10), threads: int = 1) -> list[ViewBatch]:
     order = BatchOrder(num_images=80, global_batch_size=10, own_rows=rows, start_step=0, total_steps=10, seed=0)
-    return list(build_view_loader(_views(photos), order, num_workers=workers, num_threads=threads))
+    return list(build_loader(_views(photos), order, num_workers=workers, num_threads=threads))
 
 
 def test_worker_thread_and_rank_counts_change_no_pixel(photos: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mocokit.data.augment import AUG_PLUS
-from mocokit.data.loader import BatchOrder, build_view_loader
+from mocokit.data.loader import BatchOrder, build_loader
 from mocokit.data.open_source import open_source
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
@@ -15,7 +15,7 @@ def _loader(photos: Path, *, crops_only: bool, workers: int = 0, pin_memory: boo
     reader = ImageReader(open_source(photos), max_image_px=10**6, seed=0)
     views = TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast", crops_only=crops_only)
     order = BatchOrder(num_images=80, global_batch_size=10, own_rows=range(10), start_step=0, total_steps=6, seed=0)
-    return list(build_view_loader(views, order, num_workers=workers, pin_memory=pin_memory))
+    return list(build_loader(views, order, num_workers=workers, pin_memory=pin_memory))
 
 
 def _equal(one: ViewBatch, other: ViewBatch) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mocokit.data import shards as shards_module
 from mocokit.data.augment import AUG_PLUS
-from mocokit.data.loader import BatchOrder, build_view_loader
+from mocokit.data.loader import BatchOrder, build_loader
 from mocokit.data.open_source import absolute_location, open_source
 from mocokit.data.pack import pack
 from mocokit.data.shards import ShardSource, expand_pattern, open_shards
@@ -57,7 +57,7 @@ def _batches(source: ImageSource, *, num_workers: int) -> list[ViewBatch]:
         num_images=len(source), global_batch_size=16, own_rows=range(16), start_step=0, total_steps=7, seed=3
     )
     views = TwoViews(ImageReader(source, max_image_px=10**6, seed=3), AUG_PLUS, size_px=32, seed=3, pipeline="fast")
-    return list(build_view_loader(views, order, num_workers=num_workers))
+    return list(build_loader(views, order, num_workers=num_workers))
 
 
 def test_the_same_seed_gives_the_same_batches_as_the_folder(photos: Path, packed: Path) -> None:

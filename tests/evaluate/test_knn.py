@@ -1,5 +1,10 @@
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
@@ -8,7 +13,7 @@ from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.evaluate import knn
 from mocokit.evaluate.features import EvaluationView, Features, choose_images, embed_pixels, extract_features
-from mocokit.evaluate.knn import KnnProtocol, knn_accuracy
+from mocokit.evaluate.knn import KnnProtocol, knn_accuracy, nearest_classes
 from tests.oracles import knn_loop
 
 CPU = torch.device("cpu")
@@ -31,11 +36,28 @@ def test_knn_equals_a_slow_loop(protocol: KnnProtocol) -> None:
     assert knn_accuracy(bank, queries, [protocol], device=CPU)[protocol] == want
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk_bytes", "query_chunk"), [(8 * 40 * 23, 7), (8 * 17 * 400, 1), (8 * 20, 20), (1, 5)])
+def test_chunks_of_bank_and_queries_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, query_chunk: int
+) -> None:
+    bank, queries = _clusters(90, 1), _clusters(20, 2)
+    similarity, classes = nearest_classes(bank, queries.rows, 30, device=CPU)
+    accuracy = knn_accuracy(bank, queries, device=CPU)
+    monkeypatch.setattr(knn, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", query_chunk)
+    in_chunks = nearest_classes(bank, queries.rows, 30, device=CPU)
+    torch.testing.assert_close(in_chunks[0], similarity)
+    assert torch.equal(in_chunks[1], classes)
+    assert knn_accuracy(bank, queries, device=CPU) == accuracy
+
+
+def test_the_nearest_come_first_and_have_their_own_classes() -> None:
     bank, queries = _clusters(250, 1), _clusters(60, 2)
-    whole = knn_accuracy(bank, queries, device=CPU)
-    monkeypatch.setattr(knn, "CHUNK_BYTES", 4 * 250 * 7)
-    assert knn_accuracy(bank, queries, device=CPU) == whole
+    cosine = torch.nn.functional.cosine_similarity(queries.rows[:, None], bank.rows[None], dim=2)  # (60, 250)
+    want, order = cosine.sort(dim=1, descending=True)
+    similarity, classes = nearest_classes(bank, queries.rows, 30, device=CPU)
+    torch.testing.assert_close(similarity, want[:, :30])
+    assert torch.equal(classes.long(), bank.labels[order[:, :30]])
 
 
 def test_one_neighbour_equals_scikit_learn() -> None:
@@ -44,6 +66,53 @@ def test_one_neighbour_equals_scikit_learn() -> None:
     protocol = KnnProtocol(1, 0.07)
     want = model.score(queries.rows.numpy(), queries.labels.numpy())
     assert knn_accuracy(bank, queries, [protocol], device=CPU)[protocol] == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (200, 0.1)])
+def test_weighted_votes_equal_those_of_scikit_learn(k: int, temperature: float) -> None:
+    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    model = KNeighborsClassifier(
+        n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
+    ).fit(bank.rows.double().numpy(), bank.labels.numpy())
+    protocol = KnnProtocol(k, temperature)
+    want = model.score(queries.rows.double().numpy(), queries.labels.numpy())
+    assert knn_accuracy(bank, queries, [protocol], device=CPU)[protocol] == pytest.approx(want)
+
+
+ON_RANKS = """
+import json, sys, torch
+from mocokit import distributed
+from mocokit.evaluate.features import Features
+from mocokit.evaluate.knn import KnnProtocol, knn_accuracy, nearest_classes
+bank, labels, queries, truth = torch.load(sys.argv[1])
+with distributed.session("cpu"):
+    first, every = distributed.rank() == 0, []
+    for cut in (125, 240):  # halves; then a second rank with fewer rows than k
+        own = slice(0, cut) if first else slice(cut, None)
+        accuracy = knn_accuracy(
+            Features(rows=bank[own], labels=labels[own]), Features(rows=queries, labels=truth),
+            [KnnProtocol(20, 0.07), KnnProtocol(200, 0.1)], device=torch.device("cpu"), bank_is_shard=True,
+        )
+        every += distributed.all_gather_objects(list(accuracy.values()))
+if first:
+    print(json.dumps(every))
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_ranks_with_a_part_of_the_bank_each_equal_one_process(tmp_path: Path) -> None:
+    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    torch.save((bank.rows, bank.labels, queries.rows, queries.labels), tmp_path / "features.pt")
+    (tmp_path / "on_ranks.py").write_text(ON_RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "on_ranks.py"), str(tmp_path / "features.pt")],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    want = list(knn_accuracy(bank, queries, device=CPU).values())
+    assert json.loads(done.stdout) == [want] * 4, "on every rank, however the bank is cut"
 
 
 def test_features_follow_their_images_and_bad_ones_are_left_out(own_photos: Path) -> None:

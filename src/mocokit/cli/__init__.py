@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import benching, detecting, exchanging, judging, packing, training
+from mocokit.cli import benching, detecting, evaluating, exchanging, judging, packing, training
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -17,6 +17,9 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   pack DATA OUT [--short-side 512]     images into tar shards with an index
   unpack SHARDS OUT                    shards back into image files
   knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
+  evaluate RUN --data D [--all]        kNN, linear and 1 % / 10 % fine-tuning in one table
+  linear RUN --data D [--protocol P]   linear classification on a run's frozen backbone
+  finetune RUN --data D --fraction F   fine-tuning on a part of the labels
   export RUN --to LIBRARY OUT          the backbone for another library, proven equal there
   import CHECKPOINT OUT                weights of other projects, or an official run to resume
   detect RUN --data D --out DIR        fine-tune detectors from a backbone, as the papers do
@@ -77,6 +80,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pack": packing.pack_command,
     "unpack": packing.unpack_command,
     "knn": judging.knn_command,
+    "evaluate": evaluating.evaluate_command,
+    "linear": evaluating.linear_command,
+    "finetune": evaluating.finetune_command,
     "export": exchanging.export_command,
     "import": exchanging.import_command,
     "detect": detecting.detect_command,

@@ -23,7 +23,7 @@ def knn_command(arguments: list[str]) -> int:
         device: str = "auto",
         seed: int = 0,
     ) -> int:
-        """kNN accuracy of a run's frozen backbone.
+        """kNN accuracy of a run's frozen backbone; under torchrun each rank holds a part of the images.
 
         Args:
             data: Labelled images that vote.
@@ -34,13 +34,15 @@ def knn_command(arguments: list[str]) -> int:
             seed: Seed of the random weights and of the held-out tenth.
 
         """
+        from mocokit import distributed
         from mocokit.evaluate.report_knn import compare_with_baselines
 
         rows = compare_with_baselines(
             run, bank=data, queries=test or None, baselines=baselines, num_workers=workers, device_name=device,
             seed=seed,
         )  # fmt: skip
-        print_knn(rows)
+        if distributed.started_as_main():
+            print_knn(rows)
         return 0
 
     return int(tyro.cli(knn, args=rest, prog=f"mocokit knn {run}"))

@@ -49,6 +49,12 @@ AUG_PLUS = Recipe(
 )  # fmt: skip
 """MoCo v2's "aug+" (main_moco.py --aug-plus)."""
 
+CROP_AND_FLIP = Recipe(
+    crop_scale=(0.08, 1.0), grayscale_first=False, jitter_p=0.0,
+    brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grayscale_p=0.0, blur_p=0.0,
+)  # fmt: skip
+"""What a linear classifier and fine-tuning train on (moco/main_lincls.py)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Jitter:

@@ -4,18 +4,23 @@ Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (
 step s gives the very batches that an uninterrupted run would see from there.
 """
 
+import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mocokit.data.pipelines import fast_views, warm_up
-from mocokit.data.views import PlainViews, TwoViews, ViewBatch
+from mocokit.data.shards import is_url
+from mocokit.data.views import Each
 from mocokit.data.workers import as_is, obey_parent_alone
 from mocokit.randomness import Purpose, permutation
+
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -69,68 +74,114 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in rows]
 
 
-def build_view_loader(
-    views: TwoViews, order: BatchOrder, *, num_workers: int, num_threads: int = 1, pin_memory: bool = False
-) -> Iterable[ViewBatch]:
+@dataclass(frozen=True, kw_only=True)
+class WholeEpochs(Sampler[list[tuple[int, int]]]):
+    """For each step: the (epoch, image index) of each row; every epoch holds all images, as supervised training wants.
+
+    The last batch of an epoch is smaller. A rest of one image joins the batch before it, since BatchNorm needs two.
+
+    Args:
+        indices: Images to train on.
+        batch_size: Images of a step.
+        epochs: Passes over `indices`.
+        seed: Seed of the epoch orders.
+
+    """
+
+    indices: tuple[int, ...]
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return max(1, -(-(len(self.indices) - 1) // self.batch_size))
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        bounds = [step * self.batch_size for step in range(self.steps_per_epoch)] + [len(self.indices)]
+        for epoch in range(self.epochs):
+            order = permutation(self.seed, Purpose.EPOCH_ORDER, len(self.indices), epoch)
+            for start, stop in itertools.pairwise(bounds):
+                yield [(epoch, self.indices[row]) for row in order[start:stop]]
+
+
+class BatchMaker(Protocol[B_co]):
+    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews."""
+
+    def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
+        """The batch of the images at `positions`."""
+        ...
+
+
+def build_loader(
+    views: BatchMaker[B],
+    order: Iterable[Sequence[Any]],
+    *,
+    num_workers: int,
+    num_threads: int | None = None,
+    pin_memory: bool = False,
+) -> Iterable[B]:
     """Batches of `views` in `order`.
 
     Args:
         views: Makes a batch.
-        order: Of the images.
+        order: Positions of the images of each batch.
         num_workers: Processes that work ahead; 0: the calling process makes each batch when it is asked for.
-        num_threads: Of the calling process, with 0 workers.
-        pin_memory: Hand over batches in page-locked memory.
+        num_threads: Of the calling process, with 0 workers; None: its cores.
+        pin_memory: Let workers' batches be handed over in page-locked memory.
 
     """
-    if views.pipeline is fast_views:
-        warm_up()  # before workers are forked, which then have the machine code too
     if not num_workers:
-        return ThreadedBatches(views, order, num_threads=num_threads, pin_memory=pin_memory)
+        return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
     return DataLoader(
-        views,
-        batch_sampler=order,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4,
-        worker_init_fn=obey_parent_alone,
-    )
+        cast(Dataset[B], views), batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is,
+        num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=4, worker_init_fn=obey_parent_alone,
+    )  # fmt: skip
 
 
-class ThreadedBatches:
+class ThreadedBatches(Generic[B]):
     """Batches made by threads of the calling process while it waits for them.
 
-    What trains on a CPU has no use for workers of its own cores: training threads wait for each other at every
-    barrier, so that a step slows down by more than the workers get done meanwhile. Decoding and the machine code
-    of the views release the interpreter's lock.
+    What computes on a CPU has no use for workers of its own cores: its threads wait for each other at every barrier,
+    so that a step slows down by more than the workers get done meanwhile. Decoding and the machine code of the views
+    release the interpreter's lock.
 
     Args:
         views: Makes a batch.
-        order: Of the images.
+        order: Positions of the images of each batch.
         num_threads: That share a batch.
-        pin_memory: Hand over batches in page-locked memory.
 
     """
 
-    def __init__(self, views: TwoViews, order: BatchOrder, *, num_threads: int, pin_memory: bool) -> None:
-        self.views, self.order, self.num_threads, self.pin_memory = views, order, num_threads, pin_memory
+    def __init__(self, views: BatchMaker[B], order: Iterable[Sequence[Any]], *, num_threads: int) -> None:
+        self.views, self.order, self.num_threads = views, order, num_threads
 
-    def __iter__(self) -> Iterator[ViewBatch]:
+    def __iter__(self) -> Iterator[B]:
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="views") as threads:
             for positions in self.order:
-                batch = self.views.make_batch(positions, threads.map)
-                yield batch.pin_memory() if self.pin_memory else batch
+                yield self.views.make_batch(positions, threads.map)
 
 
-def build_plain_loader(
-    views: PlainViews, indices: Sequence[int], *, batch_size: int, num_workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of unaugmented images in the order of `indices`."""
-    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return DataLoader(
-        views,
-        batch_sampler=batches,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        worker_init_fn=obey_parent_alone,
-    )
+def in_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """`indices` in order, in batches; the last may be smaller."""
+    return [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+
+
+MAX_WORKERS = 16
+
+
+def own_cores() -> int:
+    """Cores of this machine for each of its ranks, at least 1 and at most MAX_WORKERS."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
+
+
+def choose_workers(asked: int, *, on_cpu: bool, location: str = "") -> int:
+    """Loader processes: as many as asked for; -1: none where the CPU computes on local images, else the own cores."""
+    if asked >= 0:
+        return asked
+    return 0 if on_cpu and not is_url(location) else own_cores()  # a network may make anyone wait

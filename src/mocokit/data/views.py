@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 from mocokit.data.augment import Recipe, ViewParams, draw_params, evaluation_crop
 from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
 from mocokit.data.decode import DecodeError, decode
-from mocokit.data.pipelines import PIPELINES, Draw
+from mocokit.data.pipelines import PIPELINES, Draw, fast_views, warm_up
 from mocokit.data.sources import ImageSource, RawImage
 from mocokit.randomness import Purpose, generator
 
@@ -37,6 +37,9 @@ class BadImage:
     name: str
     reason: str
 
+
+Each = Callable[..., Iterable[Any]]
+"""`map`, or that of an executor whose threads share a batch."""
 
 MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
 """The index of the image used, what was drawn for it, and the bad images on the way."""
@@ -140,14 +143,16 @@ class TwoViews(Dataset[ViewBatch]):
     ) -> None:
         self.reader, self.recipe, self.size_px, self.seed = reader, recipe, size_px, seed
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
+        if self.pipeline is fast_views:
+            warm_up()  # before workers are forked, which then have the machine code too
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> ViewBatch:
         """The views of a whole batch, called by torch's DataLoader in a worker."""
         return self.make_batch(positions, map)
 
-    def make_batch(self, positions: Sequence[tuple[int, int]], each: Callable[..., Iterable[MadeRow]]) -> ViewBatch:
-        """The views of a whole batch; `each` is `map`, or an executor's."""
-        pixels = _empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
+    def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
+        """The views of a whole batch."""
+        pixels = empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
         targets = pixels.transpose(0, 1).numpy()  # (n, 2, S, S, 3): query, key
         ids, draws, bad = zip(*each(self._make_row, positions, targets), strict=True)
         query, key = pixels.permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory
@@ -185,7 +190,7 @@ def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int) -> Draw:
     return draw
 
 
-def _empty_pixels(*shape: int) -> Tensor:
+def empty_pixels(*shape: int) -> Tensor:
     """Uninitialised uint8; in a loader's worker in memory that the main process shares, which saves a copy."""
     size = math.prod(shape)
     storage = torch.UntypedStorage._new_shared(size) if get_worker_info() else torch.UntypedStorage(size)
@@ -206,14 +211,20 @@ class PlainViews(Dataset[tuple[Tensor, Tensor]]):
         self.reader, self.size_px, self.crop_ratio = reader, size_px, crop_ratio
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images of a whole batch, called by torch's DataLoader in a worker."""
+        return self.make_batch(indices, map)
+
+    def make_batch(self, positions: Sequence[int], each: Each) -> tuple[Tensor, Tensor]:
         """(pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""
-        kept, pixels = list[int](), list[NDArray[np.uint8]]()
-        for index in indices:
-            try:
-                image = self.reader.read(index)
-            except DecodeError:
-                continue
-            kept.append(index)
-            pixels.append(np.asarray(evaluation_crop(image, size_px=self.size_px, crop_ratio=self.crop_ratio)))
-        rows = np.stack(pixels) if pixels else np.empty((0, self.size_px, self.size_px, 3), np.uint8)
-        return torch.from_numpy(rows).permute(0, 3, 1, 2), torch.tensor(kept, dtype=torch.long)
+        pixels = empty_pixels(len(positions), self.size_px, self.size_px, 3)
+        read = torch.tensor(list(each(self._read, positions, pixels.numpy())), dtype=torch.bool)
+        return pixels[read].permute(0, 3, 1, 2), torch.tensor(positions, dtype=torch.long)[read]
+
+    def _read(self, index: int, target: NDArray[np.uint8]) -> bool:
+        """Whether image `index` could be read, into `target` (S, S, 3)."""
+        try:
+            image = self.reader.read(index)
+        except DecodeError:
+            return False
+        target[:] = np.asarray(evaluation_crop(image, size_px=self.size_px, crop_ratio=self.crop_ratio))
+        return True

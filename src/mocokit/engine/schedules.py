@@ -9,9 +9,9 @@ def cosine_lr(progress: float, *, peak_lr: float) -> float:
     return 0.5 * peak_lr * (1.0 + math.cos(math.pi * progress))
 
 
-def step_lr(epoch: float, *, peak_lr: float, milestones: Sequence[float]) -> float:
-    """`peak_lr`, ten times smaller from each milestone epoch on (MoCo v1: 120 and 160 of 200)."""
-    return peak_lr * 0.1 ** sum(epoch >= milestone for milestone in milestones)
+def step_lr(epoch: float, *, peak_lr: float, milestones: Sequence[float], drop: float = 0.1) -> float:
+    """`peak_lr`, times `drop` from each milestone epoch on (MoCo v1: 0.1 at 120 and 160 of 200)."""
+    return peak_lr * drop ** sum(epoch >= milestone for milestone in milestones)
 
 
 def learning_rate(
@@ -23,7 +23,8 @@ def learning_rate(
     cos: bool,
     milestones: Sequence[float],
     by: str,
-    warmup_epochs: float,
+    warmup_epochs: float = 0.0,
+    drop: float = 0.1,
 ) -> float:
     """Learning rate of one optimizer step.
 
@@ -36,6 +37,7 @@ def learning_rate(
         milestones: Epochs at which the rate drops.
         by: "epoch": constant within an epoch, as officially; "step": smooth.
         warmup_epochs: Linear rise from 0 over this many epochs (0 in the MoCo papers).
+        drop: Factor at each milestone.
 
     """
     epoch = step / steps_per_epoch
@@ -46,4 +48,4 @@ def learning_rate(
     if cos:
         progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
         return cosine_lr(max(0.0, progress), peak_lr=peak_lr)
-    return step_lr(epoch, peak_lr=peak_lr, milestones=milestones)
+    return step_lr(epoch, peak_lr=peak_lr, milestones=milestones, drop=drop)

@@ -1,1 +1,1 @@
-"""How good a frozen backbone is."""
+"""How good a backbone is, by published protocols."""

@@ -3,14 +3,17 @@
 Shapes: M images, D feature dimension.
 """
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.data.loader import build_plain_loader
+from mocokit.data.loader import build_loader, in_batches
 from mocokit.data.views import ImageReader, PlainViews
+from mocokit.engine.precision import Precision
 from mocokit.randomness import Purpose, permutation
 
 
@@ -22,6 +25,8 @@ class Features:
     """(M, D) float32 on the CPU."""
     labels: Tensor
     """(M,)"""
+    extract_s: float = 0.0
+    """What it took to compute them (seconds), also when they come from a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,12 @@ class LabelledImages:
     indices: tuple[int, ...]
     labels: tuple[int, ...]
     """Of all images of the source."""
+    class_names: tuple[str, ...]
     view: EvaluationView
+
+    def only(self, indices: Sequence[int]) -> "LabelledImages":
+        """The same, with other images of the source."""
+        return replace(self, indices=tuple(indices))
 
 
 def choose_images(
@@ -69,6 +79,7 @@ def choose_images(
     if source.labels is None:
         raise ValueError("data: no labels; give class folders, a list with labels, or IDX files with their labels")
     labels = source.labels
+    names = source.class_names if class_names is None else tuple(class_names)
     if class_names is not None:
         unknown = sorted(set(source.class_names) - set(class_names))
         if unknown:
@@ -78,6 +89,7 @@ def choose_images(
         reader=reader,
         indices=tuple(range(len(labels)) if indices is None else indices),
         labels=labels,
+        class_names=names,
         view=view,
     )
 
@@ -101,24 +113,32 @@ def extract_features(
 
     """
     views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
-    loader = build_plain_loader(views, images.indices, batch_size=batch_size, num_workers=images.view.num_workers)
-    rows, labels = list[Tensor](), list[int]()
+    loader = build_loader(views, in_batches(images.indices, batch_size), num_workers=images.view.num_workers)
+    start, rows, labels = time.perf_counter(), torch.empty(0), list[int]()
     for pixels, indices in loader:
-        if len(indices):
-            rows.append(embed(pixels.to(device, non_blocking=True)).float().cpu())
-            labels += [images.labels[index] for index in indices.tolist()]
-    if not rows:
+        if len(indices) == 0:
+            continue
+        part = embed(pixels.to(device, non_blocking=True)).float().cpu()  # (n, D)
+        if not labels:
+            rows = torch.empty(len(images.indices), part.shape[1])  # once: M x D may be most of the memory
+        rows[len(labels) : len(labels) + len(part)] = part
+        labels += [images.labels[index] for index in indices.tolist()]
+    if not labels:
         raise ValueError("data: none of the images to evaluate can be read")
-    return Features(rows=torch.cat(rows), labels=torch.tensor(labels))
+    return Features(rows=rows[: len(labels)], labels=torch.tensor(labels), extract_s=time.perf_counter() - start)
 
 
-def embed_with(backbone: nn.Module, pixels: nn.Module) -> Callable[[Tensor], Tensor]:
+def embed_with(
+    backbone: nn.Module, pixels: nn.Module, precision: Precision | None = None
+) -> Callable[[Tensor], Tensor]:
     """Embedding by a frozen backbone; it is in eval mode during each call and as it was afterwards."""
+    autocast = contextlib.nullcontext if precision is None else precision.autocast
 
     def embed(images: Tensor) -> Tensor:
         was_training = backbone.training
         backbone.eval()
-        features: Tensor = backbone(pixels(images))
+        with autocast():
+            features: Tensor = backbone(pixels(images))
         backbone.train(was_training)
         return features
 

@@ -1,15 +1,19 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (InstDisc sec. 3.4).
 
-Shapes: M bank rows, Q queries, D feature dimension, L classes.
+Neither the similarities nor a normalised copy of the bank ever exist as a whole: chunks of both sides meet, and each
+query keeps the k best so far. The bank may lie in parts on several ranks.
+
+Shapes: M bank rows, Q queries, D feature dimension, L classes, m and q rows of a chunk.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mocokit import distributed
 from mocokit.evaluate.features import Features, LabelledImages, extract_features
 
 
@@ -27,32 +31,110 @@ PROTOCOLS = (KnnProtocol(20, 0.07), KnnProtocol(200, 0.1))
 """DINO's, and the official MoCo notebook's; reported side by side, since they answer differently."""
 
 CHUNK_BYTES = 256 * 2**20
-"""Similarities held at once."""
+"""A chunk of the bank, a chunk of the queries and their similarities together."""
+
+QUERY_CHUNK = 1024
+"""q at most; fewer where rows are long."""
 
 
 def knn_accuracy(
-    bank: Features, queries: Features, protocols: Sequence[KnnProtocol] = PROTOCOLS, *, device: torch.device
+    bank: Features,
+    queries: Features,
+    protocols: Sequence[KnnProtocol] = PROTOCOLS,
+    *,
+    device: torch.device,
+    bank_is_shard: bool = False,
 ) -> dict[KnnProtocol, float]:
     """Share of queries (0..1) whose class gets the largest sum of exp(cosine / T) over their k nearest bank rows.
 
-    Extra memory stays under about CHUNK_BYTES whatever M and Q are; k beyond M means all of the bank.
+    Extra memory stays under about CHUNK_BYTES + 12 Q k bytes whatever M is; k beyond M means all of the bank.
+
+    Args:
+        bank: Rows that vote.
+        queries: Rows to classify; with `bank_is_shard` the same on every rank.
+        protocols: All are computed in one pass.
+        device: Where chunks are compared.
+        bank_is_shard: `bank` is this rank's part of the bank; the result is that of the whole, on every rank.
+
     """
-    bank_rows = F.normalize(bank.rows.to(device), dim=1)  # (M, D)
-    bank_labels, num_classes = bank.labels.to(device), int(bank.labels.max()) + 1
-    largest_k = min(max(protocol.k for protocol in protocols), len(bank_rows))
-    chunk = max(1, CHUNK_BYTES // (4 * len(bank_rows)))
+    k = max(protocol.k for protocol in protocols)
+    num_classes = int(bank.labels.max()) + 1 if len(bank.labels) else 0
+    similarity, classes = nearest_classes(bank, queries.rows, k, device=device)  # (Q, k), (Q, k)
+    if bank_is_shard:
+        num_classes = distributed.max_over_ranks(num_classes)
     correct = dict.fromkeys(protocols, 0)
-    for start in range(0, len(queries.rows), chunk):
-        rows = F.normalize(queries.rows[start : start + chunk].to(device), dim=1)  # (q, D)
-        truth = queries.labels[start : start + chunk].to(device)
-        similarity, nearest = (rows @ bank_rows.T).topk(largest_k, dim=1)  # (q, k), descending
-        classes = bank_labels[nearest]  # (q, k)
-        for protocol in protocols:
-            votes = torch.zeros(len(rows), num_classes, device=device)  # (q, L)
-            weights = (similarity[:, : protocol.k] / protocol.temperature).exp()
-            votes.scatter_add_(1, classes[:, : protocol.k], weights)
-            correct[protocol] += int((votes.argmax(dim=1) == truth).sum())
+    for part in _slices(len(queries.rows), QUERY_CHUNK):
+        best, voters = similarity[part], classes[part]  # (q, k)
+        if bank_is_shard:
+            best, voters = _merge_ranks(best, voters, k)
+        truth = queries.labels[part].to(best.device)
+        for protocol, hits in _count_hits(best, voters, truth, protocols, num_classes=num_classes).items():
+            correct[protocol] += hits
     return {protocol: hits / len(queries.rows) for protocol, hits in correct.items()}
+
+
+def nearest_classes(bank: Features, queries: Tensor, k: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and class of the k bank rows nearest to each query, nearest first; k is cut to M.
+
+    Args:
+        bank: (M, D) rows on any device, in memory or mapped from a file; never copied as a whole.
+        queries: (Q, D)
+        k: Neighbours to keep.
+        device: Where chunks are compared.
+
+    Returns:
+        (Q, k) float32 and (Q, k) int32 on `device`.
+
+    """
+    num_queries, width = len(queries), queries.shape[1]
+    k = min(k, len(bank.rows))
+    best = torch.full((num_queries, k), -torch.inf, device=device)
+    classes = torch.zeros(num_queries, k, dtype=torch.int32, device=device)
+    q = max(1, min(QUERY_CHUNK, CHUNK_BYTES // (8 * width)))
+    m = max(1, CHUNK_BYTES // (8 * (width + q)))
+    for bank_part in _slices(len(bank.rows), m):
+        rows = _unit_rows(bank.rows[bank_part], device)  # (m, D)
+        labels = bank.labels[bank_part].to(device=device, dtype=torch.int32)  # (m,)
+        for part in _slices(num_queries, q):
+            scores = _unit_rows(queries[part], device) @ rows.T  # (q, m)
+            nearest, index = scores.topk(min(k, len(rows)), dim=1)
+            candidates = torch.cat([best[part], nearest], dim=1)  # (q, up to 2k)
+            best[part], order = candidates.topk(k, dim=1)  # descending
+            classes[part] = torch.cat([classes[part], labels[index]], dim=1).gather(1, order)
+    return best, classes
+
+
+def _unit_rows(rows: Tensor, device: torch.device) -> Tensor:
+    return F.normalize(rows.to(device=device, dtype=torch.float32), dim=1)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _merge_ranks(best: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of all ranks' candidates for each query; the same on every rank."""
+    rows, num_ranks = len(best), distributed.world_size()
+    widest = distributed.max_over_ranks(best.shape[1])  # a small shard has fewer than k rows
+    missing = widest - best.shape[1]
+    best = F.pad(best, (0, missing), value=-torch.inf)
+    classes = F.pad(classes, (0, missing))
+    counts = [rows] * num_ranks
+    every = [torch.cat(distributed.all_gather_rows(part, counts).split(rows), dim=1) for part in (best, classes)]
+    nearest, order = every[0].topk(min(k, every[0].shape[1]), dim=1)  # (q, k) of (q, R * widest)
+    return nearest, every[1].gather(1, order)
+
+
+def _count_hits(
+    similarity: Tensor, classes: Tensor, truth: Tensor, protocols: Sequence[KnnProtocol], *, num_classes: int
+) -> dict[KnnProtocol, int]:
+    hits = {}
+    for protocol in protocols:
+        votes = torch.zeros(len(truth), num_classes, device=similarity.device)  # (q, L)
+        weights = (similarity[:, : protocol.k] / protocol.temperature).exp()  # 0 for a place that no row took
+        votes.scatter_add_(1, classes[:, : protocol.k].long(), weights)
+        hits[protocol] = int((votes.argmax(dim=1) == truth).sum())
+    return hits
 
 
 def knn_of(

@@ -1,28 +1,17 @@
-"""The kNN table of a run, beside what it has to beat: raw pixels and the same network before training."""
+"""The kNN table of a run, beside what it has to beat; on several ranks each holds a part of the bank."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from mocokit.config import DataConfig
-from mocokit.data.open_source import open_source
-from mocokit.data.views import ImageReader
+from mocokit import distributed
 from mocokit.engine.precision import pick_device
-from mocokit.evaluate.features import (
-    EvaluationView,
-    LabelledImages,
-    choose_images,
-    draw_indices,
-    embed_pixels,
-    embed_with,
-)
-from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_of
-from mocokit.export.backbone import BackboneCard, LoadedBackbone, load_backbone, random_backbone
-
-MAX_IMAGE_PX = DataConfig.max_image_px
+from mocokit.evaluate.baselines import Subject, subjects_of, view_of
+from mocokit.evaluate.features import Features, LabelledImages, extract_features
+from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
+from mocokit.evaluate.splits import open_train_and_test
+from mocokit.export.backbone import load_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,38 +44,33 @@ def compare_with_baselines(
         seed: Seed of the random-init backbone and of the held-out tenth.
 
     """
-    loaded, device = load_backbone(run), pick_device(device_name, local_rank=0)
-    bank_images, query_images = _choose(loaded.card, bank, queries, num_workers=num_workers, seed=seed)
-    embeddings = embeddings_of(loaded, baselines=baselines, device=device, seed=seed)
-    return [
-        KnnRow(features=name, accuracy=knn_of(embed, bank_images, query_images, PROTOCOLS, device=device))
-        for name, embed in embeddings.items()
-    ]
+    loaded, device = load_backbone(run), pick_device(device_name, local_rank=distributed.local_rank())
+    with distributed.session(device.type):
+        view = view_of(loaded.card, num_workers=num_workers)
+        train, test = open_train_and_test(bank, queries, view, seed=seed)
+        return [
+            KnnRow(features=subject.name, accuracy=_knn_on_ranks(subject, train, test, device))
+            for subject in subjects_of(loaded, baselines=baselines, device=device, seed=seed)
+        ]
 
 
-def embeddings_of(
-    loaded: LoadedBackbone, *, baselines: bool, device: torch.device, seed: int
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The pre-trained embedding, after the baselines that it has to beat, by name."""
-    pixels = loaded.pixels.to(device)
-    trained = {"pre-trained": embed_with(loaded.backbone.to(device), pixels)}
-    if not baselines:
-        return trained
-    random = random_backbone(loaded.card, seed=seed).to(device)
-    return {"raw pixels": embed_pixels(pixels), "random init": embed_with(random, pixels), **trained}
+def _knn_on_ranks(
+    subject: Subject, bank: LabelledImages, queries: LabelledImages, device: torch.device
+) -> dict[KnnProtocol, float]:
+    own_bank, own_queries = (extract_features(subject.embed, _share(images), device=device) for images in
+                             (bank, queries))  # fmt: skip
+    return knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
 
 
-def _choose(
-    card: BackboneCard, bank: str | Path, queries: str | Path | None, *, num_workers: int, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    view = EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=num_workers)
-    reader = ImageReader(open_source(bank), max_image_px=MAX_IMAGE_PX, seed=seed)
-    if queries is not None:
-        other = ImageReader(open_source(queries), max_image_px=MAX_IMAGE_PX, seed=seed)
-        return (
-            choose_images(reader, view),
-            choose_images(other, view, class_names=reader.source.class_names),
-        )
-    held_out = set(draw_indices(len(reader.source), max(1, len(reader.source) // 10), seed=seed))
-    rest = [index for index in range(len(reader.source)) if index not in held_out]
-    return choose_images(reader, view, indices=rest), choose_images(reader, view, indices=sorted(held_out))
+def _share(images: LabelledImages) -> LabelledImages:
+    """Every R-th image: this rank's part."""
+    return images.only(images.indices[distributed.rank() :: distributed.world_size()])
+
+
+def _all_ranks(features: Features) -> Features:
+    counts = distributed.all_gather_objects(len(features.rows))
+    return replace(
+        features,
+        rows=distributed.all_gather_rows(features.rows, counts),
+        labels=distributed.all_gather_rows(features.labels, counts),
+    )

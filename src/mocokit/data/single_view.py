@@ -1,0 +1,66 @@
+"""image -> one randomly cropped and flipped view, for training with labels: linear classifiers and fine-tuning.
+
+Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mocokit.data.augment import CROP_AND_FLIP, Recipe, ViewParams, draw_params
+from mocokit.data.decode import DecodeError
+from mocokit.data.pipelines import Draw, fast_views, warm_up
+from mocokit.data.views import Each, ImageReader, empty_pixels
+from mocokit.randomness import Purpose, generator
+
+
+class SingleViews(Dataset[tuple[Tensor, Tensor]]):
+    """Maps (epoch, image index) to a view; the draw depends on nothing but seed, epoch and index.
+
+    Bad images are left out rather than replaced: a replacement could come from the images held out for testing.
+
+    Args:
+        reader: Reads the images.
+        size_px: S.
+        seed: Seed of the draws.
+        recipe: How views are drawn.
+
+    """
+
+    def __init__(self, reader: ImageReader, *, size_px: int, seed: int, recipe: Recipe = CROP_AND_FLIP) -> None:
+        self.reader, self.size_px, self.seed, self.recipe = reader, size_px, seed, recipe
+        warm_up()  # before workers are forked, which then have the machine code too
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """The views of a whole batch, called by torch's DataLoader in a worker."""
+        return self.make_batch(positions, map)
+
+    def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> tuple[Tensor, Tensor]:
+        """(pixels (n, 3, S, S) in channels_last memory, indices (n,)) of the images that could be read."""
+        pixels = empty_pixels(len(positions), 1, self.size_px, self.size_px, 3)
+        made = torch.tensor(list(each(self._make_row, positions, pixels.numpy())), dtype=torch.bool)
+        indices = torch.tensor([index for _, index in positions])
+        return pixels[made, 0].permute(0, 3, 1, 2), indices[made]
+
+    def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> bool:
+        """Whether the image at `position` could be read; its view is in `target` (1, S, S, 3)."""
+        epoch, index = position
+        try:
+            fast_views(
+                self.reader.source.read(index), self._draw(epoch, index), target,
+                max_image_px=self.reader.max_image_px, crops_only=False,
+            )  # fmt: skip
+        except (DecodeError, OSError):
+            return False
+        return True
+
+    def _draw(self, epoch: int, index: int) -> Draw:
+        def draw(height: int, width: int) -> list[ViewParams]:
+            rng = generator(self.seed, Purpose.VIEW, epoch, index)
+            return [draw_params(self.recipe, rng, height=height, width=width)]
+
+        return draw

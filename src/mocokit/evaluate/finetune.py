@@ -1,0 +1,153 @@
+"""Fine-tuning on few labels: backbone and classifier trained together, on a part of the labelled images or on all."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocokit.data.loader import WholeEpochs
+from mocokit.engine.precision import Precision
+from mocokit.evaluate.fast_linear import best_pair
+from mocokit.evaluate.features import LabelledImages, extract_features
+from mocokit.evaluate.linear import build_classifier, build_training_loader
+from mocokit.evaluate.protocols import FineTuneProtocol
+from mocokit.evaluate.splits import hold_out
+from mocokit.nets.backbones import feature_dim
+
+CHOOSING_SHARE = 0.2
+"""Share of the labelled images that chooses the rates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneResult:
+    """How a fine-tuned network does."""
+
+    accuracy: float
+    """On the test images after the last epoch, 0..1."""
+    lr: float
+    head_multiplier: float
+
+
+def fine_tune_and_test(
+    backbone: nn.Module,
+    pixels: nn.Module,
+    labelled: LabelledImages,
+    test: LabelledImages,
+    protocol: FineTuneProtocol,
+    *,
+    device: torch.device,
+    precision: Precision,
+    seed: int,
+    say: Callable[[str], None] = lambda _text: None,
+) -> FineTuneResult:
+    """Fine-tune a copy of `backbone` and test it once.
+
+    Where the protocol has several rates, each is trained on four fifths of the labelled images and judged on the rest;
+    the chosen one is then trained on all of them. Test images have no say.
+
+    Args:
+        backbone: Where training starts; not changed.
+        pixels: uint8 images -> what the backbone reads.
+        labelled: Images to train on.
+        test: Images to test on.
+        protocol: Already fitted to the number of labelled images.
+        device: Where to compute.
+        precision: Number format of forwards and backwards.
+        seed: Of crops, order, the classifier's first weights and the held-out part.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: Several rates, but one labelled image a class.
+
+    """
+
+    def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
+        return fine_tune(
+            backbone, pixels, images, protocol, lr=lr, head_multiplier=multiplier, device=device,
+            precision=precision, seed=seed,
+        )  # fmt: skip
+
+    pairs = protocol.pairs
+    chosen = pairs[0]
+    if len(pairs) > 1:
+        rest, held = hold_out(labelled, CHOOSING_SHARE, seed=seed)
+        judged: list[tuple[float, float]] = []
+        for number, (lr, multiplier) in enumerate(pairs, start=1):
+            say(f"choosing a rate, {number} of {len(pairs)}: lr {lr:g}, head x{multiplier:g}")
+            judged.append(judge(train(rest, lr, multiplier), held, device=device, precision=precision))
+        chosen = best_pair(pairs, *zip(*judged, strict=True))
+    say(f"training on all {len(labelled.indices):,} labelled images: lr {chosen[0]:g}, head x{chosen[1]:g}")
+    accuracy, _ = judge(train(labelled, *chosen), test, device=device, precision=precision)
+    return FineTuneResult(accuracy=accuracy, lr=chosen[0], head_multiplier=chosen[1])
+
+
+def fine_tune(
+    backbone: nn.Module,
+    pixels: nn.Module,
+    labelled: LabelledImages,
+    protocol: FineTuneProtocol,
+    *,
+    lr: float,
+    head_multiplier: float,
+    device: torch.device,
+    precision: Precision,
+    seed: int,
+) -> nn.Module:
+    """A trained network (n, 3, S, S) uint8 -> (n, L); BatchNorm is in train mode while it is trained."""
+    schedule = protocol.schedule
+    order = WholeEpochs(indices=labelled.indices, batch_size=protocol.batch_size, epochs=schedule.epochs, seed=seed)
+    head = build_classifier(feature_dim(backbone), len(labelled.class_names), init_std=0.01, seed=seed)
+    network = nn.Sequential(pixels, copy.deepcopy(backbone), head).to(device).train()
+    optimizer = build_optimizer(network[1], head, protocol, lr=lr, head_multiplier=head_multiplier)
+    labels = torch.tensor(labelled.labels)
+    for step, (images, indices) in enumerate(build_training_loader(labelled, order, device=device, seed=seed)):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=group["peak_lr"])
+        if len(indices) < 2:  # BatchNorm needs two; only where images can't be read
+            continue
+        with precision.autocast():
+            loss = F.cross_entropy(network(images.to(device, non_blocking=True)), labels[indices].to(device))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return network.eval()
+
+
+def build_optimizer(
+    backbone: nn.Module, head: nn.Module, protocol: FineTuneProtocol, *, lr: float, head_multiplier: float
+) -> torch.optim.Optimizer:
+    """SGD or LARS, each group of parameters with its own `peak_lr`.
+
+    LARS adapts the rates of matrices and kernels alone, as SimCLR does; biases and BatchNorm follow plain SGD.
+    """
+    groups = [
+        {"params": [p for p in part.parameters() if (p.dim() > 1) == adapts], "peak_lr": lr * multiplier, "lr": 0.0,
+         "adapts": adapts}
+        for part, multiplier in ((backbone, 1.0), (head, head_multiplier))
+        for adapts in (True, False)
+    ]  # fmt: skip
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=protocol.weight_decay)
+    from timm.optim.lars import Lars
+
+    for group in groups:
+        group["always_adapt"] = group["adapts"]  # without it timm's LARS is plain SGD where weight decay is 0
+    return Lars(groups, momentum=0.9, weight_decay=protocol.weight_decay, trust_coeff=0.001)
+
+
+def judge(
+    network: nn.Module, images: LabelledImages, *, device: torch.device, precision: Precision
+) -> tuple[float, float]:
+    """(accuracy 0..1, mean cross-entropy) of a trained network on images without augmentation."""
+
+    def scores_of(pixels: Tensor) -> Tensor:
+        with precision.autocast():
+            scores: Tensor = network(pixels)
+        return scores
+
+    scores = extract_features(scores_of, images, device=device)  # (M, L)
+    accuracy = float((scores.rows.argmax(dim=1) == scores.labels).float().mean())
+    return accuracy, float(F.cross_entropy(scores.rows, scores.labels))

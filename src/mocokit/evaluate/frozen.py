@@ -1,0 +1,53 @@
+"""Frozen means frozen: a backbone's parameters and buffers are bit by bit what they were."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenWeightsMovedError(RuntimeError):
+    """A frozen parameter or BatchNorm statistic changed; the message names it."""
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor's bits."""
+    return {name: hashlib.sha256(_bits(tensor)).hexdigest() for name, tensor in tensors.items()}
+
+
+def _bits(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def weights_digest(module: nn.Module) -> str:
+    """One hash of all parameters and buffers with their names."""
+    parts = digest_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within the context `module` is in eval mode and takes no gradient; afterwards its modes are as they were.
+
+    Raises:
+        FrozenWeightsMovedError: A parameter or a buffer, such as a BatchNorm statistic, changed within the context.
+
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    before = digest_tensors(tensors)
+    modes = [(part, part.training) for part in module.modules()]
+    took_gradient = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, takes in took_gradient:
+            parameter.requires_grad_(takes)
+    after = digest_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    moved = [name for name in before if after.get(name) != before[name]]
+    if moved:
+        raise FrozenWeightsMovedError(f"{len(moved)} of {len(before)} frozen tensors changed, such as {moved[0]}")

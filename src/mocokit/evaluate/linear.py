@@ -1,0 +1,122 @@
+"""Linear classification on a frozen backbone, as published: random crops through the network in every epoch.
+
+Shapes: n rows of a batch, D feature dimension, L classes.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mocokit.data.loader import WholeEpochs, build_loader
+from mocokit.data.single_view import SingleViews
+from mocokit.engine.optim import set_lr
+from mocokit.evaluate.features import Features, LabelledImages
+from mocokit.evaluate.frozen import frozen
+from mocokit.evaluate.protocols import LinearProtocol
+from mocokit.nets.backbones import build_seeded
+from mocokit.randomness import Purpose, torch_seed
+
+SCORE_CHUNK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearResult:
+    """Test accuracy (0..1) after each epoch."""
+
+    by_epoch: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        """Of the last epoch: no test image had a say in it."""
+        return self.by_epoch[-1]
+
+    @property
+    def best(self) -> float:
+        """Of the best epoch on the test images, which main_lincls.py keeps as its best model."""
+        return max(self.by_epoch)
+
+
+def build_classifier(feature_dim: int, num_classes: int, *, init_std: float | None, seed: int) -> nn.Linear:
+    """A linear layer with weights ~ N(0, init_std) and bias 0; with None as torch initialises it."""
+    head = build_seeded(lambda: nn.Linear(feature_dim, num_classes), torch_seed(seed, Purpose.MODEL_INIT, 1))
+    if init_std is not None:
+        draws = torch.Generator().manual_seed(torch_seed(seed, Purpose.MODEL_INIT, 2))
+        nn.init.normal_(head.weight, std=init_std, generator=draws)
+        nn.init.zeros_(head.bias)
+    return head
+
+
+def train_linear(
+    backbone: nn.Module,
+    embed: Callable[[Tensor], Tensor],
+    train: LabelledImages,
+    test: Features,
+    protocol: LinearProtocol,
+    *,
+    device: torch.device,
+    seed: int,
+    on_epoch: Callable[[int, float], None] = lambda _epoch, _accuracy: None,
+) -> LinearResult:
+    """Train a linear classifier on `backbone`'s features of augmented images.
+
+    The backbone stays in eval mode and bit by bit what it was, so the test features are taken once.
+
+    Args:
+        backbone: The network that must not move.
+        embed: (n, 3, S, S) uint8 pixels on `device` -> (n, D), by that network.
+        train: Images to train on.
+        test: (M, D) features of the images to test on.
+        protocol: Already fitted to the number of training images.
+        device: Where to compute.
+        seed: Of crops, order and the classifier's first weights.
+        on_epoch: Called with each epoch's number, from 1 on, and test accuracy.
+
+    Raises:
+        FrozenWeightsMovedError: A parameter or BatchNorm statistic of the backbone moved.
+
+    """
+    order = WholeEpochs(
+        indices=train.indices, batch_size=protocol.batch_size, epochs=protocol.schedule.epochs, seed=seed
+    )
+    labels = torch.tensor(train.labels)
+    head = build_classifier(test.rows.shape[1], len(train.class_names), init_std=protocol.init_std, seed=seed)
+    head = head.to(device)
+    optimizer = torch.optim.SGD(
+        head.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay, nesterov=protocol.nesterov
+    )
+    accuracies: list[float] = []
+    with frozen(backbone):
+        for step, (pixels, indices) in enumerate(build_training_loader(train, order, device=device, seed=seed)):
+            set_lr(optimizer, protocol.schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=protocol.lr))
+            if len(indices):  # 0: no image of the batch could be read
+                with torch.no_grad():
+                    rows = embed(pixels.to(device, non_blocking=True)).float()  # (n, D)
+                F.cross_entropy(head(rows), labels[indices].to(device)).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % order.steps_per_epoch == 0:
+                accuracies.append(accuracy_of(head, test, device=device))
+                on_epoch(len(accuracies), accuracies[-1])
+    return LinearResult(by_epoch=tuple(accuracies))
+
+
+def build_training_loader(
+    train: LabelledImages, order: WholeEpochs, *, device: torch.device, seed: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of cropped and flipped images with their indices."""
+    return build_loader(
+        SingleViews(train.reader, size_px=train.view.size_px, seed=seed), order,
+        num_workers=train.view.num_workers, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy_of(head: Callable[[Tensor], Tensor], features: Features, *, device: torch.device) -> float:
+    """Share of rows whose largest score is that of their class."""
+    hits = 0
+    for rows, labels in zip(features.rows.split(SCORE_CHUNK), features.labels.split(SCORE_CHUNK), strict=True):
+        hits += int((head(rows.to(device)).argmax(dim=1).cpu() == labels).sum())
+    return hits / len(features.rows)

@@ -1,0 +1,142 @@
+"""Which labelled images train, choose and test: balanced subsets, id lists and held-out parts, all drawn by a seed."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from mocokit.config import DataConfig
+from mocokit.data.open_source import open_source
+from mocokit.data.sources import ImageSource
+from mocokit.data.views import ImageReader
+from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices
+from mocokit.randomness import Purpose, generator
+
+
+def balanced_subset(images: LabelledImages, count: int, *, seed: int) -> list[int]:
+    """`count` of the images at random, equally many of each class as far as class sizes allow, at least one of each.
+
+    A remainder goes to classes drawn at random. Larger subsets of the same seed hold the smaller ones' images, but
+    for that remainder.
+    """
+    members = _by_class(images)
+    quotas = _water_fill([len(member) for member in members.values()], max(count, len(members)), seed=seed)
+    chosen: list[int] = []
+    for (label, member), quota in zip(members.items(), quotas, strict=True):
+        order = generator(seed, Purpose.SUBSET, 1 + label).permutation(len(member))
+        chosen += [member[row] for row in order[:quota]]
+    return sorted(chosen)
+
+
+def _by_class(images: LabelledImages) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index in images.indices:
+        members.setdefault(images.labels[index], []).append(index)
+    return dict(sorted(members.items()))
+
+
+def _water_fill(sizes: Sequence[int], total: int, *, seed: int) -> list[int]:
+    """Quotas of at most `sizes` that sum to `total` and differ as little as possible."""
+    total = min(total, sum(sizes))
+    level = 0
+    while sum(min(size, level + 1) for size in sizes) <= total and level < max(sizes):
+        level += 1
+    quotas = [min(size, level) for size in sizes]
+    larger = [number for number, size in enumerate(sizes) if size > level]
+    rest = total - sum(quotas)
+    for number in generator(seed, Purpose.SUBSET, 1, 1).permutation(len(larger))[:rest]:
+        quotas[larger[number]] += 1
+    return quotas
+
+
+def fraction_of(images: LabelledImages, fraction: float, *, seed: int) -> LabelledImages:
+    """A balanced part of the images; 1 gives all of them.
+
+    Raises:
+        ValueError: `fraction` is not in 0..1.
+
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction}: must be above 0 and at most 1, for example 0.01")
+    if fraction == 1:
+        return images
+    return images.only(balanced_subset(images, round(fraction * len(images.indices)), seed=seed))
+
+
+def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """(rest, held-out part): about `share` of each class, at least one image of a class that has two or more.
+
+    Raises:
+        ValueError: No class has two images.
+
+    """
+    held: list[int] = []
+    for label, member in _by_class(images).items():
+        count = min(len(member) - 1, max(1, round(share * len(member))))
+        order = generator(seed, Purpose.SUBSET, 1 + label, 1).permutation(len(member))
+        held += [member[row] for row in order[:count]]
+    if not held:
+        raise ValueError("fraction: one labelled image a class leaves none to choose a rate with; use a larger one")
+    rest = np.setdiff1d(images.indices, held).tolist()
+    return images.only(rest), images.only(sorted(held))
+
+
+def open_train_and_test(
+    data: str | Path, test: str | Path | None, view: EvaluationView, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Labelled images to train and to test on.
+
+    Args:
+        data: Images to train on.
+        test: Images to test on, of the same classes; None: a tenth of `data`, held out.
+        view: How they are read.
+        seed: Of the held-out tenth.
+
+    Raises:
+        ValueError: One of the two has no labels, or `test` has a class that `data` lacks.
+
+    """
+    images = choose_images(_reader(data), view)
+    if test is not None:
+        return images, choose_images(_reader(test), view, class_names=images.class_names)
+    held = draw_indices(len(images.indices), max(1, len(images.indices) // 10), seed=seed)
+    rest = np.setdiff1d(images.indices, held).tolist()
+    return images.only(rest), images.only(held)
+
+
+def _reader(location: str | Path) -> ImageReader:
+    return ImageReader(open_source(location), max_image_px=DataConfig.max_image_px, seed=0)
+
+
+def read_id_list(path: str | Path, source: ImageSource) -> list[int]:
+    """Indices of the images that a text file names, one a line: by file name, by the end of the path, or by number.
+
+    SimCLR's `imagenet_subsets/1percent.txt` is such a file.
+
+    Raises:
+        ValueError: No such file, or a line that names no image, or several.
+
+    """
+    try:
+        lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"ids={path}: can't be read ({error})") from error
+    wanted = [line for line in lines if line]
+    if wanted and all(line.isdecimal() and int(line) < len(source) for line in wanted):
+        return sorted({int(line) for line in wanted})
+    by_file: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        by_file.setdefault(PurePosixPath(source.name(index)).name, []).append(index)
+    return sorted({_find(line, by_file, source, path) for line in wanted})
+
+
+def _find(line: str, by_file: dict[str, list[int]], source: ImageSource, path: str | Path) -> int:
+    found = [
+        index
+        for index in by_file.get(PurePosixPath(line).name, [])
+        if f"/{source.name(index)}".replace(":", "/").endswith(f"/{line.lstrip('/')}")
+    ]
+    if len(found) != 1:
+        what = "no image of the data has that name" if not found else "several images have that name; write more of it"
+        raise ValueError(f"ids={path}: {line}: {what}")
+    return found[0]

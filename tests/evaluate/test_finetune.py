@@ -1,0 +1,104 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mocokit.data.open_source import open_source
+from mocokit.data.views import ImageReader
+from mocokit.engine.precision import Precision
+from mocokit.evaluate import finetune
+from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images
+from mocokit.evaluate.finetune import build_optimizer, fine_tune, fine_tune_and_test
+from mocokit.evaluate.frozen import weights_digest
+from mocokit.evaluate.protocols import FINETUNE_PROTOCOLS, FineTuneProtocol
+from mocokit.nets.backbones import build_backbone, build_seeded
+from mocokit.nets.pixels import PixelNormalize
+
+CPU = torch.device("cpu")
+FP32 = Precision("fp32", CPU)
+PIXELS = PixelNormalize((0.5,) * 3, (0.25,) * 3)
+GRID = FINETUNE_PROTOCOLS["lr-grid"].fitted(80, epochs_scale=0.1)
+LARS = FINETUNE_PROTOCOLS["simclr"].fitted(80, epochs_scale=0.05)
+
+
+@pytest.fixture
+def images(photos: Path) -> LabelledImages:
+    view = EvaluationView(size_px=32, crop_ratio=1.0, num_workers=0)
+    return choose_images(ImageReader(open_source(photos), max_image_px=10**6, seed=0), view)
+
+
+def _backbone() -> nn.Module:
+    return build_seeded(lambda: build_backbone("resnet10_w32"), 0)
+
+
+def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
+    backbone = _backbone()
+    before = weights_digest(backbone)
+    network = fine_tune(
+        backbone, PIXELS, images, GRID, lr=0.01, head_multiplier=10, device=CPU, precision=FP32, seed=0
+    )  # fmt: skip
+    assert weights_digest(backbone) == before
+    trained = network.get_submodule("1")
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), backbone.parameters(), strict=True)]
+    assert all(moved), "every layer is trained"
+    assert not torch.equal(trained.get_buffer("bn1.running_mean"), backbone.get_buffer("bn1.running_mean"))
+    assert not network.training
+
+
+def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[tuple[int, ...]] = []
+    judge = finetune.judge
+
+    def spy(
+        network: nn.Module, part: LabelledImages, *, device: torch.device, precision: Precision
+    ) -> tuple[float, float]:
+        judged.append(part.indices)
+        return judge(network, part, device=device, precision=precision)
+
+    monkeypatch.setattr(finetune, "judge", spy)
+    train, test = images.only(images.indices[::2]), images.only(images.indices[1::2])
+    protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,))
+    result = fine_tune_and_test(
+        _backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0
+    )  # fmt: skip
+    assert [set(part) <= set(train.indices) for part in judged] == [True, True, False]
+    assert judged[-1] == test.indices
+    assert result.lr in (0.1, 0.001) and 0 <= result.accuracy <= 1
+
+
+def test_the_head_learns_at_its_multiple() -> None:
+    head = nn.Linear(256, 5)
+    optimizer = build_optimizer(_backbone(), head, GRID, lr=0.01, head_multiplier=100)
+    peaks = {id(p): group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert peaks[id(head.weight)] == peaks[id(head.bias)] == pytest.approx(1.0)
+    assert sorted(set(peaks.values())) == pytest.approx([0.01, 1.0])
+
+
+def test_lars_adapts_kernels_by_their_trust_ratio_and_leaves_batchnorm_alone() -> None:
+    """First step, weight decay 0: w - lr * 0.001 * |w| / |g| * g for kernels, w - lr * g for 1-D parameters."""
+    backbone, head = _backbone(), nn.Linear(256, 5)
+    optimizer = build_optimizer(backbone, head, LARS, lr=0.16, head_multiplier=1)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    for p in backbone.parameters():
+        p.grad = torch.randn_like(p)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"]
+    optimizer.step()
+    for name in ("layer1.0.conv1.weight", "bn1.weight", "bn1.bias"):
+        p, old = backbone.get_parameter(name), before[name]
+        assert p.grad is not None
+        trust = 0.001 * old.norm() / p.grad.norm() if old.dim() > 1 else 1.0
+        torch.testing.assert_close(p.detach(), old - 0.16 * trust * p.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("protocol", [GRID, LARS], ids=["sgd", "lars"])
+def test_the_same_seed_gives_the_same_network(images: LabelledImages, protocol: FineTuneProtocol) -> None:
+    few, digests = images.only(images.indices[::5]), []
+    for seed in (0, 0, 1):
+        network = fine_tune(
+            _backbone(), PIXELS, few, protocol, lr=0.05, head_multiplier=1, device=CPU, precision=FP32, seed=seed
+        )  # fmt: skip
+        digests.append(weights_digest(network))
+    assert digests[0] == digests[1] != digests[2]
