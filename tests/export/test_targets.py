@@ -38,8 +38,12 @@ NAMES = {
     "safetensors": "net.safetensors",
     "official": "checkpoint_0000.pth.tar",
 }
-RESNET_TARGETS = [(arch, target) for arch in ("resnet18", "resnet50") for target in NAMES]
-VIT_TARGETS = [("vit_tiny_patch16_224", target) for target in ("timm", "huggingface", "onnx", "safetensors")]
+VIT_TARGETS = ("timm", "huggingface", "onnx", "safetensors")
+CASES = [
+    pytest.param(arch, target, marks=pytest.mark.slow if target == "onnx" else ())  # torch's exporter takes 10 s
+    for arch, targets in (("resnet18", NAMES), ("resnet50", NAMES), ("vit_tiny_patch16_224", VIT_TARGETS))
+    for target in targets
+]
 
 
 Exports = Callable[[str, str], ExportResult]
@@ -68,7 +72,7 @@ def _features(usage: str, images: Tensor) -> Tensor:
     return features
 
 
-@pytest.mark.parametrize(("arch", "target"), RESNET_TARGETS + VIT_TARGETS)
+@pytest.mark.parametrize(("arch", "target"), CASES)
 def test_the_library_computes_the_same_features(
     finished_run: FinishedRun, exports: Exports, arch: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

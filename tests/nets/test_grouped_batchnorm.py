@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -86,7 +88,7 @@ def test_rows_that_do_not_split_are_an_error() -> None:
 
 
 def test_timms_activation_inside_batchnorm_is_kept() -> None:
-    from timm.layers import BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d
 
     theirs = BatchNormAct2d(4, act_layer=torch.nn.PReLU, inplace=False)
     torch.nn.init.normal_(theirs.weight)
@@ -106,5 +108,5 @@ def test_a_batchnorm_with_parts_of_its_own_is_refused() -> None:
             super().__init__(4)
             self.gate = torch.nn.Sigmoid()
 
-    with pytest.raises(ValueError, match="its Strange is unknown to mocokit"):
+    with pytest.raises(ValueError, match="its Strange is not known to mocokit"):
         convert_batchnorm(torch.nn.Sequential(Strange()))
