@@ -88,3 +88,31 @@ def noise() -> Callable[..., torch.Tensor]:
         return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, size, size), dtype=np.uint8))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """finished_run("resnet18"): the folder of a run of 2 steps at 32 px; made once, do not change it."""
+    import mocokit
+    from mocokit.nets.backbones import build_backbone
+
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "photos.txt").write_text("\n".join(map(str, sorted(photos.rglob("*.jpg"))[::5])))  # 16 images
+
+    def make(arch: str) -> Path:
+        if not (folder / arch).exists():
+            settings = {**TINY, "data.source": str(folder / "photos.txt"), "model.arch": arch, "optim.lr": 1e-3}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("mocokit.assembly.build_backbone", calm)
+                mocokit.pretrain("moco-v2-small", out=folder / arch, settings=settings)
+        return folder / arch
+
+    def calm(arch: str, *, stem: str) -> torch.nn.Module:
+        """Small residual branches: BatchNorm statistics of 2 steps would else let features grow into the hundreds."""
+        backbone = build_backbone(arch, stem=stem)
+        for name, layer in backbone.named_modules():
+            if name.endswith("bn3" if arch == "resnet50" else "bn2"):
+                torch.nn.init.constant_(layer.weight, 0.2)
+        return backbone
+
+    return make

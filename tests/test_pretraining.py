@@ -17,7 +17,8 @@ from mocokit.config import Config
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.engine.health import NonFiniteLossError
 from mocokit.methods.moco import MoCo
-from mocokit.settings import from_toml
+from mocokit.nets.backbones import build_backbone
+from mocokit.settings import from_toml, replace_settings
 from tests.run_process import final_state, same
 
 Tiny = Callable[..., Config]
@@ -205,3 +206,16 @@ def test_one_image_is_not_a_data_set(tiny: Tiny, photos: Path, tmp_path: Path) -
     (tmp_path / "one" / "a.jpg").write_bytes(next(photos.rglob("*.jpg")).read_bytes())
     with pytest.raises(ValueError, match="larger than the data set of 1 images; use at most 1"):
         mocokit.pretrain(tiny(**{"data.source": str(tmp_path / "one")}), out=tmp_path / "run")
+
+
+def test_a_vision_transformer_trains_without_batchnorm(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(**{"model.arch": "vit_tiny_patch16_224", "optim.epochs": 1, "optim.lr": 1e-3})
+    assert mocokit.pretrain(config, out=tmp_path / "run").step == 5
+    assert "without BatchNorm in the encoder it only costs time" in capsys.readouterr().err
+    state = final_state(tmp_path / "run")["method"]
+    first = build_backbone("vit_tiny_patch16_224").state_dict()
+    assert {f"encoder_q.backbone.{name}" for name in first} <= set(state)
+    with pytest.raises(ValueError, match="not a multiple of the backbone's patches"):
+        mocokit.pretrain(replace_settings(config, {"data.image_size": 40}), out=tmp_path / "other")

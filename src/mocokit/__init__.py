@@ -13,6 +13,8 @@ _PUBLIC = {
     "GroupLayout": "mocokit.methods.groups",
     "Encoder": "mocokit.nets.encoder",
     "MoCo": "mocokit.methods.moco",
+    "export_run": "mocokit.exporting",
+    "import_backbone": "mocokit.foreign.import_backbone",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
     "get_preset": "mocokit.presets",
@@ -24,13 +26,15 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "get_preset", "info_nce",
-    "load_backbone", "pretrain", "resume", "verify",
+    "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "export_run", "get_preset",
+    "import_backbone", "info_nce", "load_backbone", "pretrain", "resume", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from mocokit.config import Config
     from mocokit.export.backbone import load_backbone
+    from mocokit.exporting import export_run
+    from mocokit.foreign.import_backbone import import_backbone
     from mocokit.losses import info_nce
     from mocokit.methods.groups import GroupLayout
     from mocokit.methods.moco import MoCo

@@ -15,7 +15,7 @@ from mocokit.evaluate.features import draw_indices
 from mocokit.evaluate.report_knn import MAX_IMAGE_PX
 from mocokit.export.backbone import LoadedBackbone, load_backbone
 from mocokit.export.card import describe, write_card
-from mocokit.export.proof import BATCH_SIZES, largest_differences
+from mocokit.export.proof import BATCH_SIZES, Proof, prove
 from mocokit.export.targets import Exported, load_target
 
 
@@ -23,15 +23,12 @@ from mocokit.export.targets import Exported, load_target
 class ExportResult:
     """What an export left, and how far it is from ours."""
 
-    files: tuple[Path, ...]
-    """The exported files, then the card."""
-    largest_difference: dict[str, float]
-    """Library and version that read the files -> largest absolute difference of any feature."""
+    exported: Exported
+    card_files: tuple[Path, ...]
+    """The card, for people and for programs."""
+    proof: Proof
     images: str
     """What the difference was taken on."""
-    usage: str
-    """A few lines that load it."""
-    notes: tuple[str, ...]
 
 
 def export_run(run: str | Path, *, to: str, out: str | Path, data: str | Path | None = None) -> ExportResult:
@@ -56,21 +53,12 @@ def export_run(run: str | Path, *, to: str, out: str | Path, data: str | Path | 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         exported = export(loaded, path)
-        differences = largest_differences(loaded, exported.readers, pixels)
+        proof = prove(loaded, exported.readers, pixels)
     except BaseException:
         _remove(path)
         raise
-    return _close(loaded, exported, path, target=to, differences=differences, images=images)
-
-
-def _close(
-    loaded: LoadedBackbone, exported: Exported, path: Path, *, target: str, differences: dict[str, float], images: str
-) -> ExportResult:
-    facts = describe(loaded, exported, target=target, differences=differences, images=images)
-    return ExportResult(
-        files=(*exported.files, *write_card(path, facts)), largest_difference=differences, images=images,
-        usage=exported.usage, notes=exported.notes,
-    )  # fmt: skip
+    facts = describe(loaded, exported, target=to, proof=proof, images=images)
+    return ExportResult(exported=exported, card_files=write_card(path, facts), proof=proof, images=images)
 
 
 def _remove(path: Path) -> None:

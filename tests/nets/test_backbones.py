@@ -1,9 +1,18 @@
 import pytest
+import timm
 import torch
 from torchvision import models
 
-from mocokit.nets.backbones import BACKBONES, build_backbone, build_seeded, declare_feature_dim, feature_dim
+from mocokit.nets.backbones import (
+    BACKBONES,
+    build_backbone,
+    build_seeded,
+    declare_feature_dim,
+    feature_dim,
+    require_image_size,
+)
 from mocokit.nets.pixels import PixelNormalize
+from mocokit.nets.timm_models import VITS, at_image_size, find_timm
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -26,6 +35,40 @@ def test_the_small_stem_keeps_the_resolution() -> None:
     backbone = build_backbone("resnet18", stem="small").eval()
     assert backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
     assert isinstance(backbone.maxpool, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("arch", [*VITS, "timm/mobilenetv3_small_100"])
+def test_timm_models_give_timms_features_at_any_size(arch: str) -> None:
+    backbone, model = build_backbone(arch).eval(), find_timm(arch)
+    assert model is not None
+    theirs = timm.create_model(model.name, num_classes=0, **model.arguments).eval()
+    theirs.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        images = torch.randn(1, 3, 224, 224)
+        assert torch.equal(backbone(images), theirs(images))
+        assert backbone(torch.randn(2, 3, 48, 48)).shape == (2, feature_dim(backbone))
+
+
+def test_a_vit_fixed_to_a_size_computes_the_same_there() -> None:
+    backbone = build_backbone("vit_tiny_patch16_224").eval()
+    torch.nn.init.normal_(backbone.get_parameter("pos_embed"))
+    fixed, images = at_image_size(backbone, 48).eval(), torch.randn(2, 3, 48, 48)
+    assert fixed.get_parameter("pos_embed").shape == (1, 1 + 3 * 3, 192)
+    assert backbone.get_parameter("pos_embed").shape == (1, 197, 192), "a copy"
+    with torch.no_grad():
+        assert torch.allclose(fixed(images), backbone(images), atol=1e-5)
+
+
+def test_what_a_timm_model_can_not_do_is_told() -> None:
+    with pytest.raises(ValueError, match=r"model.stem='small': vit_tiny_patch16_224 has a stem of its own"):
+        build_backbone("vit_tiny_patch16_224", stem="small")
+    with pytest.raises(ValueError, match=r"model.arch='timm/resnet-18': timm .* has no such model; near: \['resnet18'"):
+        build_backbone("timm/resnet-18")
+    with pytest.raises(ValueError, match=r"data.image_size=40: not a multiple of the backbone's patches of 16 px"):
+        require_image_size(build_backbone("vit_tiny_patch16_224"), 40)
+    with pytest.raises(ValueError, match=r"data.image_size=64: this backbone reads 224 px only"):
+        require_image_size(build_backbone("timm/mixer_s32_224"), 64)
+    require_image_size(build_backbone("resnet18"), 37)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,28 @@ def test_rows_that_do_not_split_are_an_error() -> None:
         pytest.raises(ValueError, match="6 rows do not split into 4"),
     ):
         layer(torch.randn(6, 5, 3, 3))
+
+
+def test_timms_activation_inside_batchnorm_is_kept() -> None:
+    from timm.layers.norm_act import BatchNormAct2d
+
+    theirs = BatchNormAct2d(4, act_layer=torch.nn.PReLU, inplace=False)
+    torch.nn.init.normal_(theirs.weight)
+    ours = convert_batchnorm(copy.deepcopy(theirs))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(8, 4, 5, 5)
+    with batchnorm_groups(ours, 2, updates_statistics=True):
+        got = ours(x)
+    assert torch.allclose(got, torch.cat([copy.deepcopy(theirs)(half) for half in x.chunk(2)]), atol=1e-6)
+    theirs(x[:4])
+    assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-6)
+
+
+def test_a_batchnorm_with_parts_of_its_own_is_refused() -> None:
+    class Strange(torch.nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.gate = torch.nn.Sigmoid()
+
+    with pytest.raises(ValueError, match="its Strange is not known to mocokit"):
+        convert_batchnorm(torch.nn.Sequential(Strange()))

@@ -25,12 +25,12 @@ def export_command(arguments: list[str]) -> int:
         from mocokit.exporting import export_run
 
         result = export_run(run, to=to, out=out, data=data or None)
-        print(f"wrote {', '.join(map(str, result.files))}")
-        for reader, difference in result.largest_difference.items():
+        print(f"wrote {', '.join(map(str, (*result.exported.files, *result.card_files)))}")
+        for reader, difference in result.proof.differences.items():
             print(f"largest difference from mocokit's features: {difference:.1e} ({reader}, {result.images})")
-        for note in result.notes:
+        for note in result.exported.notes:
             print(f"note: {note}")
-        print(f"to load it:\n{result.usage}")
+        print(f"to load it:\n{result.exported.usage}")
         return 0
 
     return int(tyro.cli(export, args=rest, prog=f"mocokit export {run}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mocokit.engine.run_folder import RunFolder
 from mocokit.export.backbone import LoadedBackbone
-from mocokit.export.proof import LARGEST_DIFFERENCE
+from mocokit.export.proof import Proof
 from mocokit.export.targets import Exported
 
 HUB_HEADER = """\
@@ -23,16 +23,14 @@ tags: [mocokit, self-supervised, moco]
 """What huggingface.co reads from a README.md."""
 
 
-def describe(
-    loaded: LoadedBackbone, exported: Exported, *, target: str, differences: Mapping[str, float], images: str
-) -> dict[str, Any]:
+def describe(loaded: LoadedBackbone, exported: Exported, *, target: str, proof: Proof, images: str) -> dict[str, Any]:
     """All that the card says, as plain values.
 
     Args:
         loaded: What was exported.
         exported: What was written.
         target: Its name.
-        differences: Reader -> largest difference from our features.
+        proof: How far the readers are from ours.
         images: Where the images of the proof came from.
 
     """
@@ -41,7 +39,12 @@ def describe(
         "backbone": asdict(loaded.card),
         "run": describe_run(loaded),
         "evaluation": _evaluation(loaded.path.parent / "evaluation.json"),
-        "proof": {"images": images, "largest_difference": dict(differences), "allowed": LARGEST_DIFFERENCE},
+        "proof": {
+            "images": images,
+            "largest_difference": proof.differences,
+            "allowed": proof.allowed,
+            "rounding": proof.rounding,
+        },
         "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in exported.files},
         "usage": exported.usage,
         "notes": list(exported.notes),
@@ -108,7 +111,8 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
         "",
         "## Same output as mocokit's",
         "",
-        f"Largest absolute difference of any feature, on {proof['images']}; {proof['allowed']:.0e} is allowed:",
+        f"Largest absolute difference of any feature, on {proof['images']}; {proof['allowed']:.1e} is allowed, "
+        f"{proof['rounding']:.1e} is between float32 and float64 of mocokit itself:",
         "",
         *(f"- {reader}: {difference:.1e}" for reader, difference in proof["largest_difference"].items()),
         "",

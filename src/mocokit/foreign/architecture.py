@@ -1,6 +1,5 @@
 """Which backbone some weights belong to, told by names and shapes."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -36,20 +35,26 @@ class Difference:
 
 
 def rename_backbone(state: State) -> State:
-    """The weights under torchvision's names (ResNets) or timm's (ViTs)."""
+    """The weights under torchvision's names (ResNets) or timm's (ViTs).
+
+    Raises:
+        ValueError: lightly's own ResNet inside nn.Sequential, which is none of mocokit's backbones.
+
+    """
     if "conv_proj.weight" in state:  # torchvision's ViT
         names = {theirs: ours for ours, theirs in vit_names(depth=64).items()}
         return {names.get(name, name): value for name, value in state.items()}
     if not any(name[0].isdigit() for name in state):
         return state
-    # lightly: nn.Sequential(*resnet.children()[:-1]), of torchvision's ResNet or of its own, which has no ReLU or pool
-    first_layer = 2 if "2.0.conv1.weight" in state else 4
-    children = {"0": "conv1", "1": "bn1", **{str(first_layer + i): f"layer{i + 1}" for i in range(4)}}
-    renamed = State()
-    for name, value in state.items():
-        child, rest = name.split(".", 1)
-        renamed[f"{children.get(child, child)}.{re.sub('shortcut', 'downsample', rest)}"] = value
-    return renamed
+    if "2.0.conv1.weight" in state:  # its ReLU after bn1 is no child: nn.Sequential computes without it
+        raise ValueError(
+            "lightly's ResNetGenerator in nn.Sequential has no ReLU after its first BatchNorm, which no backbone of "
+            "mocokit computes; give lightly a torchvision ResNet instead"
+        )
+    # lightly: nn.Sequential(*list(torchvision_resnet.children())[:-1])
+    children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    parts = {name: name.split(".", 1) for name in state}
+    return {f"{children.get(child, child)}.{rest}": state[name] for name, (child, rest) in parts.items()}
 
 
 def infer_architecture(state: State) -> tuple[str, str]:

@@ -49,12 +49,14 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
     content = read_checkpoint(path)
     try:
         found = recognise(content)
-        if found.layout is not OFFICIAL or not {"epoch", "optimizer"} <= set(content) or "queue" not in found.left_out:
+        if found.layout is not OFFICIAL or not {"epoch", "optimizer"} <= set(content):
             raise ValueError(
                 f"only official MoCo v1/v2 checkpoints with queue, epoch and optimizer can be continued, this is "
                 f"{found.layout.name}; import its backbone into a .safetensors file"
             )
         state = find_weights(content)
+        if not {"queue", "queue_ptr"} <= set(state):
+            raise ValueError("lacks module.queue or module.queue_ptr")
         settings = {**_head_settings(state), **_optimizer_settings(content["optimizer"])}
         arch, stem = infer_architecture(found.backbone)
         if "mocokit" in content:
@@ -62,7 +64,8 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
         base = get_preset(preset or ("moco-v2" if settings["model.mlp"] else "moco-v1"))
         if base.model.mlp != settings["model.mlp"]:
             raise ValueError(f"preset={preset}: another head than the file's; leave the preset out")
-        settings |= {"model.arch": arch, "model.stem": stem}
+        batch = min(base.data.global_batch_size, state["queue"].shape[1])  # the file does not say; at most the queue
+        settings |= {"model.arch": arch, "model.stem": stem, "data.global_batch_size": batch}
         return OfficialRun(path=path, content=content, state=state, config=replace_settings(base, settings))
     except ValueError as error:
         raise ValueError(f"checkpoint={path}: {error}") from error

@@ -29,13 +29,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (*UNREADABLE, SafetensorError) as error:
-        raise ValueError(f"checkpoint={path}: {_explain(str(error))}") from error
+        raise ValueError(f"checkpoint={path}: {_explain(path, str(error))}") from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint={path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content
 
 
-def _explain(error: str) -> str:
+def _explain(path: Path, error: str) -> str:
     """Why torch did not load it, in a line that helps."""
     code = re.search(r"(?:GLOBAL|global:?|class|function)\s+[`'\"]?([\w.]+\.[\w.]+)", error)
     if "weights_only" in error.lower() and code:
@@ -43,6 +43,8 @@ def _explain(error: str) -> str:
             f"refused: loading it would run {code[1]}, and mocokit runs no code from a file; in the program that wrote "
             "it, save the state dict alone: torch.save({'state_dict': model.state_dict()}, 'plain.pth')"
         )
+    if "Unsupported operand" in error and path.read_bytes().startswith(b"\x80"):  # a pickle's first byte
+        return "refused: a pickle that torch.save did not write, which could run code; write it anew with torch.save"
     first = error.splitlines()[0].split(". ")[0] if error else "it ends too early"
     return f"cut, damaged, or not a checkpoint ({first})"
 

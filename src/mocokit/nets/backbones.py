@@ -61,7 +61,7 @@ def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
         if stem != "imagenet":
             raise ValueError(f"model.stem={stem!r}: {arch} has a stem of its own; leave out model.stem")
         net = build_timm(model)
-        return declare_feature_dim(net, int(getattr(net, "head_hidden_size", net.num_features)))
+        return declare_feature_dim(net, int(net.head_hidden_size))
     if arch not in BACKBONES:
         known = [*sorted(BACKBONES), *VITS]
         raise ValueError(f"model.arch={arch!r}: unknown backbone; choose one of {known}, or timm/NAME")

@@ -1,0 +1,108 @@
+"""A difference is found, and a file that differs is not kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mocokit.cli import main
+from mocokit.export.backbone import LoadedBackbone, load_backbone
+from mocokit.export.proof import BATCH_SIZES, ExportMismatchError, prove
+from mocokit.export.targets import TARGETS, Exported
+from mocokit.exporting import export_run
+
+FinishedRun = Callable[[str], Path]
+
+
+def _nearly(backbone: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda images: backbone(images).relu() + 2e-4 * (backbone(images) == 0)  # features are >= 0
+
+
+def export_broken(loaded: LoadedBackbone, out: Path) -> Exported:
+    """A target whose file computes something slightly else."""
+    out.write_text("weights")
+    return Exported(files=(out,), readers={"broken 1.0": _nearly(loaded.backbone)}, usage="")
+
+
+def test_the_largest_difference_of_any_feature_is_found(
+    finished_run: FinishedRun, noise: Callable[..., Tensor]
+) -> None:
+    loaded, pixels = load_backbone(finished_run("resnet18")), noise(sum(BATCH_SIZES), size=32)
+
+    def one_number_off(images: Tensor) -> Tensor:
+        features: Tensor = loaded.backbone(images).clone()
+        features[-1, features[-1].abs().argmin()] -= 5e-5  # a small one, where float32 is fine enough to show it
+        return features
+
+    found = prove(loaded, {"ours": loaded.backbone, "one off": one_number_off}, pixels).differences
+    assert found["ours"] == 0
+    assert found["one off"] == pytest.approx(5e-5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda f: f + 1.1e-4 * (f.abs() < 0.1), lambda f: f * torch.nan, lambda f: f[:, :-1], lambda f: f[:1]]
+)
+def test_what_differs_is_refused(
+    finished_run: FinishedRun, noise: Callable[..., Tensor], wrong: Callable[[Tensor], Tensor]
+) -> None:
+    loaded = load_backbone(finished_run("resnet18"))
+    with pytest.raises(ExportMismatchError, match="other computes something else: features differ by"):
+        prove(loaded, {"other": lambda x: wrong(loaded.backbone(x))}, noise(6, size=32))
+
+
+def test_a_file_that_fails_the_proof_is_not_kept(
+    finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TARGETS, "broken", f"{__name__}:export_broken")
+    with pytest.raises(ExportMismatchError, match=r"differ by 2.0e-04, 1.0e-04 is allowed"):
+        export_run(finished_run("resnet18"), to="broken", out=tmp_path / "weights.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_the_difference_and_how_to_load(
+    finished_run: FinishedRun, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = finished_run("resnet18"), tmp_path / "net.pth"
+    assert main(["export", str(run), "--to", "torchvision", str(out), "--data", str(photos)]) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {out}, {out}.md, {out}.json" in printed
+    assert "largest difference from mocokit's features: 0.0e+00 (torchvision" in printed
+    assert f"6 images of {photos.name})" in printed
+    assert "net = torchvision.models.resnet18()" in printed
+    assert main(["export", str(run), "--to", "torchvision", str(out)]) == 1
+    assert "exists; choose another name" in capsys.readouterr().err
+
+
+def test_the_card_tells_run_data_protocol_and_difference(finished_run: FinishedRun, tmp_path: Path) -> None:
+    import hashlib
+    import shutil
+    import tomllib
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run("resnet18"), run)
+    row = {"protocol": "knn k=20/T=0.07", "features": "pre-trained", "accuracy": 0.5125}
+    (run / "evaluation.json").write_text(json.dumps([row]))
+    export_run(run, to="timm", out=tmp_path / "net.safetensors")
+    facts = json.loads((tmp_path / "net.safetensors.json").read_text())
+    resolved = tomllib.loads((run / "resolved.toml").read_text())
+    assert facts["run"]["config_sha256"] == hashlib.sha256((run / "config.toml").read_bytes()).hexdigest()
+    assert facts["run"]["data_names_sha256"] == resolved["names_sha256"]
+    assert facts["run"]["num_images"] == 16
+    assert facts["backbone"]["step"] == 2
+    assert facts["evaluation"] == [row]
+    digest = hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
+    assert facts["files"] == {"net.safetensors": digest}
+    text = (tmp_path / "net.safetensors.md").read_text()
+    for part in (facts["run"]["config_sha256"], digest, "knn k=20/T=0.07, pre-trained: 0.5125", "2 steps", "timm 1."):
+        assert part in text, part
+    assert str(tmp_path) not in text + json.dumps(facts), "no path of this machine"
+
+
+def test_a_lone_file_is_compared_on_the_embedded_sample(finished_run: FinishedRun, tmp_path: Path) -> None:
+    export_run(finished_run("resnet18"), to="safetensors", out=tmp_path / "a.safetensors")
+    result = export_run(tmp_path / "a.safetensors", to="torchvision", out=tmp_path / "b.pth")
+    assert result.images == "6 images of mocokit's embedded sample"
+    assert json.loads((tmp_path / "b.pth.json").read_text())["run"] == {}

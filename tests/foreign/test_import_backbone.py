@@ -1,0 +1,293 @@
+"""Checkpoints in each project's layout, made here with that project's names, must give the same features again."""
+
+import argparse
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+import mocokit
+from mocokit.cli import main
+from mocokit.foreign.import_backbone import import_backbone
+
+State = dict[str, Tensor]
+
+
+def _resnet(arch: str = "resnet18", head: nn.Module | None = None) -> nn.Module:
+    """A torchvision network with statistics that matter."""
+    net: nn.Module = getattr(models, arch)()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    net.fc = head or nn.Identity()
+    return net.eval()
+
+
+def _vit(name: str, *, num_classes: int = 0, num_heads: int | None = None) -> nn.Module:
+    extra: dict[str, Any] = {} if num_heads is None else {"num_heads": num_heads}
+    net: nn.Module = timm.create_model(name, num_classes=num_classes, dynamic_img_size=True, **extra)
+    nn.init.normal_(net.get_parameter("pos_embed"), std=0.3)
+    return net.eval()
+
+
+def _with(prefix: str, net: nn.Module) -> State:
+    return {prefix + name: value for name, value in net.state_dict().items()}
+
+
+MLP = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
+MOMENTUM = {"queue": torch.zeros(128, 40), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+
+
+def _official(net: nn.Module) -> dict[str, Any]:
+    state = {**MOMENTUM, **_with("encoder_q.", net), **_with("encoder_q.fc.", MLP), **_with("encoder_k.", net)}
+    return {"epoch": 200, "arch": "resnet18", "state_dict": {f"module.{name}": v for name, v in state.items()}}
+
+
+def _v3(net: nn.Module) -> dict[str, Any]:
+    head = "fc" if isinstance(net, models.ResNet) else "head"
+    state = {
+        **_with("base_encoder.", net), **_with(f"base_encoder.{head}.", MLP), **_with("momentum_encoder.", net),
+        **_with("predictor.", MLP),
+    }  # fmt: skip
+    return {"epoch": 300, "arch": "x", "state_dict": {f"module.{name}": value for name, value in state.items()}}
+
+
+def _lightly(net: nn.Module) -> dict[str, Any]:
+    backbone = nn.Sequential(*list(net.children())[:-1])
+    state = {**_with("backbone.", backbone), **_with("backbone_momentum.", backbone), **_with("projection_head.", MLP)}
+    return {"state_dict": state, "pytorch-lightning_version": "2.4.0", "hyper_parameters": {"lr": 0.06}}
+
+
+def _lightly_named(net: nn.Module) -> dict[str, Any]:
+    return {
+        "state_dict": {**_with("backbone.", net), **_with("query_projection_head.", MLP), **_with("key_backbone.", net)}
+    }
+
+
+def _solo(net: nn.Module) -> dict[str, Any]:
+    state = {
+        **_with("backbone.", net), **_with("momentum_backbone.", net), **_with("projector.", MLP), **MOMENTUM,
+        **_with("momentum_projector.", MLP), **_with("classifier.", nn.Linear(512, 100)),
+    }  # fmt: skip
+    return {"state_dict": state, "epoch": 399}
+
+
+def _vissl(net: nn.Module) -> dict[str, Any]:
+    model = {"trunk": _with("_feature_blocks.", net), "heads": _with("0.clf.", nn.Linear(512, 128))}
+    return {"phase_idx": 100, "classy_state_dict": {"base_model": {"model": model, "meta": {}}, "loss": {}}}
+
+
+def _mmselfsup(net: nn.Module) -> dict[str, Any]:
+    state = {
+        **_with("backbone.", net), **_with("neck.mlp.", MLP), **_with("encoder_k.module.0.", net), **MOMENTUM,
+        "data_preprocessor.mean": torch.zeros(3, 1, 1), "data_preprocessor.std": torch.ones(3, 1, 1),
+    }  # fmt: skip
+    meta = {"epoch": np.int64(200), "lr": np.float32(0.03), "seen": np.arange(3), "best": np.float64(67.5)}
+    return {"state_dict": state, "meta": meta}
+
+
+def _mmselfsup_old(net: nn.Module) -> dict[str, Any]:
+    return {
+        "state_dict": {**_with("encoder_q.0.", net), **_with("encoder_q.1.mlp.", MLP), **_with("encoder_k.0.", net)}
+    }
+
+
+def _dino(net: nn.Module) -> dict[str, Any]:
+    other = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+    teacher = {**_with("backbone.", net), **_with("head.mlp.", MLP)}
+    student = {f"module.backbone.{name}": value for name, value in other.items()}
+    return {"teacher": teacher, "student": student, "args": argparse.Namespace(arch="vit_small", lr=0.0005), "epoch": 1}
+
+
+def _plain(net: nn.Module) -> dict[str, Any]:
+    return dict(net.state_dict())
+
+
+RESNET_LAYOUTS = {
+    "official MoCo v1/v2": _official,
+    "official MoCo v3": _v3,
+    "lightly": _lightly,
+    "solo-learn": _solo,
+    "VISSL": _vissl,
+    "mmselfsup": _mmselfsup,
+    "mmselfsup (encoder_q)": _mmselfsup_old,
+    "DINO": _dino,
+    "a plain state dict": _plain,
+}
+
+
+def _check(net: nn.Module, out: Path, size_px: int = 64) -> None:
+    images = torch.randn(2, 3, size_px, size_px)
+    with torch.no_grad():
+        want = net(images).flatten(1)
+        assert want.std() > 1e-3
+        assert torch.equal(mocokit.load_backbone(out).backbone(images), want)
+
+
+@pytest.mark.parametrize("layout", RESNET_LAYOUTS)
+def test_each_layout_gives_its_backbone(layout: str, tmp_path: Path) -> None:
+    net = _resnet()
+    torch.save(RESNET_LAYOUTS[layout](net), tmp_path / "theirs.pth")
+    found = import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    assert (found.layout, found.card.arch, found.card.stem) == (layout, "resnet18", "imagenet")
+    _check(net, tmp_path / "ours.safetensors")
+    assert "theirs.pth" in mocokit.load_backbone(tmp_path / "ours.safetensors").card.origin
+
+
+def test_lightlys_named_backbone_is_known_too(tmp_path: Path) -> None:
+    net = _resnet()
+    torch.save(_lightly_named(net), tmp_path / "theirs.ckpt")
+    assert import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors").layout == "lightly"
+    _check(net, tmp_path / "ours.safetensors")
+
+
+def test_the_small_stem_is_told_by_its_kernel(tmp_path: Path) -> None:
+    net = _resnet()
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    torch.save(_lightly(net), tmp_path / "theirs.ckpt")
+    card = import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors").card
+    assert (card.arch, card.stem, card.image_size) == ("resnet18", "small", 32)
+    _check(net, tmp_path / "ours.safetensors", size_px=32)
+
+
+def test_lightlys_own_resnet_without_relu_is_refused(tmp_path: Path) -> None:
+    """Its shapes are those of resnet18 with the small stem, its features are not."""
+    keys = {f"backbone.{key}": torch.zeros(1) for key in ("0.weight", "1.weight", "2.0.conv1.weight", "3.0.bn1.bias")}
+    torch.save({"state_dict": {**keys, **_with("projection_head.", MLP)}}, tmp_path / "theirs.ckpt")
+    with pytest.raises(ValueError, match="has no ReLU after its first BatchNorm"):
+        import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "num_heads", "arch"),
+    [
+        (_v3, "vit_small_patch16_224", 12, "vit_small_patch16_224_h12"),
+        (_dino, "vit_small_patch16_224", None, "vit_small_patch16_224"),
+        (_dino, "vit_small_patch8_224", None, "timm/vit_small_patch8_224"),
+        (_plain, "vit_tiny_patch16_224", None, "vit_tiny_patch16_224"),
+    ],
+)
+def test_vision_transformers_are_told_apart(
+    layout: Callable[[nn.Module], dict[str, Any]], name: str, num_heads: int | None, arch: str, tmp_path: Path
+) -> None:
+    """MoCo v3's ViT-S has 12 heads where others have 6: the same shapes, other features."""
+    net = _vit(name, num_heads=num_heads)
+    torch.save(layout(net), tmp_path / "theirs.pth")
+    assert import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors").card.arch == arch
+    _check(net, tmp_path / "ours.safetensors")
+
+
+@pytest.mark.slow
+def test_torchvisions_vit_is_timms(tmp_path: Path) -> None:
+    net = models.vit_b_16().eval()
+    net.heads = nn.Identity()
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, tmp_path / "vit.safetensors")
+    card = import_backbone(tmp_path / "vit.safetensors", tmp_path / "ours.safetensors").card
+    assert card.arch == "vit_base_patch16_224"
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        ours = mocokit.load_backbone(tmp_path / "ours.safetensors").backbone(images)
+        assert torch.allclose(ours, net(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
+def test_the_architecture_is_told_by_shapes(arch: str, tmp_path: Path) -> None:
+    torch.save(_resnet(arch).state_dict(), tmp_path / "theirs.pth")
+    assert import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors").card.arch == arch
+
+
+def test_the_command_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(_solo(_resnet()), tmp_path / "theirs.ckpt")
+    out = tmp_path / "ours.safetensors"
+    assert main(["import", str(tmp_path / "theirs.ckpt"), str(out), "--image-size", "96"]) == 0
+    printed = capsys.readouterr().out
+    assert f"solo-learn: resnet18, stem imagenet, 96 px -> {out}" in printed
+    for line in (
+        "projector (4 tensors)",
+        "queue (2 tensors)",
+        "classifier (2 tensors)",
+        "momentum encoder (124 tensors)",
+    ):
+        assert f"left out: {line}" in printed
+    assert main(["knn", str(out), "--data", "/nowhere"]) == 1, "it is a backbone that commands take"
+    assert "data=/nowhere" in capsys.readouterr().err
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, zipped: bool) -> None:
+    content = {**_plain(_resnet()), "surprise": _Evil(tmp_path / "was_here")}
+    torch.save(content, tmp_path / "theirs.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"theirs.pth: refused: loading it would run posix.system, and mocokit runs no"
+    ):
+        import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    assert not (tmp_path / "was_here").exists()
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_a_bare_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs.pth").write_bytes(pickle.dumps({"x": _Evil(tmp_path / "was_here")}))
+    with pytest.raises(ValueError, match=r"theirs.pth: refused: "):
+        import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 200, 0.5, 0.999])
+def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"theirs{suffix}"
+    save: Any = torch.save if suffix == ".pth" else save_file
+    save(_plain(_resnet()), path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: keep if isinstance(keep, int) else int(len(raw) * keep)])
+    with pytest.raises(ValueError, match=r"theirs\.\w+: cut, damaged, or not a checkpoint \("):
+        import_backbone(path, tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda s: s | {"extra.weight": torch.zeros(1)}, {}, r"nearest is resnet18: unknown keys: extra.weight"),
+        (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, {}, r"nearest is resnet18: missing: bn1.bias"),
+        (
+            lambda s: s | {"layer1.0.conv1.weight": torch.zeros(64, 64, 5, 5)}, {},
+            r"other shapes: layer1.0.conv1.weight \(64, 64, 5, 5\), not \(64, 64, 3, 3\)",
+        ),
+        (lambda s: s, {"arch": "resnet50"}, r"arch=resnet50: a plain state dict's weights are not of this backbone"),
+        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown backbone"),
+        (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
+        (lambda s: {"step": 3, "method": s}, {}, r"a checkpoint of mocokit's own; use the run folder"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(
+    change: Callable[[State], State], arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    torch.save(change(_plain(_resnet())), tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=rf"checkpoint=.*theirs.pth: .*{message}"):
+        import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors", **arguments)
+
+
+def test_keys_that_the_layout_does_not_know_are_listed(tmp_path: Path) -> None:
+    checkpoint = _official(_resnet())
+    checkpoint["state_dict"]["module.mystery.bias"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=r"looks like official MoCo v1/v2, but has unknown keys: mystery.bias"):
+        import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
