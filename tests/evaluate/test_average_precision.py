@@ -52,7 +52,10 @@ def test_a_case_worked_out_by_hand() -> None:
 
 def test_what_is_found_exactly_is_worth_everything_and_nothing_found_nothing() -> None:
     truth = [_image([[0, 0, 10, 10], [50, 50, 90, 90]], [0, 1]), _image([], []), _image([[5, 5, 9, 9]], [1])]
-    exact = [Detections(boxes=image.boxes, scores=np.ones(len(image.boxes)), labels=image.labels) for image in truth]
+    exact = [
+        Detections(boxes=image.boxes, scores=np.ones(len(image.boxes), np.float32), labels=image.labels)
+        for image in truth
+    ]
     assert voc07_ap(truth, exact, num_classes=2) == {"AP50": 100, "AP": 100, "AP75": 100}
     nothing = [_found([], [], [])] * 3
     assert voc07_ap(truth, nothing, num_classes=2) == {"AP50": 0, "AP": 0, "AP75": 0}

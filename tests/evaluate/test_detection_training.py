@@ -55,9 +55,13 @@ def test_weight_decay_spares_normalisation_layers() -> None:
 
 
 def test_each_iteration_has_its_own_learning_rate(voc: DetectionSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = list[float]()
-    real = detection_training.set_lr
-    monkeypatch.setattr(detection_training, "set_lr", lambda optimizer, lr: (rates.append(lr), real(optimizer, lr)))
+    rates, step = list[float](), torch.optim.SGD.step
+
+    def spy(optimizer: torch.optim.SGD) -> None:
+        rates.extend({group["lr"] for group in optimizer.param_groups})
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
     recipe = replace(TINY, warmup_iterations=2)
     losses = train_detector(_detector(), voc, recipe, device=CPU, seed=0)
     assert rates == pytest.approx([0.0025 * factor for factor in (1e-3, 0.5005, 1, 0.1, 0.01)])
@@ -116,6 +120,8 @@ def test_a_loss_that_is_not_finite_ends_the_trial(voc: DetectionSet) -> None:
         train_detector(detector, voc, TINY, device=CPU, seed=0)
 
 
-def test_a_batch_must_fit_the_set(voc: DetectionSet) -> None:
+def test_a_recipe_must_fit_the_set(voc: DetectionSet) -> None:
+    with pytest.raises(ValueError, match="recipe=voc-c4-24k: learns masks, which VOC folders lack"):
+        train_detector(_detector(), voc, replace(TINY, masks=True), device=CPU, seed=0)
     with pytest.raises(ValueError, match="batch=7: larger than the 6 training images"):
         train_detector(_detector(), voc, TINY.rescaled(7), device=CPU, seed=0)

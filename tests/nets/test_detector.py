@@ -51,7 +51,7 @@ def test_gradients_reach_the_first_convolution(neck: Literal["c4", "fpn"], masks
     names = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     assert set(losses) == (names | {"loss_mask"} if masks else names)
     for name, loss in losses.items():
-        (gradient,) = torch.autograd.grad(loss, backbone.conv1.weight, retain_graph=True)  # type: ignore[union-attr]
+        (gradient,) = torch.autograd.grad(loss, backbone.get_parameter("conv1.weight"), retain_graph=True)
         assert gradient.abs().sum() > 0, name
 
 
@@ -62,7 +62,7 @@ def test_the_head_of_a_region_is_layer4_and_one_more_batchnorm() -> None:
     rows = torch.randn(5, 64, 14, 14)
     out = head(rows)
     assert out.shape == (5, 128, 7, 7)
-    features = backbone.layer4(rows)  # type: ignore[operator]
+    features = backbone.get_submodule("layer4")(rows)
     mean, var = features.mean(dim=(0, 2, 3), keepdim=True), features.var(dim=(0, 2, 3), keepdim=True, correction=0)
     assert torch.allclose(out, (features - mean) / (var + 1e-5).sqrt(), atol=1e-4)
     extra = [layer for layer in detector.modules() if isinstance(layer, _BatchNorm)]
@@ -86,6 +86,14 @@ def test_the_official_c4_detector_has_its_sizes() -> None:
     assert float(predictor.cls_score.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert float(predictor.bbox_pred.weight.detach().std()) == pytest.approx(0.001, rel=0.05)
     assert not predictor.cls_score.bias.any() and not predictor.bbox_pred.bias.any()
+
+
+@pytest.mark.parametrize(("stem", "stride"), [("imagenet", 16), ("small", 4)])
+def test_the_stride_is_that_of_the_map(stem: str, stride: int) -> None:
+    backbone = build_backbone("resnet10_w16", stem=stem)
+    detector: Any = build_detector(backbone, num_classes=1, neck="c4", masks=False, mean=MEAN, std=STD)
+    assert detector.backbone.stride == detector.roi_heads.box_roi_pool.stride == stride
+    assert detector.backbone(torch.rand(1, 3, 64, 96)).shape == (1, 64, 64 // stride, 96 // stride)
 
 
 def test_a_pyramid_has_batchnorm_in_trunk_and_pyramid_alone() -> None:
