@@ -197,8 +197,8 @@ def test_mistakes_on_the_command_line_are_one_line(pasted_voc: Path, capsys: pyt
 def test_a_few_hundred_iterations_learn_the_training_images_by_heart(voc: DetectionSet, tmp_path: Path) -> None:
     """From random weights on one core, in about a minute; what it found before training is worth nothing."""
     recipe = replace(
-        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(220), lr=0.03, warmup_iterations=20,
-        rpn_before_nms=(400, 200), rpn_after_nms=(64, 64), regions_per_image=32, precise_bn_iterations=30,
+        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(400), lr=0.02, warmup_iterations=20,
+        rpn_before_nms=(200, 200), rpn_after_nms=(64, 64), regions_per_image=16, precise_bn_iterations=30,
     )  # fmt: skip
     plan = _plan(voc, recipe)
     before = average_precision(voc, detect(initial_detector(plan, 0), voc, recipe, device=torch.device("cpu")))
