@@ -53,6 +53,28 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pasted_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VOC folders: 6 images of 96 px, ellipses cut out of tiles of a cat and of a retina on grass and bricks."""
+    import io
+    import zipfile
+
+    from mocokit.data.pasted_objects import cut_ellipse, write_pasted_voc
+
+    folder = tmp_path_factory.mktemp("voc")
+    with zipfile.ZipFile(sample_path("val")) as archive:
+        tiles = {
+            name: [Image.open(io.BytesIO(archive.read(member))) for member in archive.namelist() if name in member][:6]
+            for name in ("cat", "retina", "grass", "brick")
+        }
+    objects = {name: [cut_ellipse(tile) for tile in tiles[name]] for name in ("cat", "retina")}
+    write_pasted_voc(
+        folder, "2007_trainval", objects=objects, photographs=tiles["grass"] + tiles["brick"],
+        num_images=6, size_px=96, seed=0,
+    )  # fmt: skip
+    return folder
+
+
 @pytest.fixture
 def own_photos(photos: Path, tmp_path: Path) -> Path:
     """A copy of `photos` that a test may damage."""

@@ -57,3 +57,43 @@ def batchnorm_rows(x: Tensor, eps: float) -> Tensor:
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     var = ((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
     return (x - mean) / torch.sqrt(var + eps)
+
+
+VocBox = tuple[int, int, int, int]
+"""xmin, ymin, xmax, ymax: pixels counted from 1, the last one included."""
+
+
+def voc07_ap_loop(
+    truth: list[list[tuple[VocBox, bool]]], found: list[tuple[int, float, VocBox]], threshold: float
+) -> float:
+    """VOC07 average precision (0..1) of one class, from the development kit's description, pixel by pixel.
+
+    `truth`: for each image its boxes, and whether each is difficult; `found`: (image, score, box), no score twice.
+    """
+    taken: set[tuple[int, int]] = set()
+    points: list[tuple[float, float]] = []
+    right = wrong = 0
+    total = sum(not difficult for boxes in truth for _, difficult in boxes)
+    for image, _, box in sorted(found, key=lambda row: -row[1]):
+        overlaps = [_voc_overlap(box, other) for other, _ in truth[image]]
+        best = max(range(len(overlaps)), key=overlaps.__getitem__) if overlaps else -1
+        if best < 0 or overlaps[best] <= threshold:
+            wrong += 1
+        elif not truth[image][best][1]:
+            right += (image, best) not in taken
+            wrong += (image, best) in taken
+            taken.add((image, best))
+        if right + wrong:
+            points.append((right / total, right / (right + wrong)))
+    levels = [number / 10 for number in range(11)]
+    return (
+        sum(max((precision for recall, precision in points if recall >= level), default=0.0) for level in levels) / 11
+    )
+
+
+def _voc_overlap(a: VocBox, b: VocBox) -> float:
+    """Share of pixels in both boxes among those in either, by counting them."""
+    pixels_a, pixels_b = (
+        {(x, y) for x in range(box[0], box[2] + 1) for y in range(box[1], box[3] + 1)} for box in (a, b)
+    )
+    return len(pixels_a & pixels_b) / len(pixels_a | pixels_b)

@@ -32,7 +32,7 @@ class Detect:
     recipe: str = ""
     """voc-c4-24k, coco-c4-2x or coco-fpn-1x; empty: the layout's first. Masks are learnt where the layout has them."""
     train: str = ""
-    """Lists to train on, joined by +; empty: the official ones."""
+    """List to train on, several VOC lists joined by +; empty: the official ones."""
     test: str = ""
     """List to test on; empty: the official one."""
     batch: int = 16

@@ -2,7 +2,8 @@
 
 Sources: Everingham et al. 2010 sec. 4.2 (11 recall levels, the first match of an object counts, difficult objects are
 neither asked for nor punished); the thresholds 0.50, 0.55 .. 0.95 and their mean are those of Detectron2's
-PascalVOCDetectionEvaluator, which the MoCo papers' numbers come from.
+PascalVOCDetectionEvaluator, which the MoCo papers' numbers come from (it also rounds scores to 3 digits and edges to
+1 before it compares them; here nothing is rounded).
 Shapes: n objects and m detections of one image; M detections of one class over all images.
 """
 

@@ -55,11 +55,13 @@ def train_detector(
 
     Raises:
         FloatingPointError: The loss is not finite.
-        ValueError: More images in a batch than there are.
+        ValueError: More images in a batch than there are, or masks to learn and none annotated.
 
     """
     if recipe.batch_size > len(images.images):
         raise ValueError(f"batch={recipe.batch_size}: larger than the {len(images.images)} training images")
+    if recipe.masks and images.coco_file is None:
+        raise ValueError(f"recipe={recipe.name}: learns masks, which VOC folders lack; use COCO folders or masks=False")
     optimizer, losses = build_optimizer(detector, recipe), list[float]()
     if checkpoints is not None and list_checkpoints(checkpoints):
         state, _ = load_newest(checkpoints)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from mocokit.config import DataConfig
 from mocokit.data.detection_sets import DetectionSet
 from mocokit.engine.checkpoint import write_atomically
 from mocokit.engine.precision import pick_device
@@ -24,8 +25,6 @@ from mocokit.randomness import Purpose, torch_seed
 
 RANDOM = "random"
 """In place of a run: fresh weights, what pre-training has to beat."""
-IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
-IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
 
     def build() -> GeneralizedRCNN:
         if plan.run == RANDOM:
-            backbone, mean, std = build_backbone(plan.arch), IMAGENET_MEAN, IMAGENET_STD
+            backbone, mean, std = build_backbone(plan.arch), DataConfig.mean, DataConfig.std
         else:
             loaded = load_backbone(plan.run)
             backbone, mean, std = loaded.backbone, loaded.card.mean, loaded.card.std

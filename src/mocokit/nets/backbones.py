@@ -33,6 +33,7 @@ def _narrow_resnet10(width: int) -> ResNet:
 
 
 BACKBONES: dict[str, Callable[[], ResNet]] = {
+    "resnet10_w16": lambda: _narrow_resnet10(16),
     "resnet10_w32": lambda: _narrow_resnet10(32),
     "resnet10_w64": lambda: _narrow_resnet10(64),
     "resnet18": torchvision_resnet.resnet18,

@@ -1,5 +1,8 @@
 """Faster and Mask R-CNN around a ResNet backbone, from torchvision's detection parts, laid out as Detectron2 does.
 
+What torchvision's parts keep of their own: smooth L1 with its bend at 1/9 instead of 0, anchors rounded to whole
+pixels, and, for "fpn" alone, regions without `aligned=True`.
+
 Shapes: N images, R regions of a batch, D feature dimension, L classes without the background, (H, W) padded images.
 """
 
