@@ -182,7 +182,7 @@ def _fine_tuning(name: str, part: str, subject: Subject, exam: Exam) -> list[Sco
     return [
         Score(protocol=protocol.id_for(Path(part).name), accuracy=result.accuracy,
               seconds=time.perf_counter() - start, labels=len(labelled.indices),
-              chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}")
+              chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}" if len(protocol.pairs) > 1 else "")
     ]  # fmt: skip
 
 
