@@ -69,6 +69,9 @@ def test_short_flags_are_a_contract(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "/nowhere", "--to", "timm", "/nowhere/x.pth"], 1, "run=/nowhere: no backbone there"),
         (["import", "/nowhere", "/nowhere/x.safetensors"], 1, "checkpoint=/nowhere: no such file"),
         (["import", "/nowhere", "/nowhere/run"], 1, "checkpoint=/nowhere: no such file"),
+        (["evaluate", "/nowhere", "--data", "x"], 1, "run=/nowhere: no backbone there"),
+        (["linear"], 1, "RUN is missing; usage: mocokit linear RUN --data D"),
+        (["finetune", "/nowhere", "--data", "x", "--fraction", "2"], 1, "run=/nowhere: no backbone there"),
         (["presets", "moco"], 1, "preset='moco': unknown"),
         (["verify", "/nowhere.npz"], 1, "trace=/nowhere.npz: can't be read"),
     ],
@@ -106,6 +109,41 @@ def test_pretrain_then_knn_from_the_command_line(tiny: Tiny, photos: Path, tmp_p
     rows = [line.split() for line in output.splitlines() if line.startswith(("raw", "random", "pre-trained"))]
     assert len(rows) == 3
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[-2:])
+
+
+def test_linear_and_finetune_know_every_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    from mocokit.evaluate.protocols import FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS
+
+    for command, known in (("linear", [*LINEAR_PROTOCOLS, "fast"]), ("finetune", list(FINETUNE_PROTOCOLS))):
+        with pytest.raises(SystemExit):
+            main([command, "run", "--help"])
+        choices = capsys.readouterr().out.split("--protocol {")[1].split("}")[0]
+        assert sorted(choices.split(",")) == sorted(known)
+
+
+def test_evaluate_linear_and_finetune_from_the_command_line(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mocokit.export.backbone import BackboneCard, random_backbone, save_backbone
+
+    card = BackboneCard(
+        arch="resnet10_w32", stem="imagenet", image_size=32, eval_crop_ratio=1.0, mean=(0.5,) * 3, std=(0.25,) * 3,
+        step=0,
+    )  # fmt: skip
+    save_backbone(tmp_path / "run" / "backbone.safetensors", random_backbone(card, seed=1), card)
+    shared = [str(tmp_path / "run"), "--data", str(photos), "--workers", "0", "--device", "cpu"]
+    assert (
+        main(["evaluate", *shared, "--protocols", "knn", "linear/fast", "--seeds", "2", "--epochs-scale", "0.1"]) == 0
+    )
+    table = capsys.readouterr().out
+    header = next(line for line in table.splitlines() if line.startswith("protocol"))
+    assert header.split() == ["protocol", "labels", "raw", "pixels", "random", "init", "pre-trained", "time"]
+    assert table.count("+-") == 9, "three protocols of three kinds of features, two seeds each"
+    assert main(["linear", *shared, "--protocol", "simclr", "--epochs-scale", "0.02"]) == 0
+    assert "linear/simclr@b8,e2" in capsys.readouterr().out
+    assert main(["finetune", *shared, "--protocol", "simclr", "--fraction", "0.5", "--epochs-scale", "0.02"]) == 0
+    assert "finetune/simclr@50%,b4,e1" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "evaluation.md").read_text().splitlines()) == 4 + 6
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_modes_and_gradients_come_back_and_nothing_is_said_when_nothing_moved() 
 def test_a_forward_in_train_mode_moves_batchnorm_statistics_and_is_found() -> None:
     backbone = build_backbone("resnet10_w32")
     with (
-        pytest.raises(FrozenWeightsMovedError, match="frozen tensors changed, such as bn1.running_mean"),
+        pytest.raises(FrozenWeightsMovedError, match=r"frozen tensors changed, such as bn1.running_mean"),
         frozen(backbone),
     ):
         backbone.train()

@@ -182,7 +182,7 @@ def _fine_tuning(name: str, part: str, subject: Subject, exam: Exam) -> list[Sco
     return [
         Score(protocol=protocol.id_for(Path(part).name), accuracy=result.accuracy,
               seconds=time.perf_counter() - start, labels=len(labelled.indices),
-              chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}")
+              chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}" if len(protocol.pairs) > 1 else "")
     ]  # fmt: skip
 
 
@@ -238,17 +238,20 @@ def evaluate(
             cache=FeatureCache(folder / "features"), epochs_scale=epochs_scale, say=say,
         )  # fmt: skip
         for subject, scores in _examine_all(protocols, subjects, exam):
-            suffix = "" if precision.name == "fp32" else f",{precision.name}"
-            new = [
-                Row(protocol=score.protocol + suffix, features=subject.name, accuracy=score.accuracy, seed=seed,
-                    minutes=score.seconds / 60, train_images=score.labels, test_images=len(test_images.indices),
-                    chosen=score.chosen, weights=digest, **places)
-                for score in scores
-            ]  # fmt: skip
+            new = [_row(score, subject, exam, weights=digest, **places) for score in scores]
             rows += new
             save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
             on_rows(new)
     return rows
+
+
+def _row(score: Score, subject: Subject, exam: Exam, *, weights: str, data: str, test: str) -> Row:
+    suffix = "" if exam.precision.name == "fp32" else f",{exam.precision.name}"
+    return Row(
+        protocol=score.protocol + suffix, features=subject.name, accuracy=score.accuracy, seed=exam.seed,
+        minutes=score.seconds / 60, train_images=score.labels, test_images=len(exam.test.indices),
+        chosen=score.chosen, weights=weights, data=data, test=test,
+    )  # fmt: skip
 
 
 def _examine_all(

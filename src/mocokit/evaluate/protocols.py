@@ -154,7 +154,7 @@ class FastLinearProtocol:
     The pair is chosen on a held-out part of the training images and trained again on all of them. Ours.
     """
 
-    rates: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    rates: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
     weight_decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4)
     batch_size: int = 256
     held_out_share: float = 0.1

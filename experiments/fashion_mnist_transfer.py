@@ -1,0 +1,122 @@
+"""Fashion-MNIST: every way to judge one pre-trained run with labels, beside random weights and raw pixels.
+
+    python experiments/fashion_mnist_transfer.py --data DIR --run runs/fashion_mnist/seed0
+
+DIR holds the four IDX files (Debian's package dataset-fashion-mnist). A run folder that does not exist yet is trained
+first, with the settings of fashion_mnist.py. Each cell (protocol, features, seed) is written as soon as it is known,
+and a cell that is there already is not run again. Seeds draw the subsets of labels, crops, order, the classifier's
+first weights and the random-init network; the pre-trained run is one.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import measure
+from fashion_mnist import FLAGS
+
+from mocokit.engine.precision import Precision
+from mocokit.evaluate.baselines import Subject, subjects_of, view_of
+from mocokit.evaluate.evaluation import ALL, Exam, applies, examine
+from mocokit.evaluate.feature_cache import FeatureCache
+from mocokit.evaluate.results import COLUMNS
+from mocokit.evaluate.splits import balanced_subset, open_train_and_test
+from mocokit.export.backbone import load_backbone
+
+Cell = dict[str, Any]
+
+
+def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, list[Subject]]:
+    """Images, and the features to judge, of one seed."""
+    loaded = load_backbone(run)
+    train, test = (str(next(args.data.glob(f"{part}-images-idx3-ubyte*"))) for part in ("train", "t10k"))
+    images = open_train_and_test(train, test, view_of(loaded.card, num_workers=args.workers), seed=seed)
+    parts = [
+        part if count >= len(part.indices) else part.only(balanced_subset(part, count, seed=0))
+        for part, count in zip(images, (args.train_images, args.test_images), strict=True)
+    ]
+    exam = Exam(
+        train=parts[0], test=parts[1], device=measure.CPU, precision=Precision("fp32", measure.CPU), seed=seed,
+        cache=FeatureCache(run / "features"), epochs_scale=args.epochs_scale,
+        say=lambda text: print(f"  {text}", flush=True),
+    )  # fmt: skip
+    return exam, subjects_of(loaded, baselines=True, device=measure.CPU, seed=seed)
+
+
+def run_cell(protocol: str, subject: Subject, exam: Exam) -> list[Cell]:
+    """The numbers of one protocol for one kind of features and one seed."""
+    asked = {"asked": protocol, "features": subject.name, "seed": exam.seed}
+    return [{**asked, **asdict(score)} for score in examine(protocol, subject, exam)]
+
+
+def table_of(cells: list[Cell]) -> str:
+    """Markdown: a row a protocol, a column a kind of features, mean and spread over seeds, and minutes of one cell."""
+    lines = [f"| protocol | labels | {' | '.join(COLUMNS)} | minutes |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for protocol in dict.fromkeys(cell["protocol"] for cell in cells):
+        own = [cell for cell in cells if cell["protocol"] == protocol]
+        by_name = [[100 * cell["accuracy"] for cell in own if cell["features"] == name] for name in COLUMNS]
+        columns = [measure.mean_and_spread(values) if values else "-" for values in by_name]
+        minutes = sum(cell["seconds"] for cell in own) / 60 / len(own)
+        lines.append(f"| {protocol} | {own[0]['labels']:,} | {' | '.join(columns)} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def compare_linear(cells: list[Cell]) -> dict[str, float]:
+    """How much faster the fast linear protocol is than the official one, and the points of accuracy between them."""
+    trained = [cell for cell in cells if cell["features"] == "pre-trained"]
+    official = [cell for cell in trained if cell["asked"] == "linear/moco" and "best" not in cell["protocol"]]
+    fast = [cell for cell in trained if cell["asked"] == "linear/fast"]
+    if not official or not fast:
+        return {}
+
+    def mean(cells: list[Cell], key: str) -> float:
+        return sum(float(cell[key]) for cell in cells) / len(cells)
+
+    return {
+        "official_over_fast_time": mean(official, "seconds") / mean(fast, "seconds"),
+        "fast_minus_official_points": 100 * (mean(fast, "accuracy") - mean(official, "accuracy")),
+    }
+
+
+def main() -> None:
+    """Fill in the missing cells and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--run", type=Path, default=Path("runs/fashion_mnist/seed0"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--protocols", nargs="+", default=list(ALL))
+    parser.add_argument("--epochs-scale", type=float, default=1.0)
+    parser.add_argument("--train-images", type=int, default=60_000)
+    parser.add_argument("--test-images", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pretrain-epochs", type=int, default=10)
+    parser.add_argument("--results", type=Path, default=Path("experiments/results/fashion_mnist_transfer.json"))
+    args = parser.parse_args()
+    if not (args.run / "backbone.safetensors").exists():
+        train = str(next(args.data.glob("train-images-idx3-ubyte*")))
+        flags = [*FLAGS, "--data", train, "--seed", "0", "--epochs", str(args.pretrain_epochs)]
+        measure.train("moco-v2-small", flags, args.run)
+    settings = {name: getattr(args, name) for name in ("epochs_scale", "train_images", "test_images")}
+    cells: list[Cell] = []
+    if args.results.exists():
+        earlier = json.loads(args.results.read_text(encoding="utf-8"))
+        assert earlier["settings"] == settings, f"{args.results} was made with {earlier['settings']}; move it away"
+        cells = earlier["cells"]
+    done = {(cell["asked"], cell["features"], cell["seed"]) for cell in cells}
+    for seed in args.seeds:
+        exam, subjects = build_exam(args, args.run, seed)
+        for protocol in args.protocols:
+            for subject in subjects:
+                if (protocol, subject.name, seed) in done or not applies(protocol, subject):
+                    continue
+                print(f"seed {seed}: {protocol} of {subject.name}", flush=True)
+                cells += run_cell(protocol, subject, exam)
+                print(f"  {100 * cells[-1]['accuracy']:.2f} in {cells[-1]['seconds']:.0f} s", flush=True)
+                measure.save(args.results, {"settings": settings, "linear": compare_linear(cells), "cells": cells})
+    print(table_of(cells), compare_linear(cells), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
