@@ -2,8 +2,8 @@
 
     python experiments/detection_small.py --objects DIR [--run RUN]
 
-DIR holds folders of PNG files with transparency, a class each (Debian's package openclipart-png:
-/usr/share/openclipart/png). Backgrounds are tiles of the embedded sample's photographs. The recipe is VOC's at 128 px and
+DIR holds folders of PNG files with transparency, a class each (Debian's package openclipart-png installs such a folder,
+share/openclipart/png). Backgrounds are tiles of the embedded sample's photographs. The recipe is VOC's at 128 px and
 batch 2, shortened, with the learning rate of batch 16 and fewer regions; nothing was tuned on the test images.
 """
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mocokit.config import DataConfig
 from mocokit.data.open_source import open_source
 from mocokit.data.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.demo import sample_path
 from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.features import draw_indices
-from mocokit.evaluate.report_knn import MAX_IMAGE_PX
 from mocokit.export.backbone import LoadedBackbone, load_backbone
 from mocokit.export.card import describe, write_card
 from mocokit.export.proof import BATCH_SIZES, Proof, prove
@@ -72,7 +72,7 @@ def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tens
     """(n, 3, S, S) uint8 images as evaluation reads them, and a word on where they come from."""
     source, name = _open(loaded, data)
     card, count = loaded.card, sum(BATCH_SIZES)
-    reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0)
+    reader = ImageReader(source, max_image_px=DataConfig.max_image_px, seed=0)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     pixels, _ = views.__getitems__(draw_indices(len(source), 4 * count, seed=0))  # some may be unreadable
     if len(pixels) < count:

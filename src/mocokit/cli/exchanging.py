@@ -4,7 +4,7 @@ from typing import Annotated
 
 from mocokit.cli.arguments import take_name
 
-EXPORT_USAGE = "export RUN --to torchvision|timm|huggingface|onnx|safetensors|official OUT [--data D]"
+EXPORT_USAGE = "export RUN --to torchvision|timm|detectron2|huggingface|onnx|safetensors|official OUT [--data D]"
 
 
 def export_command(arguments: list[str]) -> int:
@@ -17,8 +17,8 @@ def export_command(arguments: list[str]) -> int:
         """Write a run's backbone for another library, read it there, and compare the features on real images.
 
         Args:
-            out: File to make; a folder for huggingface.
-            to: torchvision, timm, huggingface, onnx, safetensors or official.
+            out: File to make; a folder for huggingface and detectron2.
+            to: torchvision, timm, detectron2, huggingface, onnx, safetensors or official.
             data: Images to compare on; empty: the run's own, or the embedded sample.
 
         """

@@ -118,7 +118,7 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
         "",
         "## Measured",
         "",
-        *([f"- {row['protocol']}, {row['features']}: {row['accuracy']}" for row in facts["evaluation"]]
+        *([f"- {row['protocol']}, {row['features']}: {100 * row['accuracy']:.1f} %" for row in facts["evaluation"]]
           or ["Not evaluated yet; `mocokit evaluate RUN` does."]),
         "",
         "## Where it comes from",

@@ -29,6 +29,7 @@ class Exported:
 TARGETS = {
     "torchvision": "mocokit.export.to_torchvision:export_torchvision",
     "timm": "mocokit.export.to_timm:export_timm",
+    "detectron2": "mocokit.export.to_detectron2:export_detectron2",
     "huggingface": "mocokit.export.to_huggingface:export_huggingface",
     "onnx": "mocokit.export.to_onnx:export_onnx",
     "safetensors": "mocokit.export.to_safetensors:export_safetensors",
