@@ -19,7 +19,7 @@ def knn_command(arguments: list[str]) -> int:
         data: str,
         test: str = "",
         baselines: bool = False,
-        workers: int = 2,
+        workers: int = -1,
         device: str = "auto",
         seed: int = 0,
     ) -> int:
@@ -29,7 +29,7 @@ def knn_command(arguments: list[str]) -> int:
             data: Labelled images that vote.
             test: Labelled images to classify; empty: a tenth of `data`, held out.
             baselines: Also judge raw pixels and the same network with random weights.
-            workers: Loader processes.
+            workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
             device: auto, cpu, cuda or cuda:N.
             seed: Seed of the random weights and of the held-out tenth.
 

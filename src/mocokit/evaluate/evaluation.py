@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mocokit.data.loader import choose_workers
 from mocokit.data.open_source import absolute_location
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
@@ -195,7 +196,7 @@ def evaluate(
     baselines: bool = True,
     seeds: Sequence[int] = (0,),
     epochs_scale: float = 1.0,
-    num_workers: int = 2,
+    num_workers: int = -1,
     device_name: str = "auto",
     precision_name: str = "fp32",
     say: Callable[[str], None] = lambda _text: None,
@@ -211,7 +212,7 @@ def evaluate(
         baselines: Also judge raw pixels and a random-init backbone, where that makes sense.
         seeds: Each is an evaluation of its own: subsets, crops, order, first weights, random-init backbone.
         epochs_scale: Length of every training over that of its protocol; the ids tell the epochs.
-        num_workers: Loader processes.
+        num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         precision_name: Number format of the backbone: fp32 or bf16.
         say: Told what is going on.
@@ -227,11 +228,10 @@ def evaluate(
     precision, folder = Precision(precision_name, device), results_folder(run)
     digest = weights_digest(loaded.backbone)[:12]
     places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
-    rows: list[Row] = []
+    num_workers = choose_workers(num_workers, on_cpu=device.type == "cpu", location=str(data))
+    view, rows = view_of(loaded.card, num_workers=num_workers), list[Row]()
     for seed in seeds:
-        train_images, test_images = open_train_and_test(
-            data, test, view_of(loaded.card, num_workers=num_workers), seed=seed
-        )
+        train_images, test_images = open_train_and_test(data, test, view, seed=seed)
         subjects = subjects_of(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
         exam = Exam(
             train=train_images, test=test_images, device=device, precision=precision, seed=seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mocokit import distributed
+from mocokit.data.loader import choose_workers
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
 from mocokit.evaluate.features import Features, LabelledImages, extract_features
@@ -28,7 +29,7 @@ def compare_with_baselines(
     bank: str | Path,
     queries: str | Path | None = None,
     baselines: bool = True,
-    num_workers: int = 2,
+    num_workers: int = -1,
     device_name: str = "auto",
     seed: int = 0,
 ) -> list[KnnRow]:
@@ -39,13 +40,14 @@ def compare_with_baselines(
         bank: Labelled images that vote.
         queries: Labelled images to classify; None: a tenth of `bank`, held out.
         baselines: Also judge raw pixels and a random-init backbone.
-        num_workers: Loader processes.
+        num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
 
     """
     loaded, device = load_backbone(run), pick_device(device_name, local_rank=distributed.local_rank())
     with distributed.session(device.type):
+        num_workers = choose_workers(num_workers, on_cpu=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
         train, test = open_train_and_test(bank, queries, view, seed=seed)
         return [
