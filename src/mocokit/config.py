@@ -119,7 +119,7 @@ class ModelConfig:
     """Encoder: backbone and head."""
 
     arch: Annotated[str, _flag("--arch")] = "resnet50"
-    """Backbone by name: torchvision's ResNets, vit_small_patch16_224 and its like, or any model of timm as timm/NAME."""
+    """Backbone: a torchvision ResNet, vit_small_patch16_224 or its like, or any model of timm as timm/NAME."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """First layers: ImageNet's (7x7 stride 2, max-pool), or 3x3 stride 1 for small images."""
     mlp: Annotated[bool, _flag("--mlp")] = True
