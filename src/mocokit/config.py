@@ -32,8 +32,7 @@ class DataConfig:
     global_batch_size: Annotated[int, _flag("--global-batch-size")] = 256
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, _flag("--workers")] = -1
-    """Loader processes a rank that work ahead; 0: none, threads make each batch between the steps; -1: none where
-    the CPU trains on local images, else the machine's cores, at most 16, shared by its ranks."""
+    """Loader processes a rank; 0: none; -1: the machine's cores, at most 16, shared by its ranks."""
     pipeline: Literal["fast", "reference"] = "fast"
     """fast: libjpeg-turbo and machine code; reference: Pillow and torchvision, several times slower."""
     mean: tuple[float, ...] = _IMAGENET_MEAN
@@ -120,7 +119,7 @@ class ModelConfig:
     """Encoder: backbone and head."""
 
     arch: Annotated[str, _flag("--arch")] = "resnet50"
-    """Backbone: one of torchvision's ResNets, vit_small_patch16_224 and its like, or any model of timm as timm/NAME."""
+    """Backbone: a torchvision ResNet, vit_small_patch16_224 or its like, or any model of timm as timm/NAME."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """First layers: ImageNet's (7x7 stride 2, max-pool), or 3x3 stride 1 for small images."""
     mlp: Annotated[bool, _flag("--mlp")] = True
