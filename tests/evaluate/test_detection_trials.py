@@ -194,6 +194,7 @@ def test_mistakes_on_the_command_line_are_one_line(pasted_voc: Path, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_few_hundred_iterations_learn_the_training_images_by_heart(voc: DetectionSet, tmp_path: Path) -> None:
     """From random weights on one core, in about a minute; what it found before training is worth nothing."""
     recipe = replace(
