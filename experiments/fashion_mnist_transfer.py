@@ -19,7 +19,7 @@ from fashion_mnist import FLAGS
 
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
-from mocokit.evaluate.evaluation import ALL, Exam, applies, examine
+from mocokit.evaluate.evaluation import ALL, Exam, applies, examine, lacks_labels
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.results import COLUMNS
 from mocokit.evaluate.splits import balanced_subset, open_train_and_test
@@ -109,7 +109,8 @@ def main() -> None:
         exam, subjects = build_exam(args, args.run, seed)
         for protocol in args.protocols:
             for subject in subjects:
-                if (protocol, subject.name, seed) in done or not applies(protocol, subject):
+                allowed = applies(protocol, subject) and not lacks_labels(protocol, exam.train)
+                if (protocol, subject.name, seed) in done or not allowed:
                     continue
                 print(f"seed {seed}: {protocol} of {subject.name}", flush=True)
                 cells += run_cell(protocol, subject, exam)

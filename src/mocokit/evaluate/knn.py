@@ -47,7 +47,7 @@ def knn_accuracy(
 ) -> dict[KnnProtocol, float]:
     """Share of queries (0..1) whose class gets the largest sum of exp(cosine / T) over their k nearest bank rows.
 
-    Extra memory stays under about CHUNK_BYTES + 12 Q k bytes whatever M is; k beyond M means all of the bank.
+    Extra memory stays under about CHUNK_BYTES + 8 Q k bytes whatever M is; k beyond M means all of the bank.
 
     Args:
         bank: Rows that vote.
