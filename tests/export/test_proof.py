@@ -96,7 +96,7 @@ def test_the_card_tells_run_data_protocol_and_difference(finished_run: FinishedR
     digest = hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
     assert facts["files"] == {"net.safetensors": digest}
     text = (tmp_path / "net.safetensors.md").read_text()
-    for part in (facts["run"]["config_sha256"], digest, "knn k=20/T=0.07, pre-trained: 0.5125", "2 steps", "timm 1."):
+    for part in (facts["run"]["config_sha256"], digest, "knn k=20/T=0.07, pre-trained: 51.2 %", "2 steps", "timm 1."):
         assert part in text, part
     assert str(tmp_path) not in text + json.dumps(facts), "no path of this machine"
 
