@@ -113,6 +113,15 @@ def test_finished_trials_are_kept_and_the_rest_is_done(
         run_trials(replace(plan, seed=1), num_trials=2, out=tmp_path)
 
 
+def test_a_mistake_does_not_claim_the_folder(voc: DetectionSet, tmp_path: Path) -> None:
+    plan = _plan(voc, _small(VOC_C4_24K, 1))
+    with pytest.raises(ValueError, match="run=/nowhere: no backbone there"):
+        run_trials(replace(plan, run="/nowhere"), num_trials=1, out=tmp_path)
+    with pytest.raises(ValueError, match="trials=0: must be at least 1"):
+        run_trials(plan, num_trials=0, out=tmp_path)
+    assert len(run_trials(plan, num_trials=1, out=tmp_path)) == 1
+
+
 def test_mean_and_standard_deviation_are_those_of_the_sample() -> None:
     trials = [
         detection_trials.Trial(

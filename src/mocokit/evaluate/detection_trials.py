@@ -70,9 +70,11 @@ def run_trials(
         on_iteration: Called with trial, iterations done and loss.
 
     Raises:
-        ValueError: `out` holds trials of other settings.
+        ValueError: No trial is asked for, or `out` holds trials of other settings.
 
     """
+    if num_trials < 1:
+        raise ValueError(f"trials={num_trials}: must be at least 1")
     _claim(out, plan)
     return [_run_trial(plan, number, out, on_iteration) for number in range(num_trials)]
 
@@ -85,7 +87,8 @@ def _claim(out: Path, plan: TrialPlan) -> None:
         "num_test_images": len(plan.test.images), "judge_training_images": plan.judge_training_images,
     }  # fmt: skip
     path, text = out / "settings.json", json.dumps(settings, indent=1) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    begun = path.exists() and any(out.glob("trial_*"))
+    if begun and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"out={out}: holds trials of other settings (see {path.name}); choose another folder")
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
