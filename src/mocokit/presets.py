@@ -97,7 +97,7 @@ SIMCLR = Config(
     model=ModelConfig(arch="resnet50", head_layers=2, dim=128),
     method=MethodConfig(name="simclr", temperature=0.1, bn_groups=1),
     optim=OptimConfig(
-        name="lars-classic", epochs=100, lr=4.8, lr_by="step", warmup_epochs=10, sgd_momentum=0.9, weight_decay=1e-4,
+        name="lars-classic", epochs=100, lr=4.8, lr_by="step", warmup_epochs=10.0, sgd_momentum=0.9, weight_decay=1e-4,
         trust_coefficient=0.001,
     ),
     run=RunConfig(precision="fp32"),
@@ -106,8 +106,8 @@ SIMCLR = Config(
 # v2's head of 3 layers, with which the README has 64.5 % (SimCLR v2 sec. 2.1)
 SIMCLR_V2_HEAD = replace(SIMCLR, model=replace(SIMCLR.model, head_layers=3))
 
-# README, CIFAR-10: ResNet-18, batch 512, 1000 epochs, T 0.5, lr 1.0 * 512/256, weight decay 1e-4, color strength 0.5, no
-# blur; about 91 % linear.
+# README, CIFAR-10: ResNet-18, batch 512, 1000 epochs, T 0.5, lr 1.0 * 512/256, weight decay 1e-4, color strength 0.5,
+# no blur; about 91 % linear.
 SIMCLR_CIFAR = Config(
     data=replace(SIMCLR.data, image_size=32, global_batch_size=512, eval_crop_ratio=1.0),
     augment=replace(
@@ -120,8 +120,8 @@ SIMCLR_CIFAR = Config(
 )  # fmt: skip
 
 # MoCo v3 (moco-v3 CONFIG.md and README), ResNet-50: batch 4096, LARS with lr 0.6 * 4096/256 for 100 epochs, 0.3 else;
-# m 0.99, for 1000 epochs 0.996, to 1; T 1.0; weight decay 1e-6, for 1000 epochs 1.5e-6; 10 epochs of warm-up; crops from
-# 20 %; BatchNorm over all ranks; zero-init residual branches; fp16. 68.9, 72.8 and 74.6 % linear.
+# m 0.99, for 1000 epochs 0.996, to 1; T 1.0; weight decay 1e-6, for 1000 epochs 1.5e-6; 10 epochs of warm-up; crops
+# from 20 %; BatchNorm over all ranks; zero-init residual branches; fp16. 68.9, 72.8 and 74.6 % linear.
 MOCO_V3_R50_100EP = Config(
     data=DataConfig(image_size=224, global_batch_size=4096),
     augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.2, 1.0)),
@@ -130,7 +130,7 @@ MOCO_V3_R50_100EP = Config(
     ),
     method=MethodConfig(name="moco-v3", temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
     optim=OptimConfig(
-        name="lars", epochs=100, lr=9.6, lr_by="step", warmup_epochs=10, sgd_momentum=0.9, weight_decay=1e-6,
+        name="lars", epochs=100, lr=9.6, lr_by="step", warmup_epochs=10.0, sgd_momentum=0.9, weight_decay=1e-6,
         trust_coefficient=0.001,
     ),
     run=RunConfig(precision="fp16"),
@@ -152,7 +152,7 @@ MOCO_V3_VIT_S = Config(
         vit_init="moco-v3", freeze_patch_embed=True,
     ),
     method=MethodConfig(name="moco-v3", temperature=0.2, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
-    optim=OptimConfig(name="adamw", epochs=300, lr=2.4e-3, lr_by="step", warmup_epochs=40, weight_decay=0.1),
+    optim=OptimConfig(name="adamw", epochs=300, lr=2.4e-3, lr_by="step", warmup_epochs=40.0, weight_decay=0.1),
     run=RunConfig(precision="fp16"),
 )  # fmt: skip
 MOCO_V3_VIT_B = replace(MOCO_V3_VIT_S, model=replace(MOCO_V3_VIT_S.model, arch="vit_base_patch16_224"))

@@ -50,8 +50,8 @@ class MoCo(nn.Module):
         pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
         shuffle_order: Permutation of shuffling BN for each step; None: no shuffle (a BatchNorm leak, for study).
         mask_same_image: Leave out negatives that come from the query's own image.
-        symmetric: Contrast both ways and add the losses, as the official CIFAR notebook can; both ways share the
-            step's permutation, and both views' keys enter the queue.
+        symmetric: Add the loss of the views with their roles exchanged, as the official CIFAR notebook can; both ways
+            share the step's permutation, and both views' keys enter the queue.
         seed: Seed of the queue's first rows.
 
     """
@@ -89,7 +89,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
-        """Everything about the batch that needs no gradient: the momentum update, then the keys.
+        """All that needs no gradient: the momentum update, then the keys.
 
         Args:
             query: (n, 3, H, W) this rank's rows of the query views.
