@@ -239,5 +239,3 @@ def _read(batch: ViewBatch, parts: Parts) -> Views:
                  for values in (parts.card.mean, parts.card.std))  # fmt: skip
     views = batch.augmented()
     return (views.query.double() / 255 - mean) / std, (views.key.double() / 255 - mean) / std, views.image_ids
-
-
