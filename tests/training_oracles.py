@@ -213,7 +213,7 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
             if optim.name != "sgd" and parameter.ndim > 1 and parameter.norm() > 0 and g.norm() > 0:
                 g = 0.001 * parameter.norm() / g.norm() * g
             velocity.copy_(0.9 * velocity + (lr * g if keeps_lr else g))
-            parameter -= velocity if keeps_lr else lr * velocity
+            parameter.sub_(velocity if keeps_lr else lr * velocity)
 
     return move
 

@@ -14,7 +14,6 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 
-
 SOLARIZE_FROM = 128
 """Pillow's default."""
 
