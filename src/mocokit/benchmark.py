@@ -47,7 +47,7 @@ class BenchResult:
     """Milliseconds an image on one core: read, decode, crop and resize, color and blur."""
     step_ms: dict[str, float]
     """Milliseconds a global batch, in order."""
-    loss_ms: float | None
+    loss_ms: float
     """Of a global batch, forward and backward; contained in `step_ms`."""
     loader_images_per_s: float
     """The loader alone."""
@@ -187,10 +187,10 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _time_loss(parts: Parts, num_rows: int) -> float | None:
-    """Median milliseconds of the loss, forward and backward, of a global batch; None for methods without a queue."""
+def _time_loss(parts: Parts, num_rows: int) -> float:
+    """Median milliseconds of the loss, forward and backward, of a global batch; 0 for methods without a queue."""
     if not isinstance(parts.method, MoCo):
-        return None
+        return 0.0
     queue, times = parts.method.queue, list[float]()
     q = queue.newest(num_rows).clone().requires_grad_()
     for _ in range(7):

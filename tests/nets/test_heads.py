@@ -23,8 +23,8 @@ def test_simclr_heads_have_batchnorm_after_each_layer() -> None:
 def test_the_last_batchnorm_of_simclr_has_no_shift_also_after_training() -> None:
     encoder = Encoder(nn.Flatten(), build_simclr_head(12, 4, num_layers=2))
     last = encoder.head.get_submodule("4")
-    assert not last.bias.requires_grad  # type: ignore[union-attr]
-    assert last.weight.requires_grad  # type: ignore[union-attr]
+    assert not last.bias.requires_grad
+    assert last.weight.requires_grad
     assert not any(layer.bias is not None for layer in encoder.head.modules() if isinstance(layer, nn.Linear))
 
 

@@ -57,7 +57,7 @@ def _print_table(result: "BenchResult") -> None:
     print(f"step of {size} images, {result.precision} on {result.device}: {step:.0f} ms")
     for name, milliseconds in result.step_ms.items():
         print(f"  {name:26}{milliseconds:10.1f} ms{milliseconds / step:8.0%}")
-    if result.loss_ms is not None:
+    if result.loss_ms:
         print(f"  {'(the loss in it)':26}{result.loss_ms:10.1f} ms{result.loss_ms / step:8.0%}")
     print("images per second")
     makers = f"{result.workers} workers" if result.workers else "threads"
