@@ -72,16 +72,17 @@ def test_each_method_says_what_chance_is_and_how_much_it_knows(name: str, photos
 
 @pytest.mark.dist
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) -> None:
     """Float64, 1, 2 and 4 gloo ranks; global BatchNorm spans them all, two groups span two ranks each."""
     losses = {}
-    for ranks in (1, 2, 4):
+    for ranks in (0, 2, 4):  # 0: without torchrun
         out = tmp_path / str(ranks)
         code, output = finish(start_module("tests.rank_worker", [str(photos), str(out)], ranks=ranks))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
-    assert len(losses[1]) >= 7
-    for name, wanted in losses[1].items():
-        assert len(wanted) == 10
+    assert len(losses[0]) == 9
+    for name, wanted in losses[0].items():
+        assert len(wanted) == 5
         for ranks in (2, 4):
             assert losses[ranks][name] == pytest.approx(wanted, rel=1e-8), (name, ranks)

@@ -10,9 +10,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Config": "mocokit.config",
+    "EndToEnd": "mocokit.methods.end_to_end",
     "GroupLayout": "mocokit.methods.groups",
     "Encoder": "mocokit.nets.encoder",
+    "MemoryBank": "mocokit.methods.memory_bank",
     "MoCo": "mocokit.methods.moco",
+    "MoCoV3": "mocokit.methods.moco_v3",
+    "SimClr": "mocokit.methods.simclr",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
     "get_preset": "mocokit.presets",
@@ -24,16 +28,20 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "get_preset", "info_nce",
-    "load_backbone", "pretrain", "resume", "verify",
+    "Config", "Encoder", "EndToEnd", "GroupLayout", "MemoryBank", "MoCo", "MoCoV3", "SimClr", "build_backbone",
+    "build_head", "get_preset", "info_nce", "load_backbone", "pretrain", "resume", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from mocokit.config import Config
     from mocokit.export.backbone import load_backbone
     from mocokit.losses import info_nce
+    from mocokit.methods.end_to_end import EndToEnd
     from mocokit.methods.groups import GroupLayout
+    from mocokit.methods.memory_bank import MemoryBank
     from mocokit.methods.moco import MoCo
+    from mocokit.methods.moco_v3 import MoCoV3
+    from mocokit.methods.simclr import SimClr
     from mocokit.nets.backbones import build_backbone
     from mocokit.nets.encoder import Encoder
     from mocokit.nets.heads import build_head

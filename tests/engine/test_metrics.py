@@ -65,6 +65,12 @@ def test_methods_without_a_leak_are_not_warned_of_one(method: str) -> None:
     assert _config_warnings(method=method, bn_groups=1, num_images=50) == []
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco-v3"])
+def test_views_that_share_small_groups_are_warned_of(method: str) -> None:
+    assert "method.bn_groups=4: both views" in _config_warnings(method=method)[0]
+    assert _config_warnings(method=method, batchnorm=False) == []
+
+
 def test_end_to_end_keys_can_leak_as_mocos() -> None:
     assert "shuffling BN has no effect" in _config_warnings(method="end-to-end", bn_groups=1)[0]
 

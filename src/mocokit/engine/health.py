@@ -21,8 +21,15 @@ def warnings_of_config(
 ) -> list[str]:
     """What a user should know before the run starts; without `batchnorm` in the encoder, nothing can leak there."""
     lines = list[str]()
-    if method in ("memory-bank", "simclr", "moco-v3"):
-        return lines  # keys of another batch, or one group for all: no company to recognise (MoCo v1 sec. 3.3)
+    if method == "memory-bank":
+        return lines  # its positives are of another batch: no company to recognise (MoCo v1 sec. 3.3)
+    if method in ("simclr", "moco-v3"):
+        if batchnorm and bn_groups > 1:
+            lines.append(
+                f"method.bn_groups={bn_groups}: both views of an image are normalised in the same company, which the "
+                "loss can recognise instead of the image; the papers have one group over all devices, bn_groups=1"
+            )
+        return lines
     if not batchnorm:
         if shuffle:
             lines.append(
