@@ -65,6 +65,8 @@ def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
         own, fixed = getattr(config.data, setting), getattr(official, setting)
         if own != fixed:
             yield f"main_moco.py has data.{setting} = {fixed} written into it, the run had {own or 'its data'}"
+    if config.method.symmetric:
+        yield "main_moco.py has no symmetric loss, the run had"
     if config.method.mask_same_image:
         yield "main_moco.py does not mask negatives of the query's own image, the run did"
 

@@ -57,20 +57,10 @@ class MoCo(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder_q: Encoder,
-        *,
-        dim: int,
-        queue_size: int,
-        temperature: float,
-        key_momentum: float,
-        layout: GroupLayout,
-        pixels: nn.Module | None = None,
-        shuffle_order: ShuffleOrder | None = None,
-        mask_same_image: bool = False,
-        symmetric: bool = False,
-        seed: int = 0,
-    ) -> None:
+        self, encoder_q: Encoder, *, dim: int, queue_size: int, temperature: float, key_momentum: float,
+        layout: GroupLayout, pixels: nn.Module | None = None, shuffle_order: ShuffleOrder | None = None,
+        mask_same_image: bool = False, symmetric: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         require_temperature(temperature)
         if not 0 <= key_momentum <= 1:
