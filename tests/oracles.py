@@ -97,3 +97,36 @@ def _voc_overlap(a: VocBox, b: VocBox) -> float:
         {(x, y) for x in range(box[0], box[2] + 1) for y in range(box[1], box[3] + 1)} for box in (a, b)
     )
     return len(pixels_a & pixels_b) / len(pixels_a | pixels_b)
+
+
+def nt_xent_loop(queries: Tensor, keys: Tensor, temperature: float) -> float:
+    """SimCLR Algorithm 1: l(2k-1, 2k) + l(2k, 2k-1), mean over all 2B views, in Python floats."""
+    z = [row for pair in zip(queries, keys, strict=True) for row in pair]  # 2k-1, 2k
+    total = 0.0
+    for i, row in enumerate(z):
+        partner = i + 1 if i % 2 == 0 else i - 1
+        others = sum(math.exp(float(row @ other) / temperature) for j, other in enumerate(z) if j != i)
+        total -= math.log(math.exp(float(row @ z[partner]) / temperature) / others)
+    return total / len(z)
+
+
+def lars_steps(
+    weight: Tensor, gradients: list[Tensor], rates: list[float], *, decay: float, trust: float, classic: bool
+) -> Tensor:
+    """LARS with momentum 0.9 on one weight or bias, number by number (You et al. 2017, Algorithm 1)."""
+    w = [float(value) for value in weight.flatten()]
+    v = [0.0] * len(w)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        g = [float(value) for value in gradient.flatten()]
+        local = 1.0
+        if weight.ndim > 1:
+            g = [gi + decay * wi for gi, wi in zip(g, w, strict=True)]
+            lengths = math.sqrt(sum(wi * wi for wi in w)), math.sqrt(sum(gi * gi for gi in g))
+            local = trust * lengths[0] / lengths[1] if min(lengths) > 0 else 1.0
+        if classic:
+            v = [0.9 * vi + lr * local * gi for vi, gi in zip(v, g, strict=True)]
+            w = [wi - vi for wi, vi in zip(w, v, strict=True)]
+        else:
+            v = [0.9 * vi + local * gi for vi, gi in zip(v, g, strict=True)]
+            w = [wi - lr * vi for wi, vi in zip(w, v, strict=True)]
+    return torch.tensor(w, dtype=weight.dtype).view_as(weight)

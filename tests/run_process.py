@@ -30,9 +30,14 @@ def flags_of(config: Config) -> list[str]:
 
 def start(arguments: list[str], *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
     """`python -m mocokit ...`, or under torchrun with `ranks` processes."""
+    return start_module("mocokit", arguments, ranks=ranks, **environment)
+
+
+def start_module(module: str, arguments: list[str], *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
+    """Any module likewise."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "mocokit", *arguments],
+        [sys.executable, *launcher, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mocokit import losses
-from mocokit.losses import info_nce
-from tests.oracles import info_nce_loop
+from mocokit.losses import in_batch_info_nce, info_nce, nt_xent, row_metrics
+from tests.oracles import info_nce_loop, nt_xent_loop
 
 
 def _unit(*shape: int) -> torch.Tensor:
@@ -107,3 +107,104 @@ def test_a_row_is_correct_when_its_positive_beats_every_negative() -> None:
     k = q * torch.tensor([[0.9], [0.2], [0.5]])
     negatives = torch.tensor([[0.1, 0.3, 0.5], [0.8, 0.1, 0.0]], dtype=torch.float64)
     assert info_nce(q, k, negatives, temperature=0.2).correct.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+def test_nt_xent_is_simclrs_algorithm_1(temperature: float) -> None:
+    """The official code adds the means of both directions: twice the paper's mean over 2B views."""
+    queries, keys = _unit(6, 8), _unit(6, 8)
+    first, second = nt_xent(queries, keys, temperature=temperature)
+    got = (first.row_losses + second.row_losses).mean().item()
+    assert got == pytest.approx(2 * nt_xent_loop(queries, keys, temperature), rel=1e-12)
+
+
+def test_nt_xent_is_info_nce_with_the_batchs_other_views_as_negatives() -> None:
+    """Value and gradient, for each query: K = 2B - 2."""
+    queries, keys = _unit(5, 8), _unit(5, 8)
+    first, second = nt_xent(queries, keys, temperature=0.5)
+    for lead, follow, nce in ((queries, keys, first), (keys, queries, second)):
+        for row in range(5):
+            others = [other for other in range(5) if other != row]
+            negatives = torch.cat([lead[others], follow[others]])
+            want = info_nce(lead[row : row + 1], follow[row : row + 1], negatives, temperature=0.5)
+            assert nce.row_losses[row].item() == pytest.approx(want.row_losses.item(), rel=1e-12)
+            assert nce.correct[row] == want.correct[0]
+            assert nce.negative_similarity[row].item() == pytest.approx(want.negative_similarity.item(), rel=1e-12)
+            assert nce.num_kept[row] == want.num_kept[0] == 8
+
+
+def test_end_to_end_and_moco_give_the_same_loss_for_the_same_keys_and_negatives() -> None:
+    """The mechanism differs, not the objective (MoCo v1 sec. 4.1): value, metrics and the query's gradient."""
+    q, keys = _unit(6, 8).requires_grad_(), _unit(6, 8)
+    end_to_end = in_batch_info_nce(q, keys, torch.arange(6), temperature=0.07)
+    (gradient,) = torch.autograd.grad(end_to_end.row_losses.sum(), q)
+    for row in range(6):
+        own = slice(row, row + 1)
+        moco = info_nce(q[own], keys[own], torch.cat([keys[:row], keys[row + 1 :]]), temperature=0.07)
+        assert end_to_end.row_losses[row].item() == pytest.approx(moco.row_losses.item(), rel=1e-12)
+        assert end_to_end.correct[row] == moco.correct[0]
+        assert end_to_end.mi_bound[row].item() == pytest.approx(moco.mi_bound.item(), rel=1e-12)
+        assert torch.allclose(gradient[own], torch.autograd.grad(moco.row_losses.sum(), q)[0][own], rtol=1e-10)
+
+
+def test_in_batch_gradients_flow_into_keys_too() -> None:
+    """d loss / d k_j = sum_i (p_ij - [i = j]) q_i / T."""
+    q, keys = _unit(4, 8), _unit(4, 8).requires_grad_()
+    in_batch_info_nce(q, keys, torch.arange(4), temperature=0.2).row_losses.sum().backward()
+    with torch.no_grad():
+        want = ((q @ keys.T / 0.2).softmax(dim=1) - torch.eye(4, dtype=q.dtype)).T @ q / 0.2
+    assert torch.allclose(keys.grad, want, rtol=1e-10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 6)])
+def test_rows_of_nt_xent_are_those_of_the_whole(rows: slice) -> None:
+    queries, keys = _unit(6, 8), _unit(6, 8)
+    for part, whole in zip(
+        nt_xent(queries, keys, temperature=0.1, rows=rows), nt_xent(queries, keys, temperature=0.1), strict=True
+    ):
+        assert torch.allclose(part.row_losses, whole.row_losses[rows], rtol=1e-12)
+
+
+def test_closed_forms_of_the_in_batch_losses() -> None:
+    """All alike: log of the number of candidates, so a bound of 0. Orthogonal pairs at a small T: 0, so a bound of
+    log B: all that B images can tell.
+    """
+    row = _unit(1, 8).expand(6, 8)
+    same = in_batch_info_nce(row, row, torch.arange(6), temperature=0.2)
+    assert same.row_losses.tolist() == pytest.approx([math.log(6)] * 6, rel=1e-12)
+    assert same.mi_bound.tolist() == pytest.approx([0.0] * 6, abs=1e-12)
+    views = nt_xent(row, row, temperature=0.5)
+    assert views[0].row_losses.tolist() == pytest.approx([math.log(11)] * 6, rel=1e-12)
+    apart = torch.eye(6, dtype=torch.float64)
+    told = in_batch_info_nce(apart, apart, torch.arange(6), temperature=0.02)
+    assert told.mi_bound.tolist() == pytest.approx([math.log(6)] * 6, rel=1e-12)
+    assert told.correct.all()
+
+
+def test_the_bound_stays_below_the_mutual_information() -> None:
+    """CPC eq. 5 on a world of 4 equally likely images, told apart perfectly: I = log 4, whatever K is."""
+    world, generator = torch.eye(4, dtype=torch.float64), torch.Generator().manual_seed(0)
+    for num_negatives in (1, 3, 15, 63):
+        query = torch.randint(4, (4000,), generator=generator)
+        losses = []
+        for chunk in query.split(500):
+            drawn = torch.randint(4, (num_negatives,), generator=generator)
+            losses.append(info_nce(world[chunk], world[chunk], world[drawn], temperature=0.05))
+        bound = torch.cat([nce.mi_bound for nce in losses]).mean().item()
+        assert bound <= min(math.log(4), math.log(num_negatives + 1)) + 0.05
+        assert bound > 0.5 * min(math.log(4), math.log(num_negatives + 1)) - 0.1
+
+
+def test_masked_negatives_do_not_count_in_the_bound() -> None:
+    row, ids = _unit(1, 8).expand(2, 8), torch.tensor([4, 5])
+    got = info_nce(row, row, row[:1].expand(6, 8), temperature=0.2, ids=ids, negative_ids=torch.full((6,), 4))
+    assert got.num_kept.tolist() == [0, 6]
+    assert got.mi_bound.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_metrics_of_two_directions_add_losses_and_average_the_rest() -> None:
+    first, second = nt_xent(_unit(4, 8), _unit(4, 8), temperature=0.5)
+    metrics = row_metrics([first, second], weight=0.4)
+    assert torch.allclose(metrics["loss"], 0.4 * (first.row_losses + second.row_losses))
+    assert torch.allclose(metrics["mi_bound"], (first.mi_bound + second.mi_bound) / 2)
+    assert set(metrics) == {"loss", "contrast_acc", "positive_similarity", "negative_similarity", "mi_bound"}

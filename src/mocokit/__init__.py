@@ -10,11 +10,15 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Config": "mocokit.config",
+    "EndToEnd": "mocokit.methods.end_to_end",
     "GroupLayout": "mocokit.methods.groups",
     "Encoder": "mocokit.nets.encoder",
+    "MemoryBank": "mocokit.methods.memory_bank",
     "MoCo": "mocokit.methods.moco",
     "export_run": "mocokit.exporting",
     "import_backbone": "mocokit.foreign.import_backbone",
+    "MoCoV3": "mocokit.methods.moco_v3",
+    "SimClr": "mocokit.methods.simclr",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
     "get_preset": "mocokit.presets",
@@ -26,8 +30,9 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Config", "Encoder", "GroupLayout", "MoCo", "build_backbone", "build_head", "export_run", "get_preset",
-    "import_backbone", "info_nce", "load_backbone", "pretrain", "resume", "verify",
+    "Config", "Encoder", "EndToEnd", "GroupLayout", "MemoryBank", "MoCo", "MoCoV3", "SimClr", "build_backbone",
+    "build_head", "export_run", "get_preset", "import_backbone", "info_nce", "load_backbone", "pretrain", "resume",
+    "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -36,8 +41,12 @@ if TYPE_CHECKING:
     from mocokit.exporting import export_run
     from mocokit.foreign.import_backbone import import_backbone
     from mocokit.losses import info_nce
+    from mocokit.methods.end_to_end import EndToEnd
     from mocokit.methods.groups import GroupLayout
+    from mocokit.methods.memory_bank import MemoryBank
     from mocokit.methods.moco import MoCo
+    from mocokit.methods.moco_v3 import MoCoV3
+    from mocokit.methods.simclr import SimClr
     from mocokit.nets.backbones import build_backbone
     from mocokit.nets.encoder import Encoder
     from mocokit.nets.heads import build_head

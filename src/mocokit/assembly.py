@@ -1,30 +1,25 @@
 """From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import Tensor
 
 from mocokit import distributed
+from mocokit.build_method import AnyMethod, build_method
 from mocokit.config import Config
-from mocokit.data.augment import AUG, AUG_PLUS, Recipe
+from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
-from mocokit.engine.optim import build_sgd
+from mocokit.engine.optim import build_optimizer
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
 from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.export.backbone import BackboneCard
 from mocokit.methods.groups import GroupLayout
-from mocokit.methods.moco import MoCo
-from mocokit.nets.backbones import build_backbone, build_seeded, feature_dim, require_image_size
-from mocokit.nets.encoder import Encoder
-from mocokit.nets.heads import build_head
 from mocokit.nets.pixels import PixelNormalize
-from mocokit.randomness import Purpose, permutation, torch_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +27,8 @@ class Parts:
     """What a run is made of, before any file is written."""
 
     reader: ImageReader
-    method: MoCo
-    optimizer: torch.optim.SGD
+    method: AnyMethod
+    optimizer: torch.optim.Optimizer
     precision: Precision
     device: torch.device
     layout: GroupLayout
@@ -70,13 +65,15 @@ def assemble(config: Config, device: torch.device) -> Parts:
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
     )  # fmt: skip
-    method = _build_method(config, layout, card).to(device=device, dtype=precision.dtype)
-    optimizer = build_sgd(
-        method,
-        lr=config.optim.lr,
-        sgd_momentum=config.optim.sgd_momentum,
-        weight_decay=config.optim.weight_decay,
-    )
+    method = build_method(
+        config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
+        num_images=len(source), total_steps=per_epoch * config.optim.epochs,
+    ).to(device=device, dtype=precision.dtype)  # fmt: skip
+    optim = config.optim
+    optimizer = build_optimizer(
+        method, name=optim.name, lr=optim.lr, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
+        trust_coefficient=optim.trust_coefficient,
+    )  # fmt: skip
     num_workers = choose_workers(data.workers, on_cpu=device.type == "cpu", location=data.source)
     return Parts(
         reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
@@ -85,44 +82,15 @@ def assemble(config: Config, device: torch.device) -> Parts:
     )  # fmt: skip
 
 
-def _build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> MoCo:
-    model, method, seed = config.model, config.method, config.run.seed
-
-    def encoder() -> Encoder:
-        backbone = build_backbone(model.arch, stem=model.stem)
-        require_image_size(backbone, card.image_size)
-        return Encoder(backbone, build_head(feature_dim(backbone), model.dim, mlp=model.mlp))
-
-    def shuffle_order(step: int, size: int) -> Tensor:
-        return torch.from_numpy(permutation(seed, Purpose.KEY_SHUFFLE, size, step))
-
-    encoder_q = build_seeded(encoder, torch_seed(seed, Purpose.MODEL_INIT))
-    if config.run.channels_last:
-        encoder_q = encoder_q.to(memory_format=torch.channels_last)
-    moco = MoCo(
-        encoder_q,
-        dim=model.dim,
-        queue_size=method.queue_size,
-        temperature=method.temperature,
-        key_momentum=method.key_momentum,
-        layout=layout,
-        pixels=PixelNormalize(card.mean, card.std, channels_last=config.run.channels_last),
-        shuffle_order=shuffle_order if method.shuffle else None,
-        mask_same_image=method.mask_same_image,
-        seed=torch_seed(seed, Purpose.QUEUE_INIT),
-    )
-    if config.run.compile:
-        moco.encoder_q.compile()
-        moco.encoder_k.compile()
-    return moco
-
-
-def build_recipe(config: Config) -> Recipe:
-    """The paper's recipe with the user's changes."""
-    base, augment = (AUG_PLUS if config.augment.aug_plus else AUG), asdict(config.augment)
-    for name in ("on", "aug_plus"):
+def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
+    """The paper's recipes of query and key views with the user's changes."""
+    augment, pairs = asdict(config.augment), {"moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
+    moco = AUG_PLUS if config.augment.aug_plus else AUG
+    query, key = pairs.get(config.augment.recipe, (moco, moco))
+    for name in ("on", "recipe", "aug_plus"):
         augment.pop(name)
-    return Recipe(**{**asdict(base), **{name: value for name, value in augment.items() if value is not None}})
+    changes = {name: value for name, value in augment.items() if value is not None}
+    return replace(query, **changes), replace(key, **changes)
 
 
 def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
@@ -133,8 +101,9 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
         own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
         seed=seed,
     )  # fmt: skip
+    recipe, key_recipe = build_recipes(config)
     views = TwoViews(
-        parts.reader, build_recipe(config), size_px=data.image_size, seed=seed, pipeline=data.pipeline,
+        parts.reader, recipe, key_recipe=key_recipe, size_px=data.image_size, seed=seed, pipeline=data.pipeline,
         crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
     )  # fmt: skip
     return build_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
@@ -143,7 +112,7 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
 def _build_monitor(
     config: Config,
     reader: ImageReader,
-    method: MoCo,
+    method: AnyMethod,
     precision: Precision,
     device: torch.device,
     num_workers: int,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mocokit.assembly import Parts, assemble, build_batches, build_recipe
+from mocokit.assembly import Parts, assemble, build_batches, build_recipes
 from mocokit.config import Config
 from mocokit.data.augment import ViewParams
 from mocokit.data.decode import DecodeError, decode
@@ -26,6 +26,7 @@ from mocokit.data.sources import ImageSource
 from mocokit.data.views import ViewBatch, draw_pair
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.losses import info_nce
+from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
 
 SAMPLE_IMAGES = 64
@@ -116,10 +117,10 @@ def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]
 
 def _time_image(config: Config, source: ImageSource, index: int) -> tuple[list[float], float]:
     """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
-    recipe, size_px, limit = build_recipe(config), config.data.image_size, config.data.max_image_px
+    (recipe, key_recipe), size_px, limit = build_recipes(config), config.data.image_size, config.data.max_image_px
     target, areas = np.empty((2, size_px, size_px, 3), np.uint8), list[float]()
 
-    pair = draw_pair(recipe, config.run.seed, 0, index)
+    pair = draw_pair(recipe, config.run.seed, 0, index, key_recipe=key_recipe)
 
     def draw(height: int, width: int) -> Sequence[ViewParams]:
         """The same, noting the size."""
@@ -187,7 +188,9 @@ def _now(device: torch.device) -> float:
 
 
 def _time_loss(parts: Parts, num_rows: int) -> float:
-    """Median milliseconds of the loss, forward and backward, of a global batch."""
+    """Median milliseconds of the loss, forward and backward, of a global batch; 0 for methods without a queue."""
+    if not isinstance(parts.method, MoCo):
+        return 0.0
     queue, times = parts.method.queue, list[float]()
     q = queue.newest(num_rows).clone().requires_grad_()
     for _ in range(7):

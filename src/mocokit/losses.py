@@ -1,11 +1,22 @@
-"""InfoNCE: pure functions of tensors; no module, no state, no rank.
+"""InfoNCE, the loss of every method here: pure functions of tensors; no module, no state, no rank.
 
-Shapes: N queries of this call, C feature dimension, K negatives, c of them at a time.
+It is CPC's (van den Oord et al. 2018, eq. 4): pick the positive among 1 + K candidates by a softmax over similarity
+divided by T. The methods differ in where candidates come from, not in the objective (MoCo v1 sec. 3.2 and fig. 2):
+
+* `info_nce`: K candidates that take no gradient, a queue or a memory bank (MoCo v1 eq. 1);
+* `in_batch_info_nce`: the other keys of the batch, so K = B - 1 (end-to-end; MoCo v3 without its factor 2T);
+* `nt_xent`: the other views of the batch, so K = 2B - 2 (SimCLR eq. 1), which is `in_batch_info_nce` twice.
+
+log(K + 1) - loss bounds the mutual information of query and key from below, in nats (CPC eq. 5): `mi_bound`.
+
+Shapes: N queries of this call, C feature dimension, K negatives, c of them at a time, B global batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
@@ -13,7 +24,7 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 
 
 class InfoNce(NamedTuple):
-    """Result of `info_nce`; only the first carries a gradient."""
+    """What one contrast gives for each query; only the first carries a gradient."""
 
     row_losses: Tensor
     """(N,) cross entropy of picking the positive among 1 + K candidates."""
@@ -25,6 +36,31 @@ class InfoNce(NamedTuple):
     """(N,) mean q . k- over the negatives that count, before the temperature."""
     num_masked: Tensor
     """(N,) negatives that do not count."""
+    num_kept: Tensor
+    """(N,) negatives that count: K, less those masked."""
+
+    @property
+    def mi_bound(self) -> Tensor:
+        """(N,) log(K + 1) - loss, in nats: its mean bounds I(query; key) from below (CPC eq. 5)."""
+        return (self.num_kept + 1).log() - self.row_losses.detach()
+
+
+def row_metrics(directions: Sequence[InfoNce], *, weight: float = 1.0) -> dict[str, Tensor]:
+    """What a run is judged by, one value a row; no gradient.
+
+    Args:
+        directions: One contrast, or the two of a symmetric loss: losses add up, the rest is their mean.
+        weight: What the method multiplies each loss by.
+
+    """
+    values: dict[str, list[Tensor]] = {
+        "contrast_acc": [nce.correct.to(nce.row_losses.dtype) for nce in directions],
+        "positive_similarity": [nce.positive_similarity for nce in directions],
+        "negative_similarity": [nce.negative_similarity for nce in directions],
+        "mi_bound": [nce.mi_bound for nce in directions],
+    }
+    means = {name: torch.stack(rows).mean(dim=0) for name, rows in values.items()}
+    return {"loss": weight * torch.stack([nce.row_losses.detach() for nce in directions]).sum(dim=0), **means}
 
 
 def info_nce(
@@ -54,6 +90,62 @@ def info_nce(
     if (ids is None) != (negative_ids is None):
         raise ValueError("ids: masking own-image negatives needs both ids and negative_ids")
     return InfoNce(*_InfoNceFunction.apply(q, k.detach(), negatives.detach(), temperature, ids, negative_ids))
+
+
+def in_batch_info_nce(
+    q: Tensor, keys: Tensor, positives: Tensor, *, temperature: float, excluded: Tensor | None = None
+) -> InfoNce:
+    """InfoNCE whose negatives are the other keys of the batch; a gradient flows into queries and keys.
+
+    Args:
+        q: (N, C) unit rows.
+        keys: (M, C) unit rows: positives and negatives of all queries.
+        positives: (N,) index of each query's positive in `keys`.
+        temperature: Softmax temperature T > 0.
+        excluded: (N,) index of the one key that is no candidate, in SimCLR the query itself.
+
+    """
+    similarity = q @ keys.T  # (N, M)
+    if excluded is not None:
+        similarity = similarity.scatter(1, excluded[:, None], -torch.inf)
+    row_losses = F.cross_entropy(similarity / temperature, positives, reduction="none")
+    known = similarity.detach()
+    positive = known.gather(1, positives[:, None])[:, 0]  # (N,)
+    others = known.scatter(1, positives[:, None], -torch.inf)  # (N, M)
+    num_kept = others.isfinite().sum(dim=1).to(row_losses.dtype)
+    return InfoNce(
+        row_losses=row_losses,
+        correct=positive > others.amax(dim=1),
+        positive_similarity=positive,
+        negative_similarity=others.masked_fill(others.isinf(), 0.0).sum(dim=1) / num_kept.clamp(min=1),
+        num_masked=torch.zeros_like(num_kept),
+        num_kept=num_kept,
+    )
+
+
+def nt_xent(queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None)) -> tuple[InfoNce, InfoNce]:
+    """SimCLR's NT-Xent (eq. 1): each view against its other view and the 2B - 2 views of the other images.
+
+    The official loss adds the means over both directions, which is twice the mean over all 2B views.
+
+    Args:
+        queries: (B, C) unit rows, first views.
+        keys: (B, C) unit rows, second views of the same images.
+        temperature: Softmax temperature T > 0.
+        rows: Images that are contrasted in this call; all are candidates.
+
+    Returns:
+        The contrasts of those images' queries, and of their keys.
+
+    """
+    own = torch.arange(len(queries), device=queries.device)[rows]  # (N,)
+    first = in_batch_info_nce(
+        queries[rows], torch.cat([keys, queries]), own, temperature=temperature, excluded=own + len(keys)
+    )
+    second = in_batch_info_nce(
+        keys[rows], torch.cat([queries, keys]), own, temperature=temperature, excluded=own + len(keys)
+    )
+    return first, second
 
 
 class _InfoNceFunction(torch.autograd.Function):
@@ -97,8 +189,9 @@ class _InfoNceFunction(torch.autograd.Function):
             highest = higher
         row_losses = highest + total.log() - positive
         ctx.save_for_backward((pull / total[:, None] - k) / temperature)  # (N, C) d row_loss / dq
-        num_kept = (len(negatives) - num_masked).clamp(min=1)
-        metrics = (similarity > highest_negative, similarity, sum_negative / num_kept, num_masked)
+        num_kept = len(negatives) - num_masked
+        mean_negative = sum_negative / num_kept.clamp(min=1)
+        metrics = (similarity > highest_negative, similarity, mean_negative, num_masked, num_kept)
         ctx.mark_non_differentiable(*metrics)
         return row_losses, *metrics
 

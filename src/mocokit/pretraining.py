@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.assembly import Parts, assemble, build_batches, build_recipe
+from mocokit.assembly import Parts, assemble, build_batches, build_recipes
 from mocokit.config import Config
 from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, ViewBatch
@@ -115,12 +115,11 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
-    chance = health.chance_loss(config.method.queue_size)
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,
         steps_per_epoch=parts.steps_per_epoch,
-        chance_loss=chance,
+        chance_loss=method.chance_loss,
     )
     for problem in problems:
         LOGGER.warning(problem)
@@ -137,7 +136,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         view=progress,
         callbacks=Callbacks(
             state=lambda: state_of(parts),
-            queue_fill=lambda: method.queue.fill,
+            gauges=method.gauges,
             export=export,
             evaluate=parts.evaluate,
         ),
@@ -211,18 +210,18 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
 
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:
     """Tell the user what will run, and write down what was worked out."""
-    num_images = len(parts.reader.source)
+    num_images, (recipe, key_recipe) = len(parts.reader.source), build_recipes(config)
     lines = health.warnings_of_config(
-        bn_groups=config.method.bn_groups, shuffle=config.method.shuffle, queue_size=config.method.queue_size,
-        num_images=num_images, mask_same_image=config.method.mask_same_image,
+        method=config.method.name, bn_groups=config.method.bn_groups, shuffle=config.method.shuffle,
+        queue_size=config.method.queue_size, num_images=num_images, mask_same_image=config.method.mask_same_image,
         batchnorm=has_batchnorm(parts.method.encoder_q),
     )  # fmt: skip
     for line in lines:
         LOGGER.warning(line)
         progress.say(f"warning: {line}")
     progress.say(
-        f"{config.model.arch} on {num_images:,} images at {config.data.image_size} px, {total_steps:,} steps of "
-        f"{config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
+        f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
+        f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
         f"{distributed.world_size()} x {parts.device.type}, {parts.precision.name} -> {folder.path}"
     )
     if distributed.is_main():
@@ -233,11 +232,12 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
                 "total_steps": total_steps,
                 "mean": list(parts.card.mean),
                 "std": list(parts.card.std),
-                "recipe": asdict(build_recipe(config)),
+                "recipe": asdict(recipe),
+                "key_recipe": asdict(key_recipe),
                 "device": str(parts.device),
                 "precision": parts.precision.name,
                 "workers_per_rank": parts.num_workers,
-                "chance_loss": health.chance_loss(config.method.queue_size),
+                "chance_loss": parts.method.chance_loss,
                 "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),
                 "names_sha256": _hash_names(parts.reader),
             }

@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     QUEUE_INIT = 6
     SUBSET = 7
     STEP = 8
+    BANK_SAMPLE = 9
     DETECTION_VIEW = 30
     DETECTION_TRIAL = 31
 

@@ -8,7 +8,7 @@ from typing import Any, cast, get_type_hints
 
 import tomli_w
 
-from mocokit.config import Config
+from mocokit.config import Config, ignored_settings
 
 
 def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
@@ -60,10 +60,11 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(config: Config) -> str:
-    """The config as TOML; a setting that is None is left out."""
+    """The config as TOML; a setting that is None or does nothing is left out."""
+    ignored = ignored_settings(config)
     sections = {
         section: {name: list(value) if isinstance(value, tuple) else value
-                  for name, value in values.items() if value is not None}
+                  for name, value in values.items() if value is not None and f"{section}.{name}" not in ignored}
         for section, values in to_dict(config).items()
     }  # fmt: skip
     return tomli_w.dumps(sections)

@@ -6,10 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
-from mocokit.data.augment import AUG, AUG_PLUS, Jitter, Recipe, ViewParams, apply_params, draw_params, evaluation_crop
+from mocokit.data.augment import (
+    AUG,
+    AUG_PLUS,
+    MOCO_V3_PAIR,
+    SIMCLR,
+    Jitter,
+    Recipe,
+    ViewParams,
+    apply_params,
+    draw_params,
+    evaluation_crop,
+)
 
 DRAWS = 2000
 STILL = ViewParams(
@@ -28,13 +39,14 @@ def _in_band(hits: int, p: float) -> bool:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.8, 1.0])
-@pytest.mark.parametrize("name", ["jitter_p", "grayscale_p", "blur_p", "flip_p"])
+@pytest.mark.parametrize("name", ["jitter_p", "grayscale_p", "blur_p", "flip_p", "solarize_p"])
 def test_each_operation_is_applied_with_its_probability(name: str, p: float) -> None:
     happened = {
         "jitter_p": lambda params: params.jitter is not None,
         "grayscale_p": lambda params: params.grayscale,
         "blur_p": lambda params: params.blur_radius_px is not None,
         "flip_p": lambda params: params.flip,
+        "solarize_p": lambda params: params.solarize,
     }[name]
     assert _in_band(sum(map(happened, _draws(replace(AUG_PLUS, **{name: p})))), p)  # type: ignore[arg-type]
 
@@ -159,3 +171,39 @@ def test_evaluation_crop_is_imagenets(photograph: Image.Image) -> None:
     want = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(photograph)
     assert _same(evaluation_crop(photograph, size_px=224, crop_ratio=0.875), want)
     assert evaluation_crop(photograph, size_px=32, crop_ratio=1.0).size == (32, 32)
+
+
+def test_views_of_moco_v3_differ_in_blur_and_solarize() -> None:
+    """recipes: query always blurred, key one in ten; key solarized one in five; saturation 0.2, hue 0.1."""
+    query, key = MOCO_V3_PAIR
+    assert replace(key, blur_p=query.blur_p, solarize_p=query.solarize_p) == query
+    assert (query.blur_p, query.solarize_p, key.blur_p, key.solarize_p) == (1.0, 0.0, 0.1, 0.2)
+    assert (query.brightness, query.contrast, query.saturation, query.hue) == (0.4, 0.4, 0.2, 0.1)
+    assert _in_band(sum(params.solarize for params in _draws(key)), 0.2)
+    assert not any(params.solarize for params in _draws(query))
+
+
+def test_solarize_is_pillows(photograph: Image.Image) -> None:
+    size = photograph.size[1]
+    crop = photograph.crop((0, 0, size, size))
+    params = replace(STILL, crop=(0, 0, size, size), solarize=True)
+    assert apply_params(crop, params, size_px=size).tobytes() == ImageOps.solarize(crop).tobytes()
+
+
+def test_simclr_crops_are_bicubic_and_its_colors_twice_as_strong(photograph: Image.Image) -> None:
+    params = _draws(SIMCLR, 1)[0]
+    assert params.bicubic
+    view = apply_params(photograph, replace(STILL, crop=(10, 20, 60, 70), bicubic=True), size_px=32)
+    want = photograph.crop((20, 10, 90, 70)).resize((32, 32), Image.Resampling.BICUBIC)
+    assert view.tobytes() == want.tobytes()
+    assert (SIMCLR.brightness, SIMCLR.contrast, SIMCLR.saturation, SIMCLR.hue) == (0.8, 0.8, 0.8, 0.2)
+
+
+def test_solarize_takes_no_draw_from_recipes_without_it() -> None:
+    """The views of MoCo v1 and v2 are those of the first release."""
+    rng, reference = np.random.default_rng(5), np.random.default_rng(5)
+    draw_params(AUG_PLUS, rng, height=100, width=150)
+    draw_params(replace(AUG_PLUS, solarize_p=0.5), reference, height=100, width=150)
+    reference_draws = reference.bit_generator.state["state"]
+    rng.random()
+    assert rng.bit_generator.state["state"] == reference_draws

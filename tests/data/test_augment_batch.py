@@ -13,7 +13,7 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from mocokit.data.augment import AUG, AUG_PLUS, Jitter, Recipe, ViewParams, apply_params, draw_params
+from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, Jitter, Recipe, ViewParams, apply_params, draw_params
 from mocokit.data.augment_batch import MAX_STEP_IMAGES, Op, augment_batch, pack_params
 
 STILL = ViewParams(
@@ -82,9 +82,10 @@ def test_hue_is_torchvisions_for_every_color(hue: float) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 32, 37, 48])
-def test_grayscale_and_flip_are_pillows(pictures: list[Image.Image], size: int) -> None:
+def test_grayscale_solarize_and_flip_are_pillows(pictures: list[Image.Image], size: int) -> None:
     images = [picture.resize((size, size)) for picture in pictures]
     _assert_equals_one_by_one(images, [replace(STILL, grayscale=True)] * len(images))
+    _assert_equals_one_by_one(images, [replace(STILL, solarize=True)] * len(images))
     _assert_equals_one_by_one(images, [replace(STILL, flip=True)] * len(images))
 
 
@@ -111,7 +112,9 @@ def test_each_image_is_jittered_in_its_own_order(pictures: list[Image.Image]) ->
     assert len(augment_batch(_pixels(images), pack_params(params)).flatten(1).unique(dim=0)) > 12
 
 
-@pytest.mark.parametrize("recipe", [AUG, AUG_PLUS, replace(AUG_PLUS, grayscale_p=1.0, blur_p=1.0, jitter_p=1.0)])
+@pytest.mark.parametrize(
+    "recipe", [AUG, AUG_PLUS, *MOCO_V3_PAIR, replace(AUG_PLUS, grayscale_p=1.0, blur_p=1.0, jitter_p=1.0)]
+)
 def test_whole_recipes_equal_the_image_by_image_augmentation(pictures: list[Image.Image], recipe: Recipe) -> None:
     images = [pictures[row % len(pictures)] for row in range(300)]
     _assert_equals_one_by_one(images, _draws(recipe, 300))

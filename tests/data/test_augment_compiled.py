@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 
-from mocokit.data.augment import AUG, AUG_PLUS, Recipe, apply_params, draw_params
+from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe, apply_params, draw_params
 from mocokit.data.augment_compiled import apply_params_compiled
 from mocokit.data.blur import gaussian_blur
 from mocokit.data.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
@@ -32,14 +32,23 @@ def _image(planes: Pixels, shape: tuple[int, ...]) -> Pixels:
     return planes.reshape(3, *shape[:2]).transpose(1, 2, 0)
 
 
+@pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("size_px", [8, 32, 64])
-def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px: int) -> None:
+def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px: int, bicubic: bool) -> None:
+    interpolation = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
     image, rng = _noise(97, 131), np.random.default_rng(size_px)
     for _ in range(60):
         height, width = int(rng.integers(1, 98)), int(rng.integers(1, 132))
         crop = int(rng.integers(98 - height)), int(rng.integers(132 - width)), height, width
-        pillow = F.resized_crop(Image.fromarray(image), *crop, [size_px, size_px], InterpolationMode.BILINEAR)
-        np.testing.assert_array_equal(resized_crop(image, crop, size_px), np.asarray(pillow), str(crop))
+        pillow = F.resized_crop(Image.fromarray(image), *crop, [size_px, size_px], interpolation)
+        ours = resized_crop(image, crop, size_px, bicubic=bicubic)
+        np.testing.assert_array_equal(ours, np.asarray(pillow), str(crop))
+
+
+def test_bicubic_overshoots_are_cut_off_at_black_and_white() -> None:
+    checks = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((4, 4)))[..., None].repeat(3, 2).astype(np.uint8) * 255
+    pillow = Image.fromarray(checks).resize((53, 53), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(resized_crop(checks, (0, 0, 32, 32), 53, bicubic=True), np.asarray(pillow))
 
 
 def test_a_crop_between_pixels_is_pillows_box() -> None:
@@ -93,7 +102,7 @@ def test_blur_is_pillows(shape: tuple[int, int]) -> None:
         np.testing.assert_array_equal(gaussian_blur(image, radius_px), expected, str(radius_px))
 
 
-@pytest.mark.parametrize("recipe", [AUG, AUG_PLUS], ids=["aug", "aug+"])
+@pytest.mark.parametrize("recipe", [AUG, AUG_PLUS, *MOCO_V3_PAIR, SIMCLR], ids=["v1", "v2", "v3q", "v3k", "simclr"])
 def test_whole_recipes_are_the_references(recipe: Recipe) -> None:
     for number in range(40):
         image = _noise(50 + number, 90 - number, seed=number)

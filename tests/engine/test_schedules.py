@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mocokit.engine.schedules import learning_rate
+from mocokit.engine.schedules import cosine_key_momentum, learning_rate
 
 
 def _rate(step: int, *, cos: bool, by: str, warmup_epochs: float = 0.0) -> float:
@@ -41,3 +41,11 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
     rates = [_rate(s, cos=True, by="step", warmup_epochs=2.0) for s in range(21)]
     assert rates[:20] == pytest.approx([0.03 * (s + 1) / 20 for s in range(20)])
     assert rates[20] == pytest.approx(0.03)
+
+
+def test_the_key_momentum_rises_to_1_by_a_half_cosine() -> None:
+    """MoCo v3: 0.99 at first, 0.995 half way, 1 at the end."""
+    rising = [cosine_key_momentum(progress / 100, start=0.99) for progress in range(101)]
+    assert [rising[0], rising[50], rising[100]] == pytest.approx([0.99, 0.995, 1.0])
+    assert all(before < after for before, after in itertools.pairwise(rising))
+    assert rising[25] == pytest.approx(1 - 0.01 * math.cos(math.pi / 8) ** 2)

@@ -1,5 +1,6 @@
 """What a faithful MoCo does in one step, each a bug that another code base has shipped."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,7 @@ def _moco(
     micro: int = 0,
     shuffle: bool = True,
     masks: bool = False,
+    symmetric: bool = False,
     m: float = 0.9,
     backbone: nn.Module | None = None,
     head: nn.Module | None = None,
@@ -43,6 +45,7 @@ def _moco(
         layout=GroupLayout(bn_groups=groups, micro_groups=micro),
         shuffle_order=order if shuffle else None,
         mask_same_image=masks,
+        symmetric=symmetric,
     ).double()
 
 
@@ -109,7 +112,7 @@ def test_each_key_is_that_of_its_own_image(noise: Noise) -> None:
     query, key, ids = _views(noise)
     moco.prepare(query, key, ids, step=3)
     assert moco._batch is not None
-    assert torch.allclose(moco._batch.keys, moco.encoder_k(key), rtol=1e-12)
+    assert torch.allclose(moco._batch.keys[0], moco.encoder_k(key), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("groups", "has_effect"), [(1, False), (2, True), (4, True), (8, True)])
@@ -118,7 +121,7 @@ def test_the_shuffle_has_an_effect_exactly_with_two_groups_or_more(noise: Noise,
         moco = _moco(groups=groups, shuffle=shuffle)
         moco.prepare(*_views(noise), 0)
         assert moco._batch is not None
-        return moco._batch.keys
+        return moco._batch.keys[0]
 
     assert torch.allclose(keys(True), keys(False), rtol=1e-9, atol=1e-12) != has_effect
 
@@ -198,6 +201,26 @@ def test_any_module_with_a_declared_width_is_a_backbone(noise: Noise) -> None:
 
     encoder = Encoder(Flat(), build_head(3 * 16 * 16, C, mlp=False)).double()
     assert encoder(noise(2).double()).shape == (2, C)
+
+
+def test_symmetric_loss_is_the_sum_of_both_directions(noise: Noise) -> None:
+    """The official notebook: loss_12 + loss_21; twice the keys enter, those of the key views last."""
+    query, key, ids = _views(noise)
+    losses, keys = [], []
+    for lead, follow in ((query, key), (key, query)):
+        moco = _moco()
+        moco.prepare(lead, follow, ids, 0)
+        losses.append(sum(loss.item() for loss in moco.micro_losses()))
+        assert moco._batch is not None
+        keys.append(moco._batch.keys[0])
+    both = _moco(symmetric=True)
+    both.prepare(query, key, ids, 0)
+    assert sum(loss.item() for loss in both.micro_losses()) == pytest.approx(sum(losses), rel=1e-12)
+    assert both.row_metrics["loss"].mean().item() == pytest.approx(sum(losses), rel=1e-12)
+    assert both.chance_loss == pytest.approx(2 * math.log(K + 1))
+    both.remember()
+    assert torch.allclose(both.queue.newest(2 * B), torch.cat([keys[1], keys[0]]), rtol=1e-12)
+    assert both.queue.image_ids[: 2 * B].tolist() == ids.tolist() * 2
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from mocokit import distributed
 from mocokit.nets.grouped_batchnorm import GroupedBatchNorm, batchnorm_groups, convert_batchnorm
 from tests.oracles import batchnorm_rows
 
@@ -110,3 +113,73 @@ def test_a_batchnorm_with_parts_of_its_own_is_refused() -> None:
 
     with pytest.raises(ValueError, match="its Strange is not known to mocokit"):
         convert_batchnorm(torch.nn.Sequential(Strange()))
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 3, 3)])
+def test_layers_without_scale_and_shift_are_grouped_too(shape: tuple[int, ...]) -> None:
+    layer = convert_batchnorm(nn.BatchNorm1d(5, affine=False)).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    with batchnorm_groups(layer, 4, updates_statistics=True):
+        layer(x).pow(3).sum().backward()
+    plain = x.detach().clone().requires_grad_()
+    chunks = [batchnorm_rows(chunk.reshape(*chunk.shape[:2], -1, 1), 1e-5) for chunk in plain.chunk(4)]
+    torch.cat(chunks).pow(3).sum().backward()
+    assert torch.allclose(x.grad, plain.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
+
+
+def test_a_frozen_shift_stays_frozen_when_converted() -> None:
+    plain = nn.BatchNorm1d(5)
+    plain.bias.requires_grad_(False)
+    converted = convert_batchnorm(plain)
+    assert [parameter.requires_grad for parameter in converted.parameters()] == [True, False]
+
+
+class _Ranks:
+    """Two ranks in one process: each call of `all_gather_rows` waits for both, as a collective does."""
+
+    def __init__(self) -> None:
+        self.barrier, self.slots, self.local = threading.Barrier(2), [torch.empty(0)] * 2, threading.local()
+
+    def all_gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        assert counts == [1, 1]
+        self.slots[self.local.rank] = rows
+        self.barrier.wait()
+        gathered = torch.cat(self.slots)
+        self.barrier.wait()
+        return gathered
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 5, 3, 2)])
+def test_a_group_over_two_ranks_is_a_group_in_one_process(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs, all gradients and running statistics, in float64; real processes: tests/test_presets.py."""
+    x, ranks = torch.randn(shape, dtype=torch.float64), _Ranks()
+    weights = torch.randn(shape, dtype=torch.float64)
+    whole = GroupedBatchNorm(5).double()
+    nn.init.normal_(whole.weight)
+    layers = [copy.deepcopy(whole) for _ in range(2)]
+    plain = x.clone().requires_grad_()
+    wanted = whole(plain)
+    (wanted * weights).sum().backward()
+    monkeypatch.setattr(distributed, "all_gather_rows", ranks.all_gather_rows)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    parts = [part.clone().requires_grad_() for part in x.chunk(2)]
+
+    def run(rank: int) -> torch.Tensor:
+        ranks.local.rank = rank
+        with batchnorm_groups(layers[rank], 1, updates_statistics=True, ranks=range(2)):
+            out: torch.Tensor = layers[rank](parts[rank])
+        (out * weights.chunk(2)[rank]).sum().backward()
+        return out.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(run, range(2)))
+    assert torch.allclose(torch.cat(outputs), wanted, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(torch.cat([part.grad for part in parts]), plain.grad, rtol=1e-9, atol=1e-12)  # type: ignore
+    for name, parameter in whole.named_parameters():
+        total = sum(layer.get_parameter(name).grad for layer in layers)  # type: ignore[misc]
+        assert torch.allclose(total, parameter.grad, rtol=1e-10), name  # type: ignore[arg-type]
+    for layer in layers:
+        assert torch.allclose(layer.running_mean, whole.running_mean)  # type: ignore[arg-type]
+        assert torch.allclose(layer.running_var, whole.running_var)  # type: ignore[arg-type]

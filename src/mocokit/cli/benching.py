@@ -57,7 +57,8 @@ def _print_table(result: "BenchResult") -> None:
     print(f"step of {size} images, {result.precision} on {result.device}: {step:.0f} ms")
     for name, milliseconds in result.step_ms.items():
         print(f"  {name:26}{milliseconds:10.1f} ms{milliseconds / step:8.0%}")
-    print(f"  {'(the loss in it)':26}{result.loss_ms:10.1f} ms{result.loss_ms / step:8.0%}")
+    if result.loss_ms:
+        print(f"  {'(the loss in it)':26}{result.loss_ms:10.1f} ms{result.loss_ms / step:8.0%}")
     print("images per second")
     makers = f"{result.workers} workers" if result.workers else "threads"
     print(f"  {f'loader alone, {makers}':26}{result.loader_images_per_s:10,.0f}")

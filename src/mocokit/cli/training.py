@@ -74,7 +74,7 @@ def presets_command(arguments: list[str]) -> int:
         print(to_toml(get_preset(arguments[0])), end="")
         return 0
     for name, summary in SUMMARIES.items():
-        print(f"{name:15} {summary}")
+        print(f"{name:19} {summary}")
     print("\n`mocokit presets NAME` prints one as TOML; `mocokit pretrain NAME --help` explains each setting.")
     return 0
 

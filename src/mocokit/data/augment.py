@@ -2,17 +2,20 @@
 
 Drawing and applying are apart, so that the same draw can be applied by another engine and compared. The pixel work is
 torchvision's and Pillow's own; parameters follow torchvision's distributions. Sources: MoCo v1 sec. 3.3 and MoCo v2
-sec. 2 with moco/main_moco.py, moco/loader.py.
+sec. 2 with moco/main_moco.py, moco/loader.py; MoCo v3 app. A; SimCLR app. A.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
+
+SOLARIZE_FROM = 128
+"""Pillow's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class Recipe:
     blur_radius_px: tuple[float, float] = (0.1, 2.0)
     """Radius of Pillow's GaussianBlur, after the crop was resized."""
     flip_p: float = 0.5
+    solarize_p: float = 0.0
+    """Levels of 128 and more turned to 255 - level, as Pillow's `solarize`."""
+    bicubic: bool = False
+    """How the crop is resized; otherwise bilinear."""
 
 
 AUG = Recipe(
@@ -48,6 +55,20 @@ AUG_PLUS = Recipe(
     brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_p=0.5,
 )  # fmt: skip
 """MoCo v2's "aug+" (main_moco.py --aug-plus)."""
+
+_MOCO_V3_FIRST = Recipe(
+    crop_scale=(0.2, 1.0), grayscale_first=False, jitter_p=0.8,
+    brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur_p=1.0,
+)  # fmt: skip
+MOCO_V3_PAIR = _MOCO_V3_FIRST, replace(_MOCO_V3_FIRST, blur_p=0.1, solarize_p=0.2)
+"""MoCo v3's two views, BYOL's but for the crop: 20 % of the area at least for ResNet-50, 8 % for ViTs."""
+
+SIMCLR = Recipe(
+    crop_scale=(0.08, 1.0), grayscale_first=False, jitter_p=0.8,
+    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5, bicubic=True,
+)  # fmt: skip
+"""SimCLR's both views at color strength 1. Its blur has a kernel of a tenth of the image; here it is Pillow's of the
+same radius, as MoCo v2 took it over. Its resize is TensorFlow's bicubic, which does not antialias; here Pillow's."""
 
 CROP_AND_FLIP = Recipe(
     crop_scale=(0.08, 1.0), grayscale_first=False, jitter_p=0.0,
@@ -79,6 +100,8 @@ class ViewParams:
     grayscale_first: bool
     blur_radius_px: float | None
     flip: bool
+    solarize: bool = False
+    bicubic: bool = False
 
 
 def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width: int) -> ViewParams:
@@ -90,6 +113,8 @@ def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width:
         grayscale_first=recipe.grayscale_first,
         blur_radius_px=_uniform(rng, *recipe.blur_radius_px) if rng.random() < recipe.blur_p else None,
         flip=rng.random() < recipe.flip_p,
+        solarize=recipe.solarize_p > 0 and rng.random() < recipe.solarize_p,  # recipes without it draw as ever
+        bicubic=recipe.bicubic,
     )
 
 
@@ -128,7 +153,8 @@ def _draw_jitter(recipe: Recipe, rng: np.random.Generator) -> Jitter:
 
 def apply_params(image: Image.Image, params: ViewParams, *, size_px: int) -> Image.Image:
     """The view of an RGB `image` that `params` describes, `size_px` x `size_px`."""
-    image = F.resized_crop(image, *params.crop, [size_px, size_px], InterpolationMode.BILINEAR)
+    interpolation = InterpolationMode.BICUBIC if params.bicubic else InterpolationMode.BILINEAR
+    image = F.resized_crop(image, *params.crop, [size_px, size_px], interpolation)
     if params.grayscale and params.grayscale_first:
         image = F.rgb_to_grayscale(image, num_output_channels=3)
     if params.jitter is not None:
@@ -137,6 +163,8 @@ def apply_params(image: Image.Image, params: ViewParams, *, size_px: int) -> Ima
         image = F.rgb_to_grayscale(image, num_output_channels=3)
     if params.blur_radius_px is not None:
         image = image.filter(ImageFilter.GaussianBlur(radius=params.blur_radius_px))
+    if params.solarize:
+        image = F.solarize(image, SOLARIZE_FROM)
     if params.flip:
         image = F.hflip(image)
     return image

@@ -3,7 +3,7 @@
 `pack_params` turns a batch's draws into a short plan on the host: one step is one operation on those images that need
 it at that place of their own order. So `augment_batch` never waits for the device to learn what to do. Each operation
 repeats Pillow's 8-bit arithmetic, roundings included: on photographs, noise and all 2**24 colors the largest measured
-difference from `apply_params` is 0 levels, for each operation alone and for the recipes AUG and AUG_PLUS.
+difference from `apply_params` is 0 levels, for each operation alone and for the papers' recipes.
 
 Equality needs multiplication and addition rounded one by one and IEEE division, as in torch's eager mode on CPU and
 CUDA and in Pillow on x86-64; a compiler that fuses them may move single pixels by a level or, in hue, a code.
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mocokit.data.augment import ViewParams
+from mocokit.data.augment import SOLARIZE_FROM, ViewParams
 
 MAX_STEP_IMAGES = 64
 """Images of one step: 64*3*224*224*4 B = 38.5 MB an intermediate, of which hue holds seven at once (measured)."""
@@ -37,6 +37,7 @@ class Op(enum.IntEnum):
     GRAYSCALE = 4
     BLUR = 5
     FLIP = 6
+    SOLARIZE = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,10 @@ def _applications(view: ViewParams) -> Iterator[tuple[_Place, float, float]]:
     if view.blur_radius_px is not None:
         box_radius_px, near, far = _box(view.blur_radius_px)
         yield (6, Op.BLUR, box_radius_px), near, far
+    if view.solarize:
+        yield (7, Op.SOLARIZE, 0), 0.0, 0.0
     if view.flip:
-        yield (7, Op.FLIP, 0), 0.0, 0.0
+        yield (8, Op.FLIP, 0), 0.0, 0.0
 
 
 def _box(blur_radius_px: float) -> tuple[int, int, int]:
@@ -169,6 +172,8 @@ def _apply(step: Step, images: Tensor, values: Tensor) -> Tensor:
             images = _luma(images).to(torch.uint8).expand_as(images)
         case Op.BLUR:
             images = _blur(images, first.int(), second.int(), step.box_radius_px)
+        case Op.SOLARIZE:
+            images = torch.where(images < SOLARIZE_FROM, images, 255 - images)
         case Op.FLIP:
             images = images.flip(3)
     return images

@@ -7,10 +7,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.augment import Jitter, ViewParams
+from mocokit.data.augment import SOLARIZE_FROM, Jitter, ViewParams
 from mocokit.data.blur import gaussian_blur
 from mocokit.data.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
 from mocokit.data.resize import resized_crop
+
+SOLARIZED = np.array([level if level < SOLARIZE_FROM else 255 - level for level in range(256)], np.uint8)
+"""What each level becomes."""
 
 
 def apply_params_compiled(
@@ -29,11 +32,13 @@ def apply_params_compiled(
         target: Where the view goes.
 
     """
-    view = resized_crop(image, crop, len(target))
+    view = resized_crop(image, crop, len(target), bicubic=params.bicubic)
     if params.grayscale or params.jitter is not None:
         view = _recolor(view, params)
     if params.blur_radius_px is not None:
         view = gaussian_blur(view, params.blur_radius_px)
+    if params.solarize:
+        view = np.asarray(cv2.LUT(view, SOLARIZED), np.uint8)
     if params.flip:
         cv2.flip(view, 1, dst=target)
     else:

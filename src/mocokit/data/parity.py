@@ -17,7 +17,17 @@ import torchvision.transforms as T
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.augment import AUG, AUG_PLUS, Jitter, Recipe, ViewParams, apply_params, draw_params
+from mocokit.data.augment import (
+    AUG,
+    AUG_PLUS,
+    MOCO_V3_PAIR,
+    SIMCLR,
+    Jitter,
+    Recipe,
+    ViewParams,
+    apply_params,
+    draw_params,
+)
 from mocokit.data.augment_batch import augment_batch, pack_params
 from mocokit.data.augment_compiled import apply_params_compiled
 from mocokit.data.decode import decode
@@ -91,7 +101,7 @@ def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) 
             np.asarray(apply_params(Image.fromarray(image), params, size_px=VIEW_PX)) for image, params in pairs
         ]
         rows.append(_compare("cpu", operation, [_compiled_view(*pair) for pair in pairs], reference))
-        if operation != "crop and resize":  # which the CPU does for the device
+        if not operation.startswith("crop and resize"):  # which the CPU does for the device
             batch = _batched_views(pairs, device)
             rows.append(_compare(f"batched on {device.type}", operation, batch, reference))
     return [*rows, *_large_jpegs(images, seed)]
@@ -104,7 +114,7 @@ def _compiled_view(image: _Pixels, params: ViewParams) -> _Pixels:
 
 
 def _batched_views(pairs: Sequence[tuple[_Pixels, ViewParams]], device: torch.device) -> list[_Pixels]:
-    crops = [_compiled_view(image, _only(params.crop)) for image, params in pairs]
+    crops = [_compiled_view(image, replace(_only(params.crop), bicubic=params.bicubic)) for image, params in pairs]
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)  # (n, 3, S, S)
     params = pack_params([params for _, params in pairs]).to(device)
     return list(augment_batch(images, params).permute(0, 2, 3, 1).cpu().numpy())
@@ -128,15 +138,20 @@ def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewPar
     still = replace(quiet, jitter_p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     recipes = {
         "crop and resize": quiet,
+        "crop and resize, bicubic": replace(quiet, bicubic=True),
         "brightness": replace(still, brightness=0.4),
         "contrast": replace(still, contrast=0.4),
         "saturation": replace(still, saturation=0.4),
         "hue": replace(still, hue=0.4),
         "grayscale": replace(quiet, grayscale_p=1.0),
         "blur": replace(quiet, blur_p=1.0),
+        "solarize": replace(quiet, solarize_p=1.0),
         "flip": replace(quiet, flip_p=1.0),
         "all of aug (v1)": AUG,
         "all of aug+ (v2)": AUG_PLUS,
+        "all of MoCo v3's query": MOCO_V3_PAIR[0],
+        "all of MoCo v3's key": MOCO_V3_PAIR[1],
+        "all of SimCLR's": SIMCLR,
     }
 
     def drawer(recipe: Recipe) -> Callable[[np.random.Generator, int, int], ViewParams]:
@@ -196,7 +211,7 @@ class _Samples:
         numbers = {
             "crop top": top, "crop left": left, "crop area": height * width, "crop ratio": width / height,
             "jitter": params.jitter is not None, "grayscale": params.grayscale,
-            "blur": params.blur_radius_px is not None, "flip": params.flip,
+            "blur": params.blur_radius_px is not None, "flip": params.flip, "solarize": params.solarize,
         }  # fmt: skip
         if params.jitter is not None:
             numbers |= {name: getattr(params.jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
@@ -228,6 +243,7 @@ def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
                     grayscale=coin.random() < recipe.grayscale_p,
                     blur_radius_px=coin.uniform(*recipe.blur_radius_px) if blurs else None,
                     flip=coin.random() < recipe.flip_p,
+                    solarize=coin.random() < recipe.solarize_p,
                 )
             )
     return samples

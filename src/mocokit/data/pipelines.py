@@ -91,7 +91,7 @@ def decode_for_views(
 
 
 def _crop_only(params: ViewParams) -> ViewParams:
-    return replace(params, jitter=None, grayscale=False, blur_radius_px=None, flip=False)
+    return replace(params, jitter=None, grayscale=False, blur_radius_px=None, flip=False, solarize=False)
 
 
 def _smallest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:

@@ -130,7 +130,8 @@ class TwoViews(Dataset[ViewBatch]):
 
     Args:
         reader: Reads the images.
-        recipe: How both views are drawn.
+        recipe: How the query view is drawn.
+        key_recipe: How the key view is drawn; None: likewise.
         size_px: S.
         seed: Seed of the draws.
         pipeline: "fast" or "reference", see pipelines.py.
@@ -139,9 +140,11 @@ class TwoViews(Dataset[ViewBatch]):
     """
 
     def __init__(
-        self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int, pipeline: str, crops_only: bool = False
-    ) -> None:
+        self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int, pipeline: str, crops_only: bool = False,
+        key_recipe: Recipe | None = None,
+    ) -> None:  # fmt: skip
         self.reader, self.recipe, self.size_px, self.seed = reader, recipe, size_px, seed
+        self.key_recipe = key_recipe
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
         if self.pipeline is fast_views:
             warm_up()  # before workers are forked, which then have the machine code too
@@ -173,19 +176,20 @@ class TwoViews(Dataset[ViewBatch]):
 
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
             """Fill `target` with the views of image `index`; what was drawn."""
-            draw = draw_pair(self.recipe, self.seed, epoch, index)
+            draw = draw_pair(self.recipe, self.seed, epoch, index, key_recipe=self.key_recipe)
             return self.pipeline(raw, draw, target, max_image_px=self.reader.max_image_px, crops_only=self.crops_only)
 
         return make
 
 
-def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int) -> Draw:
-    """How the query and the key view of image `index` in `epoch` are drawn."""
+def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int, *, key_recipe: Recipe | None = None) -> Draw:
+    """How the query and the key view of image `index` in `epoch` are drawn; without `key_recipe`, both alike."""
+    recipes = recipe, key_recipe or recipe
 
     def draw(height: int, width: int) -> list[ViewParams]:
         """Draw both for an image of that size."""
         streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in (0, 1))
-        return [draw_params(recipe, rng, height=height, width=width) for rng in streams]
+        return [draw_params(each, rng, height=height, width=width) for each, rng in zip(recipes, streams, strict=True)]
 
     return draw
 

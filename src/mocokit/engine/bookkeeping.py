@@ -25,8 +25,8 @@ class Callbacks:
 
     state: Callable[[], dict[str, Any]]
     """All that a checkpoint must hold, but the step and the config."""
-    queue_fill: Callable[[], float]
-    """Share of the queue that holds real keys."""
+    gauges: Callable[[], dict[str, float]]
+    """Numbers of the method's own state, such as the share of the queue that holds real keys."""
     export: Callable[[int], None]
     """Write the backbone, as it is after that many steps, for others to use."""
     evaluate: Callable[[], dict[str, float]] | None
@@ -93,7 +93,7 @@ class Bookkeeper:
             **self.board.means(),
             **self.clock.read(),
             "lr": lr,
-            "queue_fill": self.callbacks.queue_fill(),
+            **self.callbacks.gauges(),
         }
         values["epoch"] = step / self.steps_per_epoch
         self.latest.update(values)

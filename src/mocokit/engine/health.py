@@ -1,6 +1,5 @@
 """Whether a run is learning, in plain words."""
 
-import math
 from collections.abc import Mapping
 
 MAX_BN_LEAK = 0.1
@@ -10,16 +9,27 @@ LEAK_AFTER_STEPS = 200
 """Before, the encoders change so fast that neighbouring batches differ by more than their images."""
 
 
-def chance_loss(queue_size: int) -> float:
-    """log(K + 1): the loss of a query that can't tell its key from K negatives."""
-    return math.log(queue_size + 1)
-
-
 def warnings_of_config(
-    *, bn_groups: int, shuffle: bool, queue_size: int, num_images: int, mask_same_image: bool, batchnorm: bool = True
+    *,
+    method: str = "moco",
+    bn_groups: int,
+    shuffle: bool,
+    queue_size: int,
+    num_images: int,
+    mask_same_image: bool,
+    batchnorm: bool = True,
 ) -> list[str]:
     """What a user should know before the run starts; without `batchnorm` in the encoder, nothing can leak there."""
-    lines = []
+    lines = list[str]()
+    if method == "memory-bank":
+        return lines  # its positives are of another batch: no company to recognise (MoCo v1 sec. 3.3)
+    if method in ("simclr", "moco-v3"):
+        if batchnorm and bn_groups > 1:
+            lines.append(
+                f"method.bn_groups={bn_groups}: both views of an image are normalised in the same company, which the "
+                "loss can recognise instead of the image; the papers have one group over all devices, bn_groups=1"
+            )
+        return lines
     if not batchnorm:
         if shuffle:
             lines.append(
@@ -35,7 +45,7 @@ def warnings_of_config(
         lines.append(
             "method.shuffle=False: query and key share BatchNorm statistics, so the loss can fall without learning"
         )
-    if queue_size > num_images and not mask_same_image:
+    if method == "moco" and queue_size > num_images and not mask_same_image:
         lines.append(
             f"method.queue_size={queue_size}: more negatives than the {num_images} images, so that each image is its "
             "own negative; use a queue smaller than the data set, or method.mask_same_image"
@@ -46,7 +56,7 @@ def warnings_of_config(
 def warnings_of_metrics(metrics: Mapping[str, float], *, step: int) -> list[str]:
     """What the numbers of a log line after `step` steps say is going wrong."""
     lines = []
-    if step >= LEAK_AFTER_STEPS and metrics["bn_leak"] > MAX_BN_LEAK:
+    if step >= LEAK_AFTER_STEPS and metrics.get("bn_leak", 0.0) > MAX_BN_LEAK:
         lines.append(
             f"BatchNorm leak: queries are {metrics['bn_leak']:.2f} nearer to the keys of other images in their own "
             "BatchNorm group than to those of other batches; use method.bn_groups of 2 or more with method.shuffle on"

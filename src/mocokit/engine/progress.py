@@ -24,7 +24,7 @@ class ProgressView:
         total_steps: Length of the run.
         done_steps: Steps done before.
         steps_per_epoch: Steps in an epoch.
-        chance_loss: log(K + 1), shown beside the loss.
+        chance_loss: Loss of a method that tells nothing apart, shown beside the loss.
 
     """
 

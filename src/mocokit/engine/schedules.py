@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step."""
+"""Schedules of the learning rate and of the key momentum: pure functions of the step."""
 
 import math
 from collections.abc import Sequence
@@ -49,3 +49,8 @@ def learning_rate(
         progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
         return cosine_lr(max(0.0, progress), peak_lr=peak_lr)
     return step_lr(epoch, peak_lr=peak_lr, milestones=milestones, drop=drop)
+
+
+def cosine_key_momentum(progress: float, *, start: float) -> float:
+    """m from `start` at progress 0 to 1 at progress 1, by a half cosine, each step (MoCo v3 sec. 4.1)."""
+    return 1.0 - (1.0 - start) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -21,7 +21,9 @@ class Method(Protocol):
     """A contrastive method: the maths of one global batch. The engine owns order, optimizer and precision."""
 
     row_metrics: dict[str, Tensor]
-    """Values of each of this rank's rows in the last batch; `loss` and `contrast_acc` at least."""
+    """Values of each of this rank's rows in the last batch; `loss`, `contrast_acc` and `mi_bound` at least."""
+    chance_loss: float
+    """The loss while no positive is told from its negatives."""
 
     def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
         """All that needs no gradient, on the whole batch."""
@@ -33,6 +35,10 @@ class Method(Protocol):
 
     def remember(self) -> None:
         """What follows the optimizer step."""
+        ...
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers of the method's own state for a log line."""
         ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:

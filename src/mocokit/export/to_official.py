@@ -40,6 +40,11 @@ def export_official(loaded: LoadedBackbone, out: Path) -> Exported:
             f"to=official: main_moco.py builds torchvision's ResNets, no {config.model.arch} with stem "
             f"{config.model.stem}; use --to safetensors"
         )
+    if config.method.name != "moco" or config.optim.name != "sgd":
+        raise ValueError(
+            f"to=official: main_moco.py trains MoCo v1 and v2 by SGD, the run is {config.method.name} by "
+            f"{config.optim.name}; use --to safetensors"
+        )
     state, _ = load_newest(folder.checkpoints)
     torch.save(to_official(state, arch=config.model.arch), out)
     return Exported(
@@ -60,6 +65,8 @@ def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
         own, fixed = getattr(config.data, setting), getattr(official, setting)
         if own != fixed:
             yield f"main_moco.py has data.{setting} = {fixed} written into it, the run had {own or 'its data'}"
+    if config.method.symmetric:
+        yield "main_moco.py has no symmetric loss, the run had"
     if config.method.mask_same_image:
         yield "main_moco.py does not mask negatives of the query's own image, the run did"
 

@@ -17,6 +17,7 @@ from mocokit.foreign.architecture import infer_architecture
 from mocokit.foreign.layouts import OFFICIAL, State, find_weights, recognise
 from mocokit.foreign.reading import read_checkpoint
 from mocokit.methods import official_names
+from mocokit.methods.moco import MoCo
 from mocokit.presets import get_preset
 from mocokit.pretraining import locate_data, state_of
 from mocokit.settings import from_toml, replace_settings, to_toml
@@ -139,6 +140,7 @@ def _method_state(run: OfficialRun, parts: Parts, *, num_keys: int) -> dict[str,
         for name, value in run.state.items():
             if name.startswith(f"{encoder}."):
                 state[f"{encoder}.{official_names.ours(name.removeprefix(f'{encoder}.'))}"] = value
+    assert isinstance(parts.method, MoCo), "the presets of official runs are MoCo v1's and v2's"
     own, size = run.content.get("mocokit", {}), len(parts.method.queue.keys)
     state["queue.keys"] = run.state["queue"].T.contiguous()  # (K, C)
     state["queue.image_ids"] = own.get("image_ids", torch.full((size,), -1))  # unknown, as for noise

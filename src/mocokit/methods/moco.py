@@ -7,34 +7,32 @@ and a current key can never be a negative. The golden traces prove that the numb
 Shapes: B global batch, n rows of it on this rank, C embedding dimension, K queue size.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mocokit import distributed
-from mocokit.losses import InfoNce, info_nce
+from mocokit.losses import InfoNce, info_nce, row_metrics
+from mocokit.methods.group_forward import GroupForward, ShuffleOrder, cat_rows, require_temperature, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
+from mocokit.methods.leak import bn_leak
 from mocokit.methods.momentum import copy_for_keys, momentum_update
 from mocokit.methods.queue import KeyQueue
 from mocokit.nets.encoder import Encoder
-from mocokit.nets.grouped_batchnorm import batchnorm_groups
-
-ShuffleOrder = Callable[[int, int], Tensor]
-"""(step, B) -> (B,) permutation: slot i of the shuffled batch holds key view order[i]. The same on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoBatch:
     """What one global batch needs between `prepare` and `remember`."""
 
-    query: Tensor
-    """(n, 3, H, W) this rank's query views."""
+    queries: list[Tensor]
+    """(n, 3, H, W) this rank's query views; when symmetric, the key views second."""
+    keys: list[Tensor]
+    """(B, C) keys of the whole batch that belong to each of `queries`, in batch order."""
     own_ids: Tensor
     """(n,) image index of each of this rank's rows."""
-    keys: Tensor
-    """(B, C) keys of the whole batch, in batch order."""
     image_ids: Tensor
     """(B,) image index of each row of the whole batch."""
 
@@ -52,42 +50,36 @@ class MoCo(nn.Module):
         pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
         shuffle_order: Permutation of shuffling BN for each step; None: no shuffle (a BatchNorm leak, for study).
         mask_same_image: Leave out negatives that come from the query's own image.
+        symmetric: Add the loss of the views with their roles exchanged, as the official CIFAR notebook can; both ways
+            share the step's permutation, and both views' keys enter the queue.
         seed: Seed of the queue's first rows.
 
     """
 
     def __init__(
-        self,
-        encoder_q: Encoder,
-        *,
-        dim: int,
-        queue_size: int,
-        temperature: float,
-        key_momentum: float,
-        layout: GroupLayout,
-        pixels: nn.Module | None = None,
-        shuffle_order: ShuffleOrder | None = None,
-        mask_same_image: bool = False,
-        seed: int = 0,
-    ) -> None:
+        self, encoder_q: Encoder, *, dim: int, queue_size: int, temperature: float, key_momentum: float,
+        layout: GroupLayout, pixels: nn.Module | None = None, shuffle_order: ShuffleOrder | None = None,
+        mask_same_image: bool = False, symmetric: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"method.temperature={temperature}: must be above 0; the papers use 0.07 and 0.2")
+        require_temperature(temperature)
         if not 0 <= key_momentum <= 1:
             raise ValueError(f"method.key_momentum={key_momentum}: must be in 0..1; the papers use 0.999")
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
         self.queue = KeyQueue(queue_size, dim, seed=seed)
         self.pixels = pixels or nn.Identity()
-        self.temperature, self.key_momentum = temperature, key_momentum
-        self.layout, self.shuffle_order, self.mask_same_image = layout, shuffle_order, mask_same_image
+        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
+        self.temperature, self.key_momentum, self.symmetric = temperature, key_momentum, symmetric
+        self.shuffle_order, self.mask_same_image = shuffle_order, mask_same_image
+        self.chance_loss = math.log(queue_size + 1) * (2 if symmetric else 1)
         self._batch: MoCoBatch | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
 
     @torch.no_grad()
     def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
-        """Everything about the batch that needs no gradient: the momentum update, then the keys.
+        """All that needs no gradient: the momentum update, then the keys.
 
         Args:
             query: (n, 3, H, W) this rank's rows of the query views.
@@ -97,86 +89,56 @@ class MoCo(nn.Module):
 
         """
         momentum_update(self.encoder_k, self.encoder_q, self.key_momentum)
-        counts = self._row_counts(len(query))
-        order = None if self.shuffle_order is None else self.shuffle_order(step, sum(counts)).to(key.device)  # (B,)
-        keys = distributed.all_gather_rows(self._encode_keys(key, counts, order), counts)  # (B, C), shuffled
-        if order is not None:
-            keys = keys[torch.argsort(order)]  # (B, C), row i is again the key of image i
-        self._batch = MoCoBatch(
-            query=query,
-            own_ids=image_ids,
-            keys=keys,
-            image_ids=distributed.all_gather_rows(image_ids, counts),
-        )
-
-    def _row_counts(self, num_own_rows: int) -> list[int]:
-        """Rows of each rank, worked out from this rank's own."""
-        groups = len(self.layout.groups_of(self.layout.rank))
-        return self.layout.row_counts(num_own_rows // groups * self.layout.bn_groups)
-
-    def _encode_keys(self, key: Tensor, counts: list[int], order: Tensor | None) -> Tensor:
-        """(n, C) keys of the slots of the shuffled batch that this rank computes."""
-        if order is not None:
-            views = distributed.all_gather_rows(key, counts)  # (B, 3, H, W); uint8: 38.5 MB at B 256, 224 px
-            own = self.layout.own_rows(sum(counts))
-            key = views[order[own.start : own.stop]]
-        micro_batches = self.layout.micro_batches(sum(counts))
-        return torch.cat([self._encode(self.encoder_k, key, micro) for micro in micro_batches])
-
-    def _encode(self, encoder: nn.Module, views: Tensor, micro: MicroBatch) -> Tensor:
-        with batchnorm_groups(encoder, micro.num_groups, updates_statistics=micro.has_group_0):
-            rows: Tensor = encoder(self.pixels(views[micro.rows]))
-        return rows
+        size = self.layout.batch_size_of(len(query))
+        order = None if self.shuffle_order is None else self.shuffle_order(step, size).to(key.device)  # (B,)
+        queries, key_views = ([query, key], [key, query]) if self.symmetric else ([query], [key])
+        slots = [self.forwards.run_all(self.encoder_k, self.forwards.shuffle(views, order)) for views in key_views]
+        keys = [unshuffle(self.forwards.gather(rows), order) for rows in slots]  # (B, C), row i is that of image i
+        ids = self.forwards.gather(image_ids)
+        self._batch = MoCoBatch(queries=queries, keys=keys, own_ids=image_ids, image_ids=ids)
 
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
         batch = self._current_batch()
-        own = self.layout.own_rows(len(batch.keys))
-        k = batch.keys[own.start : own.stop]  # (n, C)
-        row_metrics: list[dict[str, Tensor]] = []
-        for micro in self.layout.micro_batches(len(batch.keys)):
-            q = self._encode(self.encoder_q, batch.query, micro)  # (micro rows, C)
+        size, metrics = len(batch.image_ids), list[dict[str, Tensor]]()
+        for micro in self.layout.micro_batches(size):
+            rows = [self.forwards.run(self.encoder_q, views, micro) for views in batch.queries]  # (micro rows, C)
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
-            with torch.autocast(q.device.type, enabled=False):
-                nce = info_nce(
-                    q, k[micro.rows], self.queue.negatives, temperature=self.temperature,
-                    ids=batch.own_ids[micro.rows] if self.mask_same_image else None,
-                    negative_ids=self.queue.image_ids if self.mask_same_image else None,
-                )  # fmt: skip
-                row_metrics.append(self._row_metrics(nce, q, micro.rows))
-            yield nce.row_losses.sum() / len(batch.keys)
-        self.row_metrics = {name: torch.cat([metrics[name] for metrics in row_metrics]) for name in row_metrics[0]}
+            with torch.autocast(rows[0].device.type, enabled=False):
+                directions = [self._contrast(q, keys, micro) for q, keys in zip(rows, batch.keys, strict=True)]
+                metrics.append(self._row_metrics(directions, rows[0].detach(), micro))
+            yield torch.stack([nce.row_losses.sum() for nce in directions]).sum() / size
+        self.row_metrics = cat_rows(metrics)
 
-    @torch.no_grad()
-    def _row_metrics(self, nce: InfoNce, q: Tensor, rows: slice) -> dict[str, Tensor]:
-        """What a run is judged by, one value for each of the micro-batch's rows.
+    def _contrast(self, q: Tensor, keys: Tensor, micro: MicroBatch) -> InfoNce:
+        own = self.layout.own_rows(len(keys))
+        positives = keys[own.start : own.stop][micro.rows]  # (micro rows, C)
+        ids = (
+            (self._current_batch().own_ids[micro.rows], self.queue.image_ids) if self.mask_same_image else (None, None)
+        )
+        return info_nce(
+            q, positives, self.queue.negatives, temperature=self.temperature, ids=ids[0], negative_ids=ids[1]
+        )
 
-        `bn_leak` is how much nearer a query lies to the *other* keys of its own BatchNorm group than to the keys of
-        the batch before, which are other images too and as fresh. It is 0 unless query and keys share something that
-        is not in the image: the group's statistics. Shuffling BN exists to keep it at 0 (MoCo v1 sec. 3.3).
-        """
-        batch = self._current_batch()
-        num_keys = len(batch.keys)
-        group_rows = self.layout.rows_per_group(num_keys)
-        groups = batch.keys.view(-1, group_rows, batch.keys.shape[1]).sum(dim=1)  # (G, C)
-        first = self.layout.own_rows(num_keys).start + rows.start
-        own_group = torch.arange(first, first + len(q), device=q.device) // group_rows
-        others = ((q * groups[own_group]).sum(dim=1) - nce.positive_similarity) / (group_rows - 1)
-        before = q @ self.queue.newest(num_keys).mean(dim=0)
-        return {
-            "loss": nce.row_losses.detach(),
-            "contrast_acc": nce.correct,
-            "positive_similarity": nce.positive_similarity,
-            "negative_similarity": nce.negative_similarity,
-            "bn_leak": others - before,
-            "masked_negatives": nce.num_masked,
-        }
+    def _row_metrics(self, directions: list[InfoNce], q: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
+        keys = self._current_batch().keys[0]
+        leak = bn_leak(
+            q, keys, directions[0].positive_similarity, self.queue.newest(len(keys)),
+            first_row=self.layout.own_rows(len(keys)).start + micro.rows.start,
+            rows_per_group=self.layout.rows_per_group(len(keys)),
+        )  # fmt: skip
+        return {**row_metrics(directions), "bn_leak": leak, "masked_negatives": directions[0].num_masked}
 
     def remember(self) -> None:
         """Enqueue the batch's keys; call after the optimizer step."""
         batch = self._current_batch()
-        self.queue.enqueue(batch.keys, batch.image_ids)
+        for keys in reversed(batch.keys):
+            self.queue.enqueue(keys, batch.image_ids)
         self._batch = None
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers of the method's own state for a log line."""
+        return {"queue_fill": self.queue.fill}
 
     def _current_batch(self) -> MoCoBatch:
         assert self._batch is not None, "call prepare() first"

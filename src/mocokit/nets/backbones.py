@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 from torchvision.models import resnet as torchvision_resnet
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mocokit.nets.timm_models import VITS, build_timm, find_timm
 
@@ -72,6 +72,21 @@ def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = cast(nn.MaxPool2d, nn.Identity())
     return declare_feature_dim(net, net.fc.in_features)
+
+
+def zero_init_residual(backbone: nn.Module) -> None:
+    """Let each residual branch of a ResNet start as zero, by the scale of its last BatchNorm (Goyal et al. 2017).
+
+    Raises:
+        ValueError: No ResNet of torchvision's.
+
+    """
+    blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    if not blocks:
+        raise ValueError("model.zero_init_residual=True: the backbone is no torchvision ResNet; leave it out")
+    for block in blocks:
+        last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+        nn.init.zeros_(cast(nn.BatchNorm2d, last).weight)
 
 
 def declare_feature_dim(backbone: nn.Module, feature_dim: int) -> nn.Module:

@@ -1,9 +1,10 @@
 """BatchNorm whose statistics are shared by a group of images, not by whatever happens to be in the batch.
 
 The paper's 8-GPU run normalises 8 groups of 32 images. A forward pass here may hold several such groups in
-consecutive rows; each is normalised on its own, whoever computes it.
+consecutive rows; each is normalised on its own, whoever computes it. A group may also span several ranks, which then
+put their statistics together, forwards and backwards (torch's SyncBatchNorm does so on GPUs only).
 
-Shapes: g groups in this forward, N images a group; input (g*N, C, ...).
+Shapes: g groups in this forward, N images a group (or this rank's part of it); input (g*N, C, ...); r ranks a group.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mocokit import distributed
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -26,6 +29,8 @@ class GroupedBatchNorm(_BatchNorm):
 
     num_groups: int = 1
     updates_statistics: bool = True
+    ranks: range = range(1)
+    """Ranks that share the one group of this forward."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002, the base class's name
         if input.dim() < 2:
@@ -40,11 +45,31 @@ class GroupedBatchNorm(_BatchNorm):
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
         momentum, tracks = self._count(), self.updates_statistics
         mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
+        if len(self.ranks) > 1:
+            return self._across_ranks(input, mean, var, momentum)
         if self.num_groups == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
-        normalized: Tensor = _NormalizeGroups.apply(
-            input, self.weight, self.bias, mean, var, self.num_groups, momentum, self.eps
-        )
+        weight, bias = self._scale_and_shift(input)
+        normalized: Tensor = _NormalizeGroups.apply(input, weight, bias, mean, var, self.num_groups, momentum, self.eps)
+        return normalized
+
+    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) weight and bias: the layer's, or 1 and 0."""
+        if self.affine:
+            return self.weight, self.bias
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.new_ones(self.num_features, dtype=dtype), x.new_zeros(self.num_features, dtype=dtype)
+
+    def _across_ranks(self, x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float) -> Tensor:
+        """Normalise this rank's part of the one group that `ranks` share."""
+        assert self.num_groups == 1, "a group that spans ranks is the only one in a forward"
+        weight, bias = self._scale_and_shift(x)
+        normalized: Tensor
+        normalized, group_mean, group_var = _NormalizeAcrossRanks.apply(x, weight, bias, self.ranks, self.eps)
+        if mean is not None and var is not None:
+            count = x.numel() // x.shape[1] * len(self.ranks)
+            mean.lerp_(group_mean.to(mean.dtype), momentum)
+            var.lerp_(group_var.to(var.dtype) * (count / (count - 1)), momentum)  # unbiased, as torch keeps it
         return normalized
 
     def _count(self) -> float:
@@ -109,6 +134,48 @@ class _NormalizeGroups(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
+class _NormalizeAcrossRanks(torch.autograd.Function):
+    """Batch normalization of a group whose ranks hold equally many rows each; two collectives, both of (R, 2, C).
+
+    Every rank takes part in each collective and picks its own group's entries, so no process groups are made.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        means, variances = _of_ranks(torch.stack([exact.mean(dims), exact.var(dims, correction=0)]), ranks)  # (r, C)
+        mean = means.mean(dim=0)
+        var = (variances + (means - mean).square()).mean(dim=0)  # (C,) within ranks, and between them
+        shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+        scale = (var + eps).rsqrt()  # (C,)
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.ranks, ctx.shape, ctx.dims = ranks, shape, dims
+        normalized = (exact - mean.view(shape)) * (scale * weight).view(shape) + bias.view(shape)
+        ctx.mark_non_differentiable(mean, var)
+        return normalized.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        shape, dims = ctx.shape, ctx.dims
+        grad, x_hat = grad.to(mean.dtype), (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, C) d bias, d weight
+        count = x.numel() // x.shape[1] * len(ctx.ranks)
+        mean_grad, mean_product = _of_ranks(own, ctx.ranks).sum(dim=1) / count  # (C,) each, over the group
+        centered = grad - mean_grad.view(shape) - x_hat * mean_product.view(shape)
+        grad_x = centered * (scale * weight).view(shape)
+        return grad_x.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None, None
+
+
+def _of_ranks(values: Tensor, ranks: range) -> Tensor:
+    """(k, C) of this rank -> (k, r, C) of each of `ranks`."""
+    gathered = distributed.all_gather_rows(values[None], [1] * distributed.world_size())  # (R, k, C)
+    return gathered[ranks.start : ranks.stop].transpose(0, 1)
+
+
 def convert_batchnorm(module: nn.Module) -> nn.Module:
     """Replace each BatchNorm inside `module` by a GroupedBatchNorm with the same state, in place.
 
@@ -131,6 +198,8 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
         for name, part in parts.items():
             grouped.add_module(name, part)
         grouped.load_state_dict(module.state_dict())
+        for parameter, original in zip(grouped.parameters(False), module.parameters(False), strict=True):
+            parameter.requires_grad_(original.requires_grad)
         grouped.train(module.training)
         return grouped
     for name, child in module.named_children():
@@ -144,13 +213,23 @@ def has_batchnorm(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def batchnorm_groups(module: nn.Module, num_groups: int, *, updates_statistics: bool) -> Iterator[None]:
-    """Within the context, forwards of `module` hold `num_groups` BatchNorm groups in consecutive rows."""
+def batchnorm_groups(
+    module: nn.Module, num_groups: int, *, updates_statistics: bool, ranks: range = range(1)
+) -> Iterator[None]:
+    """Within the context, forwards of `module` hold `num_groups` BatchNorm groups in consecutive rows.
+
+    Args:
+        module: A network whose BatchNorm layers were converted.
+        num_groups: g; 1 where several ranks share the group.
+        updates_statistics: Whether running statistics follow the first group.
+        ranks: Ranks that hold equal parts of the group.
+
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm)]
     for layer in layers:
-        layer.num_groups, layer.updates_statistics = num_groups, updates_statistics
+        layer.num_groups, layer.updates_statistics, layer.ranks = num_groups, updates_statistics, ranks
     try:
         yield
     finally:
         for layer in layers:
-            layer.num_groups, layer.updates_statistics = 1, True
+            layer.num_groups, layer.updates_statistics, layer.ranks = 1, True, range(1)

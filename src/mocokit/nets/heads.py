@@ -15,3 +15,38 @@ def build_head(feature_dim: int, dim: int, *, mlp: bool) -> nn.Module:
     if not mlp:
         return nn.Linear(feature_dim, dim)
     return nn.Sequential(nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim))
+
+
+def build_simclr_head(feature_dim: int, dim: int, *, num_layers: int) -> nn.Module:
+    """SimCLR's head: D-D-C (v1) or D-D-D-C (v2 sec. 2.1), BatchNorm after each layer, ReLU between them.
+
+    No layer has a bias, and the last BatchNorm no shift: it is held at 0.
+    """
+    head = _bn_mlp([*[feature_dim] * num_layers, dim])
+    last = nn.BatchNorm1d(dim)
+    last.bias.requires_grad_(False)
+    return head.append(last)
+
+
+def build_v3_mlp(in_dim: int, dim: int, *, width: int, num_layers: int, ends_in_bn: bool) -> nn.Module:
+    """MoCo v3's projector or predictor: layers without bias, BatchNorm and ReLU between them (sec. 3, "Encoder").
+
+    Args:
+        in_dim: Width of the input: D, or C for a predictor.
+        dim: Width C of the embedding (256 in the paper).
+        width: Hidden width (4096 in the paper).
+        num_layers: Projector: 2 for ResNets, 3 for ViTs. Predictor: 2.
+        ends_in_bn: Whether a BatchNorm without scale and shift comes last; not in a ResNet's predictor.
+
+    """
+    mlp = _bn_mlp([in_dim, *[width] * (num_layers - 1), dim])
+    return mlp.append(nn.BatchNorm1d(dim, affine=False)) if ends_in_bn else mlp
+
+
+def _bn_mlp(widths: list[int]) -> nn.Sequential:
+    layers = list[nn.Module]()
+    for number in range(1, len(widths)):
+        layers.append(nn.Linear(widths[number - 1], widths[number], bias=False))
+        if number < len(widths) - 1:
+            layers += [nn.BatchNorm1d(widths[number]), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,95 @@
+"""MoCo v3: symmetric contrast within the batch, momentum keys, a predictor on the queries (Chen et al. 2021, Alg. 1).
+
+Written from the paper and from descriptions of its recipes. The key encoder is backbone and projector, without the
+predictor; it is updated before it makes keys. q and k come from different encoders, whose order does not matter.
+
+Shapes: B global batch, n rows of it on this rank, C embedding dimension.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mocokit.losses import in_batch_info_nce, row_metrics
+from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
+from mocokit.methods.groups import GroupLayout
+from mocokit.methods.momentum import copy_for_keys, momentum_update
+from mocokit.nets.encoder import Encoder
+
+
+class MoCoV3(nn.Module):
+    """MoCo v3 over one global batch: `prepare`, then each of `micro_losses`, then `remember`.
+
+    Args:
+        encoder_q: Query encoder with a predictor; the key encoder starts as its copy, less the predictor.
+        global_batch_size: B.
+        temperature: Softmax temperature T.
+        key_momentum: step -> m of the key encoder's moving average, in 0..1.
+        layout: BatchNorm groups of the global batch, and the part that this rank computes.
+        pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
+
+    """
+
+    def __init__(
+        self,
+        encoder_q: Encoder,
+        *,
+        global_batch_size: int,
+        temperature: float,
+        key_momentum: Callable[[int], float],
+        layout: GroupLayout,
+        pixels: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        require_temperature(temperature)
+        self.encoder_q = encoder_q
+        self.encoder_k = copy_for_keys(encoder_q)
+        self.encoder_k.predictor = nn.Identity()
+        self.pixels = pixels or nn.Identity()
+        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
+        self.temperature, self.key_momentum = temperature, key_momentum
+        self.chance_loss = 2 * 2 * temperature * math.log(global_batch_size)
+        self._views: tuple[Tensor, Tensor] | None = None
+        self._keys: tuple[Tensor, Tensor] | None = None
+        self._last_momentum = 0.0
+        self.row_metrics: dict[str, Tensor] = {}
+        """(n,) values of each row of the last batch, on this rank; no gradient."""
+
+    @torch.no_grad()
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
+        """The momentum update, then the keys of both views; see MoCo.prepare for the arguments."""
+        self._last_momentum = self.key_momentum(step)
+        momentum_update(self.encoder_k, self.encoder_q, self._last_momentum)
+        self._views = query, key
+        first, second = (self.forwards.run_all(self.encoder_k, views) for views in (query, key))
+        self._keys = self.forwards.gather(first), self.forwards.gather(second)  # (B, C) each
+
+    def micro_losses(self) -> Iterator[Tensor]:
+        """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch.
+
+        ctr(q1, k2) + ctr(q2, k1), each times 2T, so that a rate suits every temperature (Algorithm 1's note).
+        """
+        assert self._views is not None and self._keys is not None, "call prepare() first"
+        keys_of, size = self._keys, len(self._keys[0])
+        own, weight, metrics = self.layout.own_rows(size), 2 * self.temperature, list[dict[str, Tensor]]()
+        for micro in self.layout.micro_batches(size):
+            queries = [self.forwards.run(self.encoder_q, views, micro) for views in self._views]  # (micro rows, C)
+            rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows]
+            with torch.autocast(queries[0].device.type, enabled=False):
+                directions = [
+                    in_batch_info_nce(q, keys, rows, temperature=self.temperature)
+                    for q, keys in zip(queries, reversed(keys_of), strict=True)
+                ]
+                metrics.append(row_metrics(directions, weight=weight))
+            yield weight * torch.stack([nce.row_losses.sum() for nce in directions]).sum() / size
+        self.row_metrics = cat_rows(metrics)
+
+    def remember(self) -> None:
+        """Nothing outlives the batch."""
+        self._views = self._keys = None
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers of the method's own state for a log line."""
+        return {"key_momentum": self._last_momentum}

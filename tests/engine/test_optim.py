@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from mocokit.engine.lars import Lars
+from mocokit.engine.optim import build_optimizer
+from tests.oracles import lars_steps
+
+
+@pytest.mark.parametrize("classic", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 3, 3), (5,)])
+def test_lars_is_the_papers_in_both_forms(shape: tuple[int, ...], classic: bool) -> None:
+    """Rates that change, which is where the two forms part; vectors take neither decay nor trust."""
+    weight = torch.randn(shape, dtype=torch.float64)
+    gradients, rates = [torch.randn(shape, dtype=torch.float64) for _ in range(4)], [0.5, 2.0, 9.6, 1.0]
+    parameter = nn.Parameter(weight.clone())
+    optimizer = Lars(
+        [parameter], lr=0.0, momentum=0.9, weight_decay=0.1, trust_coefficient=0.001, lr_in_momentum=classic
+    )
+    for gradient, lr in zip(gradients, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        parameter.grad = gradient
+        optimizer.step()
+    want = lars_steps(weight, gradients, rates, decay=0.1, trust=0.001, classic=classic)
+    assert torch.allclose(parameter.detach(), want, rtol=1e-12, atol=0)
+
+
+def test_the_two_forms_agree_while_the_rate_stays() -> None:
+    def run(name: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3).double()
+        optimizer = build_optimizer(
+            net, name=name, lr=2.0, sgd_momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001
+        )
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(torch.ones(2, 4, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        return net.weight.detach()
+
+    assert torch.allclose(run("lars"), run("lars-classic"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("zero", ["weight", "gradient"])
+def test_a_length_of_zero_takes_the_plain_gradient(zero: str) -> None:
+    parameter = nn.Parameter(torch.zeros(2, 2) if zero == "weight" else torch.ones(2, 2))
+    parameter.grad = torch.zeros(2, 2) if zero == "gradient" else torch.ones(2, 2)
+    optimizer = Lars([parameter], lr=1.0, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001, lr_in_momentum=True)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.full((2, 2), 1.0 if zero == "gradient" else -1.0))
+
+
+def test_frozen_parameters_are_not_given_to_an_optimizer() -> None:
+    net = nn.Linear(4, 3)
+    net.bias.requires_grad_(False)
+    for name in ("sgd", "lars", "lars-classic", "adamw"):
+        optimizer = build_optimizer(net, name=name, lr=1.0, sgd_momentum=0.9, weight_decay=0.1, trust_coefficient=0.001)
+        assert [p.shape for group in optimizer.param_groups for p in group["params"]] == [net.weight.shape], name
+
+
+def test_an_unknown_optimizer_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"optim.name='lamb': unknown; choose sgd, lars, lars-classic or adamw"):
+        build_optimizer(
+            nn.Linear(1, 1), name="lamb", lr=1.0, sgd_momentum=0.9, weight_decay=0.0, trust_coefficient=0.001
+        )

@@ -1,0 +1,36 @@
+"""One rank of short runs of every method, all in one process group: python -m tests.rank_worker DATA OUT."""
+
+import sys
+from pathlib import Path
+
+import mocokit
+from mocokit import distributed
+from mocokit.settings import replace_settings
+from tests.small_presets import add_narrow_backbone, small
+
+RUNS: dict[str, tuple[str, dict[str, object]]] = {
+    "moco-symmetric": ("moco-v2-cifar", {}),
+    "moco-one-group": ("moco-v2", {"method.bn_groups": 1}),
+    "end-to-end": ("end-to-end", {}),
+    "end-to-end-cached": ("end-to-end", {"method.micro_groups": 1}),
+    "memory-bank": ("memory-bank", {}),
+    "simclr": ("simclr", {}),
+    "simclr-two-groups": ("simclr", {"method.bn_groups": 2}),
+    "moco-v3-resnet": ("moco-v3-r50-100ep", {}),
+    "moco-v3-vit": ("moco-v3-vit-s", {}),
+}
+
+
+def main() -> None:
+    """Run all for 5 steps each."""
+    one_epoch = {"optim.epochs": 1, "optim.milestones": (1,), "optim.warmup_epochs": 0.0}
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    add_narrow_backbone()
+    with distributed.session("cpu"):
+        for name, (preset, settings) in RUNS.items():
+            config = replace_settings(small(preset, data), {**one_epoch, **settings})
+            mocokit.pretrain(config, out=out / name)
+
+
+if __name__ == "__main__":
+    main()

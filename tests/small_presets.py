@@ -1,0 +1,40 @@
+"""The presets, made small enough for a test."""
+
+from pathlib import Path
+
+from mocokit.config import Config
+from mocokit.nets import backbones
+from mocokit.presets import PRESETS
+from mocokit.settings import replace_settings
+
+
+def small(name: str, photos: Path) -> Config:
+    """The preset with all that makes it large made small: 20 steps of 16 images at the rate scaled linearly; its
+    mechanism, optimizer, schedule, augmentation and kind of head stay.
+    """
+    preset = PRESETS[name]
+    rate = preset.optim.lr * 16 / preset.data.global_batch_size
+    settings: dict[str, object] = {
+        "data.source": str(photos), "data.image_size": 32, "data.global_batch_size": 16, "data.workers": 0,
+        "model.arch": "timm/test_vit" if "vit" in name else "resnet10_w8", "model.stem": "imagenet", "model.dim": 16,
+        "method.bn_groups": min(preset.method.bn_groups, 4), "optim.epochs": 4, "optim.milestones": (2, 3),
+        "optim.lr": rate,
+        "optim.warmup_epochs": min(preset.optim.warmup_epochs, 1.0), "run.device": "cpu", "run.precision": "fp64",
+        "run.log_every": 1, "run.knn_every": 0,
+    }  # fmt: skip
+    of_method: dict[str, dict[str, object]] = {
+        "moco": {"method.queue_size": 40},
+        "memory-bank": {"method.num_negatives": 24},
+        "moco-v3": {"model.head_width": 24},
+    }
+    return replace_settings(preset, settings | of_method.get(preset.method.name, {}))
+
+
+def add_narrow_backbone() -> None:
+    """Make known what `small` asks for: a sixteenth of the work of the narrowest ResNet that ships."""
+    backbones.BACKBONES["resnet10_w8"] = lambda: backbones._narrow_resnet10(8)
+
+
+def remove_narrow_backbone() -> None:
+    """Forget it again."""
+    del backbones.BACKBONES["resnet10_w8"]

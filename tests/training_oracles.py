@@ -1,0 +1,241 @@
+"""Whole runs as plain loops, written from the papers' equations: the loss of each step, to compare a run's with.
+
+Nothing of the engine, the methods, the losses, the optimizers or the schedules is used; only first weights, views and
+permutations are the run's. Everything happens in one process on the whole batch, without micro-batches or caches.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mocokit.assembly import Parts, assemble, build_batches
+from mocokit.config import Config
+from mocokit.data.views import ViewBatch
+from mocokit.randomness import Purpose, generator, permutation
+
+Views = tuple[Tensor, Tensor, Tensor]
+"""(query, key) as the encoders read them, and the images' indices."""
+
+Loss = Callable[[int, Views], Tensor]
+"""(step, views) -> mean loss of the batch."""
+
+
+class Oracle:
+    """A method's losses; `after_step` remembers."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self.config, self.method = config, config.method
+        self.encoder = copy.deepcopy(parts.method.encoder_q)
+        self.total_steps = parts.steps_per_epoch * config.optim.epochs
+        self.trained: list[nn.Parameter] = [p for p in self.encoder.parameters() if p.requires_grad]
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        raise NotImplementedError
+
+    def after_step(self) -> None: ...
+
+    def embed(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        """Each BatchNorm group on its own."""
+        return torch.cat([encoder(group) for group in images.chunk(self.method.bn_groups)])
+
+    def order(self, step: int, size: int) -> Tensor:
+        if not self.method.shuffle:
+            return torch.arange(size)
+        return torch.from_numpy(permutation(self.config.run.seed, Purpose.KEY_SHUFFLE, size, step))
+
+    def embed_shuffled(self, encoder: nn.Module, images: Tensor, step: int) -> Tensor:
+        order = self.order(step, len(images))
+        slots, rows = self.embed(encoder, images[order]), [Tensor()] * len(images)
+        for slot, image in enumerate(order.tolist()):
+            rows[image] = slots[slot]
+        return torch.stack(rows)
+
+    def cross_entropy(self, positive: Tensor, candidates: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Mean of -log(exp(s+ / T) / sum of exp(s / T)) over the candidates that count, the positive among them."""
+        t = self.method.temperature
+        weights = (candidates / t).exp() if counts is None else (candidates / t).exp() * counts
+        return -((positive / t).exp() / weights.sum(dim=1)).log().mean()
+
+
+def move_keys(encoder_k: nn.Module, encoder_q: nn.Module, m: float) -> None:
+    leading = dict(encoder_q.named_parameters())
+    with torch.no_grad():
+        for name, parameter in encoder_k.named_parameters():
+            parameter.copy_(m * parameter + (1 - m) * leading[name])
+
+
+class MoCoOracle(Oracle):
+    """MoCo v1 Algorithm 1, and its symmetric form."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.encoder_k = copy.deepcopy(self.encoder)
+        self.queue = parts.method.get_buffer("queue.keys").clone()
+        self.queue_ids = torch.full((len(self.queue),), -1)
+        self.fresh: list[tuple[Tensor, Tensor]] = []
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        move_keys(self.encoder_k, self.encoder, self.method.key_momentum)
+        query, key, ids = views
+        ways = [(query, key), (key, query)] if self.method.symmetric else [(query, key)]
+        losses = []
+        for lead, follow in ways:
+            q = self.embed(self.encoder, lead)
+            with torch.no_grad():
+                k = self.embed_shuffled(self.encoder_k, follow, step)
+            positive = (q * k).sum(1)
+            counts = torch.ones(len(q), 1 + len(self.queue), dtype=q.dtype)
+            if self.method.mask_same_image:
+                counts[:, 1:] = (ids[:, None] != self.queue_ids[None]).to(q.dtype)
+            losses.append(self.cross_entropy(positive, torch.cat([positive[:, None], q @ self.queue.T], 1), counts))
+            self.fresh.insert(0, (k, ids))
+        return sum(losses, torch.zeros(()))
+
+    def after_step(self) -> None:
+        for keys, ids in self.fresh:
+            self.queue = torch.cat([self.queue[len(keys) :], keys])
+            self.queue_ids = torch.cat([self.queue_ids[len(ids) :], ids])
+        self.fresh = []
+
+
+class EndToEndOracle(Oracle):
+    """MoCo v1 fig. 2a."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.encoder_k = copy.deepcopy(self.encoder)
+        self.trained = [*self.encoder.parameters(), *self.encoder_k.parameters()]
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        q = self.embed(self.encoder, views[0])
+        scores = q @ self.embed_shuffled(self.encoder_k, views[1], step).T
+        return self.cross_entropy(scores.diagonal(), scores)
+
+
+class MemoryBankOracle(Oracle):
+    """InstDisc eq. 4 with sampled negatives, and its update of features."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.bank = parts.method.get_buffer("features").clone()
+        self.fresh: tuple[Tensor, Tensor] | None = None
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        q, ids = self.embed(self.encoder, views[0]), views[2]
+        draws = generator(self.config.run.seed, Purpose.BANK_SAMPLE, step)
+        drawn = torch.from_numpy(draws.integers(len(self.bank), size=self.method.num_negatives))
+        positive = (q * self.bank[ids]).sum(1)
+        counts = torch.cat([torch.ones(len(q), 1), (ids[:, None] != drawn[None]).float()], 1)
+        self.fresh = q.detach(), ids
+        return self.cross_entropy(positive, torch.cat([positive[:, None], q @ self.bank[drawn].T], 1), counts)
+
+    def after_step(self) -> None:
+        assert self.fresh is not None
+        for feature, index in zip(*self.fresh, strict=True):
+            mixed = self.method.feature_momentum * self.bank[index] + (1 - self.method.feature_momentum) * feature
+            self.bank[index] = mixed / mixed.norm()
+
+
+class SimClrOracle(Oracle):
+    """SimCLR Algorithm 1; the official loss is twice its mean over 2B views."""
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        groups = zip(*(view.chunk(self.method.bn_groups) for view in views[:2]), strict=True)
+        halves = [self.encoder(torch.cat(group)).chunk(2) for group in groups]
+        z = torch.cat([half[0] for half in halves] + [half[1] for half in halves])  # (2B, C)
+        partner = torch.arange(len(z)).roll(len(z) // 2)
+        scores, others = z @ z.T, 1 - torch.eye(len(z), dtype=z.dtype)
+        return 2 * self.cross_entropy(scores[torch.arange(len(z)), partner], scores, others)
+
+
+class MoCoV3Oracle(Oracle):
+    """MoCo v3 Algorithm 1."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self.encoder_k = copy.deepcopy(self.encoder)
+        self.encoder_k.predictor = nn.Identity()
+
+    def loss(self, step: int, views: Views) -> Tensor:
+        start = self.method.key_momentum
+        move_keys(self.encoder_k, self.encoder, 1 - (1 - start) * (1 + math.cos(math.pi * step / self.total_steps)) / 2)
+        queries = [self.embed(self.encoder, view) for view in views[:2]]
+        with torch.no_grad():
+            keys = [self.embed(self.encoder_k, view) for view in views[:2]]
+        scores = queries[0] @ keys[1].T, queries[1] @ keys[0].T
+        return 2 * self.method.temperature * sum((self.cross_entropy(s.diagonal(), s) for s in scores), torch.zeros(()))
+
+
+ORACLES: dict[str, type[Oracle]] = {
+    "moco": MoCoOracle,
+    "end-to-end": EndToEndOracle,
+    "memory-bank": MemoryBankOracle,
+    "simclr": SimClrOracle,
+    "moco-v3": MoCoV3Oracle,
+}
+
+
+def rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """recipes: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3)."""
+    optim, epoch = config.optim, step // steps_per_epoch
+    if optim.lr_by == "step":
+        warm, total = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
+        if step < warm:
+            return optim.lr * (step + 1) / warm
+        return optim.lr * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+    if optim.cos:
+        return optim.lr * (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
+    return optim.lr * math.prod(0.1 for milestone in optim.milestones if epoch >= milestone)
+
+
+def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], None]:
+    """The optimizer as a function of the step's rate."""
+    optim, state = config.optim, [torch.zeros_like(parameter) for parameter in parameters]
+    if optim.name == "adamw":
+        adamw = torch.optim.AdamW(parameters, weight_decay=optim.weight_decay, foreach=False)
+
+        def move_adamw(lr: float) -> None:
+            adamw.param_groups[0]["lr"] = lr
+            adamw.step()
+
+        return move_adamw
+
+    @torch.no_grad()
+    def move(lr: float) -> None:
+        for parameter, velocity in zip(parameters, state, strict=True):
+            assert parameter.grad is not None
+            g, keeps_lr = parameter.grad, optim.name == "lars-classic"
+            if optim.name == "sgd" or parameter.ndim > 1:
+                g = g + optim.weight_decay * parameter
+            if optim.name != "sgd" and parameter.ndim > 1 and parameter.norm() > 0 and g.norm() > 0:
+                g = 0.001 * parameter.norm() / g.norm() * g
+            velocity.copy_(0.9 * velocity + (lr * g if keeps_lr else g))
+            parameter.sub_(velocity if keeps_lr else lr * velocity)
+
+    return move
+
+
+def oracle_losses(config: Config) -> Iterator[float]:
+    """The loss of each step of the run that `config` describes."""
+    parts = assemble(config, torch.device("cpu"))
+    oracle = ORACLES[config.method.name](config, parts)
+    move = mover(config, oracle.trained)
+    batches = build_batches(config, parts, start_step=0, total_steps=oracle.total_steps)
+    for step, batch in enumerate(batches):
+        loss = oracle.loss(step, _read(batch, parts))
+        for parameter in oracle.trained:
+            parameter.grad = None
+        loss.backward()
+        move(rate(config, step, parts.steps_per_epoch))
+        oracle.after_step()
+        yield loss.item()
+
+
+def _read(batch: ViewBatch, parts: Parts) -> Views:
+    mean, std = (torch.tensor(values, dtype=torch.float32).double().view(1, 3, 1, 1)
+                 for values in (parts.card.mean, parts.card.std))  # fmt: skip
+    views = batch.augmented()
+    return (views.query.double() / 255 - mean) / std, (views.key.double() / 255 - mean) / std, views.image_ids
