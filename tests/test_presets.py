@@ -62,8 +62,8 @@ def test_each_method_resumes_bit_equal_and_exports_its_backbone(name: str, photo
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_each_method_says_what_chance_is_and_how_much_it_knows(name: str, photos: Path, tmp_path: Path) -> None:
-    settings = {"optim.epochs": 2, "run.knn_every": 1, "run.knn_k": 3}
+def test_each_method_trains_in_half_precision_and_says_what_it_knows(name: str, photos: Path, tmp_path: Path) -> None:
+    settings = {"optim.epochs": 2, "run.knn_every": 1, "run.knn_k": 3, "run.precision": "bf16"}
     result = mocokit.pretrain(replace_settings(small(name, photos), settings), out=tmp_path / "run")
     assert {"loss", "contrast_acc", "mi_bound", "knn_acc"} <= result.metrics.keys()
     resolved = (tmp_path / "run" / "resolved.toml").read_text()
