@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mocokit import distributed
 from mocokit.assembly import Parts, assemble, build_batches, build_recipe
@@ -25,7 +26,7 @@ from mocokit.engine.run_folder import LOGGER, RunFolder
 from mocokit.engine.schedules import learning_rate
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
-from mocokit.export.backbone import save_backbone
+from mocokit.export.backbone import save_weights
 from mocokit.nets.grouped_batchnorm import has_batchnorm
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet
@@ -127,8 +128,8 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         progress.say(f"warning: {problem}")
     _describe(config, folder, parts, progress, total_steps)
 
-    def export(step: int) -> None:
-        save_backbone(folder.backbone, method.encoder_q.backbone, replace(parts.card, step=step))
+    def export(state: dict[str, Any], step: int) -> None:
+        save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
 
     books = Bookkeeper(
         config=config,
@@ -149,16 +150,23 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
 
-    with progress, closing(books.metrics):
+    with progress, closing(books):
         step = train(
             method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
             lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
             seed=config.run.seed, books=books, signals=signals,
         )  # fmt: skip
+        books.finish()
     return RunResult(
         folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
         signal=signals.received if step < total_steps else None,
     )  # fmt: skip
+
+
+def _backbone_weights(method_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The query backbone's part of a method's state, under the backbone's own names."""
+    prefix = "encoder_q.backbone."
+    return {name.removeprefix(prefix): value for name, value in method_state.items() if name.startswith(prefix)}
 
 
 def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:
