@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mocokit.config import Config
 from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, ViewBatch
 from mocokit.engine import health
+from mocokit.engine.agreement import code_version, fingerprints
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
@@ -94,15 +95,22 @@ def resume(run: str | Path) -> RunResult:
 
 def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
-    with distributed.session(device.type), StopSignal() as signals:
-        distributed.raise_on_disagreement("config", to_toml(config))
+    timeout_s = config.run.rank_timeout_s
+    with distributed.session(device.type, rank_timeout_s=timeout_s), StopSignal() as signals, ExitStack() as lock:
+        distributed.raise_on_disagreement({"config": to_toml(config), "code": code_version()})
         if not resume:
-            folder.require_free()
-            distributed.barrier()  # every rank has looked before rank 0 makes the folder
+            distributed.on_main(folder.require_free)
         parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
-        if distributed.is_main() and not resume:
-            folder.create(config)
-        distributed.barrier()
+
+        def take() -> None:
+            """Make the folder this process's own."""
+            lock.enter_context(folder.locked())
+            if resume:
+                folder.remove_partial()
+            else:
+                folder.create(config)
+
+        distributed.on_main(take)
         folder.start_log()
         try:
             return _train(config, folder, parts, signals, resume=resume)
@@ -116,6 +124,10 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
+    names_sha256 = _hash_names(parts.reader)
+    distributed.raise_on_disagreement(
+        {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())}
+    )
     chance = health.chance_loss(config.method.queue_size)
     progress = ProgressView(
         total_steps=total_steps,
@@ -126,7 +138,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     for problem in problems:
         LOGGER.warning(problem)
         progress.say(f"warning: {problem}")
-    _describe(config, folder, parts, progress, total_steps)
+    _describe(config, folder, parts, progress, total_steps, names_sha256)
 
     def export(state: dict[str, Any], step: int) -> None:
         save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
@@ -217,7 +229,9 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     return int(state["step"]), notes
 
 
-def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:
+def _describe(
+    config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int, names_sha256: str
+) -> None:
     """Tell the user what will run, and write down what was worked out."""
     num_images = len(parts.reader.source)
     lines = health.warnings_of_config(
@@ -247,7 +261,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
                 "workers_per_rank": parts.num_workers,
                 "chance_loss": health.chance_loss(config.method.queue_size),
                 "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),
-                "names_sha256": _hash_names(parts.reader),
+                "names_sha256": names_sha256,
             }
         )
 

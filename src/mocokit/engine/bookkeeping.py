@@ -113,7 +113,8 @@ class Bookkeeper:
         last = step == self.total_steps
         if self.callbacks.evaluate is None or every == 0 or (epoch % every and not last):
             return
-        values = self.callbacks.evaluate() if distributed.is_main() else {}
+        with distributed.work_alone():
+            values = self.callbacks.evaluate() if distributed.is_main() else {}
         self.latest.update(values)
         self.metrics.write(step, values)
         if values:
@@ -139,7 +140,8 @@ class Bookkeeper:
 
     def finish(self) -> None:
         """Wait, on every rank, until all is on the disk: a rank that ends early makes torchrun end the others."""
-        self._writer.wait()
+        with distributed.work_alone():
+            self._writer.wait()
         distributed.barrier()
 
     def close(self) -> None:

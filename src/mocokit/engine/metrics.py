@@ -26,17 +26,17 @@ class MeterBoard:
         self._sums: dict[str, Tensor] = {}
         self._num_rows = 0
 
-    def add(self, rows: Mapping[str, Tensor], *, step: int) -> None:
-        """Count one step's rows; remembers the first step whose loss is not finite."""
+    def add(self, rows: Mapping[str, Tensor], *, step: int, finite: Tensor) -> None:
+        """Count one step's rows; remembers the first step whose loss, or gradient (`finite`), is not finite."""
         for name, values in rows.items():
             total = values.sum(dtype=torch.float64)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._num_rows += len(rows["loss"])
-        bad = (self.first_bad_step < 0) & ~torch.isfinite(rows["loss"]).all()
+        bad = (self.first_bad_step < 0) & ~(torch.isfinite(rows["loss"]).all() & finite)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
 
     def bad_step(self) -> int | None:
-        """First step with a NaN or infinite loss on any rank, or None; waits for the device."""
+        """First step with a NaN or infinite loss or gradient on any rank, or None; waits for the device."""
         sentinel = 2**62
         own = int(self.first_bad_step)
         bad = -distributed.max_over_ranks(-own if own >= 0 else -sentinel)
