@@ -59,6 +59,6 @@ class NonFiniteLossError(ArithmeticError):
 
     def __init__(self, step: int, last_good: str) -> None:
         super().__init__(
-            f"loss or gradient is not finite at step {step}; {last_good}. Try a lower optim.lr, optim.warmup_epochs=1, or "
-            "run.precision=fp32 if it was fp16"
+            f"loss or gradient is not finite at step {step}; {last_good}. Try a lower optim.lr, "
+            "optim.warmup_epochs=1, or run.precision=fp32 if it was fp16"
         )
