@@ -6,11 +6,13 @@ from typing import Any
 TEXT = """\
 # Reliability, measured
 
-Written by `make faults` (experiments/faults.py), which breaks real runs and compares each with one that nothing happened
-to: {steps} steps of a small ResNet on real photographs, on {machine}.
-Lost: bits of the final weights, optimizer and queue that differ, and images counted twice or not at all. Detection: from the
-fault until the run has ended with a message (or a second process was refused). Recovery: from `mocokit resume` until the
-first step past where the run was hit, most of which is the start of Python and of the ranks; the longest of all times.
+Written by `make faults` (experiments/faults.py), which breaks real runs and compares each with one that nothing
+happened to: {steps} steps of a small ResNet on real photographs, on
+{machine}.
+Lost: bits of the final weights, optimizer and queue that differ, and images counted twice or not at all. Detection:
+from the fault until the run has ended with a message (or a second process was refused). Recovery: from
+`mocokit resume` until the first step past where the run was hit, most of which is the start of Python and of the
+ranks; the longest of all times.
 
 {table}
 """

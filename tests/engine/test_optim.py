@@ -30,7 +30,7 @@ def test_a_bad_gradient_changes_neither_weights_nor_momentum(poison: float, firs
             assert step_if_finite(sgd, NO_SCALER)
             sgd.zero_grad()
     _backward(net, 3)
-    net[2].weight.grad[1, 2] = poison  # type: ignore[index, union-attr]
+    net[2].weight.grad[1, 2] = poison  # type: ignore[index]
     assert not step_if_finite(optimizer, NO_SCALER)
     optimizer.zero_grad()
     for module, sgd in ((net, optimizer), (twin, twin_optimizer)):  # and the next good step is the one of before

@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import TextIO
-
 import torch
 from torch import Tensor
 
@@ -93,26 +92,35 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, from_step: int) -> None:
-        self._file: TextIO | None = None
+        self._file: RawIOBase | None = None
         if not distributed.is_main():
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= from_step]
+        self._path.write_text("".join(kept), encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)  # so that nothing is left to fail once more in `close`
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a line about the run after `step` steps."""
+        """Add a line about the run after `step` steps.
+
+        Raises:
+            OSError: The disk is full or gone; the message says what to do.
+
+        """
         if self._file is None:
             return
         rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            self._file.write(json.dumps({"step": step, **rounded}).encode() + b"\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self._file = None
+            message = f"metrics not written ({error.strerror}); make room, then resume"
+            raise OSError(error.errno, message, str(self._path)) from error
 
     def close(self) -> None:
         """Flush and close both."""
