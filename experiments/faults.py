@@ -180,7 +180,7 @@ def _damaged(runs: Runs, name: str, damage: Callable[[Path], None], said: str) -
     assert said in output, output
     assert list(run.rglob("*.partial")) == []
     return {"times": 1, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()),
-            "said": f"{newest.name}: {said} ...; using an older checkpoint" if said else "nothing; it is no checkpoint, and is removed"}  # fmt: skip
+            "said": f"{newest.name}: {said} ...; using an older checkpoint" if said else "nothing; it is removed"}  # fmt: skip
 
 
 def cut_checkpoint(runs: Runs, *, quick: bool) -> Row:

@@ -1,10 +1,13 @@
 """What is measured during a run: summed on the device, read back only when it is logged."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Mapping
 from io import RawIOBase
 from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -114,7 +117,9 @@ class MetricsLog:
             return
         rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
         try:
-            self._file.write(json.dumps({"step": step, **rounded}).encode() + b"\n")
+            line = json.dumps({"step": step, **rounded}).encode() + b"\n"
+            if self._file.write(line) != len(line):  # what a disk does with the line that fills it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
