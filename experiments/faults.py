@@ -179,8 +179,8 @@ def _damaged(runs: Runs, name: str, damage: Callable[[Path], None], said: str) -
     recovery_s, output = runs.end(run)
     assert said in output, output
     assert list(run.rglob("*.partial")) == []
-    return {"times": 1, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()),
-            "said": f"{newest.name}: {said} ...; using an older checkpoint" if said else "nothing; it is removed"}  # fmt: skip
+    line = f"{newest.name}: {said} ...; using an older checkpoint" if said else "nothing; it is removed"
+    return {"times": 1, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()), "said": line}
 
 
 def cut_checkpoint(runs: Runs, *, quick: bool) -> Row:
@@ -259,7 +259,7 @@ def bad_gradient(runs: Runs, *, quick: bool) -> Row:
         "import mocokit.engine.train as t; old, calls = t.distributed.sum_gradients, []\n"
         "def sum_gradients(parameters):\n"
         "    parameters = list(parameters); old(parameters); calls.append(1)\n"
-        f"    if len(calls) == {2 * fault_runs.STEPS_PER_EPOCH}: parameters[3].grad.view(-1)[0] = float('nan')\n"
+        f"    if len(calls) == {2 * fault_runs.STEPS_PER_EPOCH}: parameters[1].grad[0] = float('nan')\n"
         "t.distributed.sum_gradients = sum_gradients\n"
     )
     run = runs.work / "bad_gradient"
