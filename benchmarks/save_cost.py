@@ -99,7 +99,7 @@ def main() -> None:
     for name, settings in CASES.items():
         shutil.rmtree(args.work, ignore_errors=True)
         fixed = {
-            "data.source": sample_path("train"),
+            "data.source": str(sample_path("train")),
             "data.workers": 0,
             "run.device": args.device,
             "method.bn_groups": 2,

@@ -336,11 +336,11 @@ def jumping_clock(runs: Runs, *, quick: bool) -> Row:
 
 
 def term_while_saving(runs: Runs, *, quick: bool) -> Row:
-    """SIGTERM, with 30 s to live, while a save is on its way to a slow disk (3 s a file)."""
+    """SIGTERM, with 30 s to live, while a save is on its way to a slow disk (2 s a file)."""
     patch = (
         "import time, mocokit.engine.checkpoint as c; old = c._flush\n"
         "def slow(path):\n"
-        f"    time.sleep({1 if quick else 3} if path.name.endswith('.partial') else 0); old(path)\n"
+        f"    time.sleep({1 if quick else 2} if path.name.endswith('.partial') else 0); old(path)\n"
         "c._flush = slow\n"
     )
     run = runs.work / "term"
@@ -367,11 +367,23 @@ FAULTS: tuple[Callable[..., Row], ...] = (
 
 def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
     """One fault's row; without `times` when it was not run."""
-    how = (fault.__doc__ or "").rstrip(".")
+    how = _how(fault)
     try:
         return {"how": how, "steps": runs.steps, **fault(runs, quick=quick)}
     except NotPossibleError as error:
         return {"how": how, "not_run": str(error)}
+
+
+def write_results(rows: dict[str, Row], results: Path, document: Path) -> None:
+    """Write JSON and the table; faults without a row are marked."""
+    missing = {fault.__name__: {"how": _how(fault), "not_run": "not run yet"} for fault in FAULTS}
+    result = {"machine": measure.machine(), "faults": missing | rows}
+    results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_document(document, result)
+
+
+def _how(fault: Callable[..., Row]) -> str:
+    return (fault.__doc__ or "").rstrip(".")
 
 
 def main() -> None:
@@ -399,9 +411,7 @@ def main() -> None:
             )
             kept[fault.__name__] = inject(fault, runs, quick=args.quick)
             print(json.dumps({fault.__name__: kept[fault.__name__]}), flush=True)
-            result = {"machine": measure.machine(), "faults": {name: kept[name] for name in names if name in kept}}
-            args.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            write_document(args.document, result)
+            write_results(kept, args.results, args.document)
 
 
 if __name__ == "__main__":
