@@ -369,7 +369,8 @@ def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
     """One fault's row; without `times` when it was not run."""
     how = _how(fault)
     try:
-        return {"how": how, "steps": runs.steps, **fault(runs, quick=quick)}
+        row = fault(runs, quick=quick)
+        return {"how": how, "steps": runs.steps, **row, "said": row["said"].replace(str(runs.work), "RUNS")}
     except NotPossibleError as error:
         return {"how": how, "not_run": str(error)}
 
