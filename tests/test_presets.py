@@ -12,7 +12,7 @@ import mocokit
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.presets import PRESETS
 from mocokit.settings import replace_settings
-from tests.run_process import final_state, finish, same, start_module
+from tests.run_process import final_state, finish, same, start
 from tests.small_presets import add_narrow_backbone, remove_narrow_backbone, small
 from tests.training_oracles import oracle_losses
 
@@ -78,7 +78,7 @@ def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) 
     losses = {}
     for ranks in (0, 2, 4):  # 0: without torchrun
         out = tmp_path / str(ranks)
-        code, output = finish(start_module("tests.rank_worker", [str(photos), str(out)], ranks=ranks))
+        code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
     assert len(losses[0]) == 9

@@ -4,12 +4,13 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mocokit.engine.checkpoint import write_atomically
 from mocokit.nets.backbones import build_backbone, build_seeded
@@ -47,7 +48,12 @@ class LoadedBackbone:
 
 def save_backbone(path: Path, backbone: nn.Module, card: BackboneCard) -> None:
     """Write the weights with the card as metadata; complete or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    save_weights(path, backbone.state_dict(), card)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], card: BackboneCard) -> None:
+    """`save_backbone` of a backbone's state dict."""
+    state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     metadata = {"format": "pt", "mocokit": json.dumps(asdict(card))}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))
 
