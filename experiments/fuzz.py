@@ -43,6 +43,8 @@ from mocokit.presets import get_preset
 from mocokit.settings import from_toml, to_toml
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
+LISTED = ("a.jpg", "b c.jpg")
+"""Images that the honest lists name."""
 LIMIT_S = 20
 """An input that takes longer is a hang; the machine may be busy with other things."""
 MAX_PX = 10**6
@@ -136,8 +138,10 @@ def _images() -> tuple[bytes, ...]:
         image = Image.open(io.BytesIO(archive.read("coffee/010.jpg"))).resize((24, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds = [("JPEG", {"quality": 80}), ("JPEG", {"progressive": True, "exif": exif}), ("PNG", {}), ("BMP", {}), ("GIF", {}),
-             ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {})]  # fmt: skip
+    kinds = [
+        ("JPEG", {"quality": 80}), ("JPEG", {"progressive": True, "exif": exif}), ("PNG", {}), ("BMP", {}),
+        ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}),
+    ]  # fmt: skip
     files = []
     for kind, options in kinds:
         file = io.BytesIO()
@@ -207,7 +211,9 @@ def build_readers() -> dict[str, Reader]:
             ".npz", (_part(index, "members.npy"),), _load_index, _in_zip(index, "members.npy")
         ),
         "checkpoint": Reader(".pt", (checkpoint,), load_checkpoint),
-        "checkpoint, pickle": Reader(".pt", (_part(checkpoint, pickled),), load_checkpoint, _in_zip(checkpoint, pickled)),
+        "checkpoint, pickle": Reader(
+            ".pt", (_part(checkpoint, pickled),), load_checkpoint, _in_zip(checkpoint, pickled)
+        ),
         "foreign checkpoint": Reader(".pth", (_part(checkpoint, pickled), checkpoint), read_checkpoint),
         "foreign safetensors": Reader(".safetensors", (_backbone(),), read_checkpoint),
         "backbone": Reader(".safetensors", (_backbone(),), load_backbone),
@@ -266,6 +272,8 @@ def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[
     folder_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=folder_root) as text:
         folder, start = Path(text), time.perf_counter()
+        for listed in LISTED:
+            (folder / listed).touch()
         while (elapsed := time.perf_counter() - start) < seconds:
             number = int(row["inputs"])
             raw = reader.mend(mutate(reader.seeds, *_draw(random.Random(f"{name} {number}"))))
@@ -292,6 +300,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff has to say about damaged files
     readers, end = build_readers(), time.monotonic() + 60 * args.minutes
     result = (
         json.loads(args.result.read_text()) if args.result.exists() else {"readers": {}, "findings": [], "memory": []}

@@ -90,4 +90,7 @@ def from_toml(text: str) -> Config:
         for section, values in sections.items()
         for name, value in (values.items() if isinstance(values, dict) else {section: values}.items())
     }
-    return replace_settings(Config(), settings)
+    try:
+        return replace_settings(Config(), settings)
+    except (TypeError, IndexError) as error:  # a list of other length or kind than its setting wants
+        raise ValueError(f"config: a setting holds what it can't ({error})") from error

@@ -109,9 +109,7 @@ def _parse_voc(path: Path) -> tuple[tuple[int, int], list[_VocObject]]:
     """((width, height), objects as (class, difficult, box)) of one annotation file."""
     try:
         text = path.read_bytes()
-        if (
-            b"<!DOCTYPE" in text or b"\0" in text
-        ):  # entities made of entities grow without bound; UTF-16 could hide them
+        if b"<!DOCTYPE" in text or b"\0" in text:  # entities made of entities explode; UTF-16 could hide them
             raise ValueError("declares a document type, or is not UTF-8; no annotation needs that")
         tree = ET.ElementTree(ET.fromstring(text))
         size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))

@@ -7,6 +7,7 @@ import csv
 import lzma
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -32,7 +33,7 @@ PILLOW_ERRORS = (
 
 ARCHIVE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    RuntimeError, NotImplementedError, struct.error, zlib.error, lzma.LZMAError, csv.Error, tarfile.TarError,
+    AttributeError, RuntimeError, NotImplementedError, tokenize.TokenError, struct.error, zlib.error, lzma.LZMAError, csv.Error, tarfile.TarError,
     zipfile.BadZipFile,
 )  # fmt: skip
 """What the standard library's and numpy's readers raise on damaged zip, tar, gzip, csv and npz files."""
