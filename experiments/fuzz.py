@@ -193,7 +193,7 @@ def build_readers() -> dict[str, Reader]:
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
     index, checkpoint = _index(), _checkpoint()
     pickled = next(name for name in zipfile.ZipFile(io.BytesIO(checkpoint)).namelist() if name.endswith("data.pkl"))
-    lists = (b"a.jpg\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
+    lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
     return {
         "image": Reader(".img", images, _decode),

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from experiments.fuzz import LISTED, build_readers, mutate, try_input
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-from experiments.fuzz import LISTED, build_readers, mutate, try_input
 
 READERS = build_readers()
 NUMBER = st.integers(0, 2**20)

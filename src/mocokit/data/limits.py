@@ -33,7 +33,8 @@ PILLOW_ERRORS = (
 
 ARCHIVE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    AttributeError, RuntimeError, NotImplementedError, tokenize.TokenError, struct.error, zlib.error, lzma.LZMAError, csv.Error, tarfile.TarError,
+    AttributeError, RuntimeError, NotImplementedError, tokenize.TokenError,
+    struct.error, zlib.error, lzma.LZMAError, csv.Error, tarfile.TarError,
     zipfile.BadZipFile,
 )  # fmt: skip
 """What the standard library's and numpy's readers raise on damaged zip, tar, gzip, csv and npz files."""
