@@ -204,7 +204,7 @@ def build_readers() -> dict[str, Reader]:
         "IDX in gzip": Reader("-images-idx3-ubyte.gz", (idx,), _read_images, lambda raw: gzip.compress(raw, 1)),
         "gzip of IDX": Reader("-images-idx3-ubyte.gz", (gzip.compress(idx),), _read_images),
         "list .txt": Reader(".txt", lists, _read_images),
-        "list .csv": Reader(".csv", lists, _read_images),
+        "list .csv": Reader(".csv", lists[1:], _read_images),
         "shard index": Reader(".npz", (index,), _load_index),
         "shard index, names": Reader(".npz", (_part(index, "names.npy"),), _load_index, _in_zip(index, "names.npy")),
         "shard index, members": Reader(

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for an orderly end; a second one insists."""
+"""Ctrl-C, SIGTERM and SIGUSR1 ask for an orderly end; a second Ctrl-C insists."""
 
 import signal
 from types import FrameType
@@ -6,14 +6,17 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, remembers that SIGINT or SIGTERM came instead of dying of it."""
+    """While entered, remembers that SIGINT, SIGTERM or SIGUSR1 came instead of dying of it.
+
+    Slurm sends SIGUSR1 before a job's time is up, if asked to (`--signal=USR1@120`).
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
