@@ -1,4 +1,4 @@
-"""A batch script for Slurm: torchrun on every node, an orderly stop before the time is up, and on it goes from there."""
+"""A batch script for Slurm: torchrun on every node, an orderly stop before the time is up, and on it goes."""
 
 import re
 import shlex
