@@ -70,7 +70,7 @@ def assemble(config: Config, device: torch.device) -> Parts:
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
     )  # fmt: skip
-    method = _build_method(config, layout, card).to(device=device, dtype=precision.dtype)
+    method = build_method(config, layout, card).to(device=device, dtype=precision.dtype)
     optimizer = build_sgd(
         method,
         lr=config.optim.lr,
@@ -85,7 +85,8 @@ def assemble(config: Config, device: torch.device) -> Parts:
     )  # fmt: skip
 
 
-def _build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> MoCo:
+def build_method(config: Config, layout: GroupLayout, card: BackboneCard) -> MoCo:
+    """The method as configured, for one rank of `layout`, on images as `card` says."""
     model, method, seed = config.model, config.method, config.run.seed
 
     def encoder() -> Encoder:

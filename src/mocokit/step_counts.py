@@ -93,8 +93,10 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
     micro_batches = layout.micro_batches(config.data.global_batch_size)
     first = micro_batches[0]
     rows = first.rows.stop - first.rows.start
-    with FakeTensorMode():
+    with torch.device("meta"):
         encoder = _build_encoder(config)
+    with FakeTensorMode():
+        _give_shapes_a_device(encoder)
         views = torch.empty(rows, 3, config.data.image_size, config.data.image_size)
         flops, watch = FlopCounterMode(display=False), _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
@@ -116,6 +118,15 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
 def _build_encoder(config: Config) -> Encoder:
     backbone = build_backbone(config.model.arch, stem=config.model.stem)
     return Encoder(backbone, build_head(feature_dim(backbone), config.model.dim, mlp=config.model.mlp)).train()
+
+
+def _give_shapes_a_device(encoder: nn.Module) -> None:
+    """Put fake CPU tensors, which autocast knows, in the place of meta tensors, with which timm can build."""
+    for module in encoder.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _forward_and_backward(encoder: nn.Module, views: Tensor, config: Config) -> None:
