@@ -51,8 +51,8 @@ def main() -> None:
             bound_from = (
                 f"From {world_size:,} devices on, communication bounds the run: {1000 * made.communication_s:.1f} of "
                 f"{1000 * made.step_s:.1f} ms, of which gathering the key views for shuffling BN takes "
-                f"{1000 * (made.communication_s - without.communication_s):.1f}. Storage bounds it wherever a node can't "
-                "read the column's MB/s."
+                f"{1000 * (made.communication_s - without.communication_s):.1f}. Storage bounds it wherever a node "
+                "can't read the column's MB/s."
             )
     header = ("GPUs", "batch", "GB a GPU", "ms a step", "communication", "images/s", "MB/s a node",
               *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
