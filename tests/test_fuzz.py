@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from experiments.fuzz import LISTED, build_readers, mutate, try_input
+from fuzz import LISTED, build_readers, mutate, try_input
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
