@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL import __version__ as pillow_version
 from safetensors.torch import save
 
 from mocokit.data.decode import decode
@@ -314,7 +315,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         result["memory"].append({"inputs": total, "resident_mb": round(_resident_mb(), 1), "peak_mb": round(peak, 1)})
         result["inputs"] = int(sum(row["inputs"] for row in rows.values()))
-        result["versions"] = {"torch": str(torch.__version__), "numpy": np.__version__, "Pillow": Image.__version__}
+        result["versions"] = {"torch": str(torch.__version__), "numpy": np.__version__, "Pillow": pillow_version}
         args.result.parent.mkdir(exist_ok=True)
         args.result.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{result['inputs']:,} inputs, {len(result['findings'])} findings, {result['memory'][-1]}", flush=True)

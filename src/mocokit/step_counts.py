@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class _Watch(TorchDispatchMode):
     """Counts operations, the bytes they touch, and the most that is alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_operations = self.moved_bytes = self.alive_bytes = self.peak_bytes = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
@@ -141,7 +141,7 @@ def _forward_and_backward(encoder: nn.Module, views: Tensor, config: Config) -> 
 @contextmanager
 def _autocast(precision: str) -> Iterator[None]:
     if precision in AUTOCAST_TYPES:
-        with torch.autocast("cpu", dtype=cast(torch.dtype, AUTOCAST_TYPES[precision]), cache_enabled=False):
+        with torch.autocast("cpu", dtype=AUTOCAST_TYPES[precision], cache_enabled=False):
             yield
     else:
         yield

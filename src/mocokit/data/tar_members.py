@@ -37,4 +37,4 @@ def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             before = member.offset
             if member.isreg() and not member.issparse():
                 yield member
-            archive.members.clear()
+            archive.members.clear()  # type: ignore[attr-defined]
