@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.faults
+
 SCRIPT = Path(__file__).parent.parent / "experiments" / "faults.py"
 
 BIT_EQUAL = (
@@ -34,20 +36,17 @@ def _inject(fault: str, work: Path) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", BIT_EQUAL)
 def test_a_run_that_was_hit_ends_bit_equal_to_one_that_was_not(fault: str, work: Path) -> None:
     row = _inject(fault, work)
     assert (row["bits_differing"], row["images_miscounted"]) == (0, 0)
 
 
-@pytest.mark.slow
 def test_images_that_vanish_or_change_are_replaced_named_and_not_miscounted(work: Path) -> None:
     assert _inject("images_vanish", work)["images_miscounted"] == 0
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["kill_rank", "kill_launcher", "hung_rank"])
 def test_ranks_that_were_hit_end_bit_equal_on_as_many_ranks(fault: str, work: Path) -> None:
     row = _inject(fault, work)
@@ -55,13 +54,11 @@ def test_ranks_that_were_hit_end_bit_equal_on_as_many_ranks(fault: str, work: Pa
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_a_rank_that_starts_with_other_weights_is_named(work: Path) -> None:
     assert "rank 1 differs from the others in encoder_q" in _inject("different_rank", work)["said"]
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_fewer_ranks_go_on_along_the_same_trajectory(work: Path) -> None:
     row = _inject("world_sizes", work)
     assert row["largest_relative_difference"] < 1e-9

@@ -56,7 +56,7 @@ class DataConfig:
             self.global_batch_size,
             "must be at least 2",
         )
-        require(self.workers >= -1, "data.workers", self.workers, "must be -1 (choose), 0 (none) or more")
+        require(-1 <= self.workers <= 1024, "data.workers", self.workers, "must be -1 (choose), 0 (none), or to 1024")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must be in 0..1")
         require(0 < self.eval_crop_ratio <= 1, "data.eval_crop_ratio", self.eval_crop_ratio, "must be in 0..1")
         require(

@@ -10,6 +10,8 @@ import hashlib
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,8 +28,11 @@ COMMENT = b"sha256:"
 
 COMMENT_BYTES = len(COMMENT) + 64
 
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
-"""What torch.load(weights_only=True) raises for a file that is cut, damaged, no checkpoint, or would run code."""
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, NotImplementedError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
+"""What `load_tensors` raises for a file that is cut, damaged, no checkpoint, or would run code."""
 
 
 class CheckpointError(ValueError):
@@ -148,6 +153,25 @@ def _verify(path: Path) -> None:
             raise ValueError("damaged: its SHA-256 is not the one it was written with")
 
 
+def load_tensors(path: Path) -> object:
+    """What torch.save wrote, on the CPU, without running anything.
+
+    Raises:
+        UNREADABLE: Any of these.
+
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        size = path.stat().st_size
+        # torch.save stores; what is packed, or named many times, could fill the memory from a few bytes.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("its parts are larger than the file")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in one file, on the CPU.
 
@@ -157,7 +181,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         _verify(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except UNREADABLE as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the death of torchrun ask for an orderly end; a second Ctrl-C insists."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and the death of torchrun ask for an orderly end; a second Ctrl-C insists."""
 
 import os
 import signal
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, remembers that SIGINT or SIGTERM came instead of dying of it."""
+    """While entered, remembers that SIGINT, SIGTERM or SIGUSR1 came instead of dying of it.
+
+    Slurm sends SIGUSR1 before a job's time is up, if asked to (`--signal=USR1@120`).
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -23,7 +26,7 @@ class StopSignal:
         return self._received
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
