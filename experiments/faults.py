@@ -351,7 +351,7 @@ def term_while_saving(runs: Runs, *, quick: bool) -> Row:
     code, output = finish(process)
     seconds = time.monotonic() - begun
     assert code == 128 + signal.SIGTERM and seconds < 30, (seconds, output)
-    said = output.strip().splitlines()[-1].replace(str(run), "RUN")
+    said = next(line for line in output.splitlines() if line.startswith("stopped at step"))
     saved = int(list_checkpoints(run / "checkpoints")[-1].stem.removeprefix("step_"))
     assert f"stopped at step {saved} of" in said, said
     recovery_s, _ = runs.end(run)
