@@ -2,7 +2,8 @@
 
     python benchmarks/plan_accuracy.py
 
-Four configurations calibrate two constants (operations and bytes per second), eight others are predicted with them.
+Four configurations calibrate three constants (operations and bytes per second, and what libraries hold once they are
+in use), eight others are predicted with them.
 Time is CPU time, which a busy machine disturbs less than wall time; memory is the growth of the resident set.
 """
 
@@ -84,6 +85,10 @@ def _measure_apart(row: tuple[str, int, int, int]) -> dict[str, float]:
     return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
+def _predicted_bytes(config: Config, counts: StepCounts) -> float:
+    return sum(memory_by_part(config, counts, world_size=1, device_type="cpu").values())
+
+
 def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
     """Seconds an operation and a byte, by least squares of relative errors, neither below zero."""
     rows = np.array([(count.flops / s, count.moved_bytes / s) for count, s in zip(counts, seconds, strict=True)])
@@ -100,20 +105,27 @@ def main() -> None:
         arch, size, batch, micro = json.loads(sys.argv[1])
         print(json.dumps(measure((arch, size, batch, micro))))
         return
-    known = [_measure_apart(row)["step_s"] for row in CALIBRATION]
-    per_flop, per_byte = _fit([count_step(build_config(*row)) for row in CALIBRATION], known)
+    known, counted = (
+        [_measure_apart(row) for row in CALIBRATION],
+        [count_step(build_config(*row)) for row in CALIBRATION],
+    )
+    per_flop, per_byte = _fit(counted, [row["step_s"] for row in known])
+    libraries = statistics.median(
+        measured["memory_bytes"] - _predicted_bytes(build_config(*row), counts)
+        for measured, row, counts in zip(known, CALIBRATION, counted, strict=True)
+    )
     rows: list[dict[str, Any]] = []
     for row in VALIDATION:
         config, measured = build_config(*row), _measure_apart(row)
         counts = count_step(config)
         step_s = per_flop * counts.flops + per_byte * counts.moved_bytes
-        memory = sum(memory_by_part(config, counts, world_size=1, device_type="cpu").values())
+        memory = libraries + _predicted_bytes(config, counts)
         rows.append({
             "config": row, "measured": measured, "step_s": step_s, "memory_bytes": memory,
             "time_error": step_s / measured["step_s"] - 1, "memory_error": memory / measured["memory_bytes"] - 1,
         })  # fmt: skip
         print(row, f"time {rows[-1]['time_error']:+.0%} memory {rows[-1]['memory_error']:+.0%}", flush=True)
-        save_result(RESULT, {"flops_per_s": 1 / per_flop if per_flop else None,
+        save_result(RESULT, {"libraries_bytes": libraries, "flops_per_s": 1 / per_flop if per_flop else None,
                              "bytes_per_s": 1 / per_byte if per_byte else None, "rows": rows})  # fmt: skip
     cells = [
         [f"{r['config'][0]}, {r['config'][1]} px, batch {r['config'][2]}, micro {r['config'][3]}",
