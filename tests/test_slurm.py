@@ -108,7 +108,7 @@ def test_flags_that_differ_give_the_same_config_again() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nodes": 2, "gpus_per_node": 8}, "fewer groups than the 16 ranks"),
+        ({"nodes": 3, "gpus_per_node": 4}, "fewer groups than the 12 ranks"),
         ({"time": "soon"}, "time=soon"),
         ({"sbatch": ["--x\nrm -rf /"]}, "must look like --partition=gpu"),
         ({"nodes": 0}, "at least 1 of each"),
