@@ -115,6 +115,15 @@ def test_threads_close_no_file_that_another_reads(packed: Path, monkeypatch: pyt
     assert _count_open_files() == before
 
 
+def test_threads_that_come_and_go_leave_few_files_open(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 2)
+    source, before = open_shards(str(packed)), _count_open_files()
+    for _ in range(5):  # a pool an epoch, as the kNN monitor has
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(source.read, range(len(source))))
+    assert _count_open_files() <= before + 2
+
+
 class _Reads(Dataset[Any]):
     def __init__(self, source: ImageSource) -> None:
         self.source = source

@@ -4,11 +4,11 @@ Everything that a url needs (fsspec, and s3fs, gcsfs or aiohttp below it) is imp
 """
 
 import errno
+import functools
 import os
 import re
 import sys
 import tarfile
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -62,27 +62,30 @@ def expand_pattern(pattern: str) -> list[str]:
     return [start + end for start in starts for end in ends]
 
 
+class _OpenFile:
+    """A descriptor that is closed once nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):  # it could be opened
+            os.close(self.descriptor)
+
+
 class OpenFiles:
-    """Byte ranges of local files, the most recently used of which stay open."""
+    """Byte ranges of local files, the most recently used of which stay open, for all threads together."""
 
     def __init__(self) -> None:
-        # Of each process, since a spawned worker has none of its parent's; of each thread, since one could close
-        # what another reads.
-        self._descriptors: dict[tuple[int, int], dict[str, int]] = {}
+        self._opened = functools.lru_cache(maxsize=MAX_OPEN_FILES)(_OpenFile)
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes start:end; fewer when the file ends before."""
-        own = self._descriptors.setdefault((os.getpid(), threading.get_ident()), {})
-        if path not in own and len(own) == MAX_OPEN_FILES:
-            os.close(own.pop(next(iter(own))))
-        descriptor = own.pop(path) if path in own else os.open(path, os.O_RDONLY)
-        own[path] = descriptor  # last: most recently used
-        return os.pread(descriptor, end - start, start)  # no position that a forked worker could move
+        file = self._opened(path)  # held here, so that it stays open although another thread may crowd it out
+        return os.pread(file.descriptor, end - start, start)  # no position that a thread or forked worker could move
 
-    def __del__(self) -> None:
-        for (process, _), own in self._descriptors.items():
-            for descriptor in own.values() if process == os.getpid() else ():
-                os.close(descriptor)
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()  # a spawned worker has none of its parent's descriptors
 
 
 @dataclass(frozen=True, eq=False)
