@@ -13,10 +13,10 @@ from mocokit.data.detection_batches import (
     AspectOrder,
     DetectionExample,
     DetectionViews,
-    build_detection_loader,
     resized_size,
 )
 from mocokit.data.detection_sets import AnnotatedImage, open_voc
+from mocokit.data.loader import build_loader
 
 
 def _image(folder: Path, size: tuple[int, int] = (60, 40), **changes: Any) -> AnnotatedImage:
@@ -87,7 +87,7 @@ def test_an_example_depends_on_epoch_and_image_alone(pasted_voc: Path) -> None:
     views = _views(list(images), masks=False)
     alone = [views.__getitems__([(5, number)])[0] for number in (2, 0, 3)]
     for workers in (0, 2):
-        (batch,) = build_detection_loader(views, [[(5, 2), (5, 0), (5, 3)]], num_workers=workers)
+        (batch,) = build_loader(views, [[(5, 2), (5, 0), (5, 3)]], num_workers=workers)
         assert all(_same(a, b) for a, b in zip(alone, batch, strict=True))
     other = replace(views, seed=1).__getitems__([(5, number) for number in (2, 0, 3)])
     assert not all(_same(a, b) for a, b in zip(alone, other, strict=True))

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from mocokit.data.coco_library import load_coco_library
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.detection_sets import AnnotatedImage
-from mocokit.data.workers import as_is, obey_parent_alone
+from mocokit.data.views import Each
 from mocokit.randomness import Purpose, generator, permutation
 
 MAX_IMAGE_PX = 178_956_970
@@ -52,9 +52,14 @@ class DetectionViews(Dataset[list[DetectionExample]]):
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> list[DetectionExample]:
         """The examples of a whole batch, called by torch's DataLoader in a worker."""
-        return [self._example(epoch, index) for epoch, index in positions]
+        return self.make_batch(positions, map)
 
-    def _example(self, epoch: int, index: int) -> DetectionExample:
+    def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> list[DetectionExample]:
+        """The examples of a whole batch."""
+        return list(each(self._make_example, positions))
+
+    def _make_example(self, position: tuple[int, int]) -> DetectionExample:
+        epoch, index = position
         image = self.images[index]
         draws = generator(self.seed, Purpose.DETECTION_VIEW, epoch, index)
         short_side = int(draws.choice(self.short_sides_px))
@@ -159,13 +164,3 @@ class AspectOrder(Sampler[list[tuple[int, int]]]):
                     yield batch.copy()
                     batch.clear()
             epoch += 1
-
-
-def build_detection_loader(
-    views: DetectionViews, batches: Sampler[list[tuple[int, int]]] | Sequence[list[tuple[int, int]]], *,
-    num_workers: int,
-) -> DataLoader[list[DetectionExample]]:  # fmt: skip
-    """Loader of `views` in the order of `batches`; with 0 workers the calling process does the work."""
-    return DataLoader(
-        views, batch_sampler=batches, collate_fn=as_is, num_workers=num_workers, worker_init_fn=obey_parent_alone
-    )

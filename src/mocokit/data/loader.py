@@ -110,7 +110,7 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
 
 
 class BatchMaker(Protocol[B_co]):
-    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews."""
+    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
 
     def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
         """The batch of the images at `positions`."""

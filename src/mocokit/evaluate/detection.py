@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mocokit.data.coco_library import load_coco_library
-from mocokit.data.detection_batches import DetectionViews, build_detection_loader
+from mocokit.data.detection_batches import DetectionViews
 from mocokit.data.detection_sets import DetectionSet
+from mocokit.data.loader import build_loader
 from mocokit.evaluate.average_precision import Detections, voc07_ap
 from mocokit.evaluate.coco_average_precision import coco_ap
 from mocokit.evaluate.detection_protocols import DetectionRecipe
@@ -26,9 +27,7 @@ def detect(
         images=images.images, short_sides_px=(recipe.test_short_side_px,), max_long_side_px=recipe.max_long_side_px,
         mirror=False, masks=False, seed=0,
     )  # fmt: skip
-    loader = build_detection_loader(
-        views, [[(0, index)] for index in range(len(images.images))], num_workers=num_workers
-    )
+    loader = build_loader(views, [[(0, index)] for index in range(len(images.images))], num_workers=num_workers)
     was_training = detector.training
     detector.eval()
     found = [_detect_one(detector, images, batch[0].number, batch[0].pixels, device) for batch in loader]

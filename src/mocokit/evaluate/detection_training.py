@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mocokit.data.detection_batches import AspectOrder, DetectionExample, DetectionViews, build_detection_loader
+from mocokit.data.detection_batches import AspectOrder, DetectionExample, DetectionViews
 from mocokit.data.detection_sets import DetectionSet
+from mocokit.data.loader import build_loader
 from mocokit.engine.checkpoint import list_checkpoints, load_newest, save_checkpoint
 from mocokit.engine.optim import set_lr
 from mocokit.evaluate.detection_protocols import DetectionRecipe
@@ -100,7 +101,7 @@ def _batches(
         images=images.images, batch_size=recipe.batch_size, start_step=start,
         total_steps=recipe.iterations + recipe.precise_bn_iterations, seed=seed,
     )  # fmt: skip
-    return iter(build_detection_loader(views, order, num_workers=num_workers))
+    return iter(build_loader(views, order, num_workers=num_workers))
 
 
 def _loss(detector: nn.Module, batch: list[DetectionExample], device: torch.device) -> Tensor:
