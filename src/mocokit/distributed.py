@@ -139,11 +139,14 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(summed.view_as(gradient))
 
 
-def raise_on_disagreement(values: Mapping[str, str]) -> None:
-    """Raise ValueError on every rank when one of the named `values` is not the same on all ranks.
+def raise_on_disagreement(describe: Callable[[], Mapping[str, str]]) -> None:
+    """Raise ValueError on every rank when one of the values that `describe` names is not the same on all ranks.
 
-    The message names the ranks that differ from what most have, and in what.
+    The message names the ranks that differ from what most have, and in what. A single process describes nothing.
     """
+    if not dist.is_initialized():
+        return
+    values = describe()
     of_ranks = all_gather_objects(dict(values))
     usual = {name: Counter(other[name] for other in of_ranks).most_common(1)[0][0] for name in values}
     odd = {number: [name for name in values if other[name] != usual[name]] for number, other in enumerate(of_ranks)}

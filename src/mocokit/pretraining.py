@@ -97,7 +97,7 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
     timeout_s = config.run.rank_timeout_s
     with distributed.session(device.type, rank_timeout_s=timeout_s), StopSignal() as signals, ExitStack() as lock:
-        distributed.raise_on_disagreement({"config": to_toml(config), "code": code_version()})
+        distributed.raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
         if not resume:
             distributed.on_main(folder.require_free)
         parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
@@ -126,7 +126,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
     distributed.raise_on_disagreement(
-        {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())}
+        lambda: {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())}
     )
     progress = ProgressView(
         total_steps=total_steps,
