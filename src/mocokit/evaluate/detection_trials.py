@@ -13,7 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mocokit.config import DataConfig
 from mocokit.data.detection_sets import DetectionSet
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.detection import average_precision, detect
 from mocokit.evaluate.detection_protocols import DetectionRecipe
@@ -90,7 +90,7 @@ def _claim(out: Path, plan: TrialPlan) -> None:
     begun = path.exists() and any(out.glob("trial_*"))
     if begun and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"out={out}: holds trials of other settings (see {path.name}); choose another folder")
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def _run_trial(
@@ -116,7 +116,7 @@ def _run_trial(
         seconds=time.perf_counter() - start,
     )  # fmt: skip
     text = json.dumps(asdict(trial), indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
     shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # its checkpoints
     return trial
 

@@ -22,7 +22,7 @@ from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
 from mocokit.evaluate.linear import train_linear
 from mocokit.evaluate.protocols import FAST_LINEAR, FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
-from mocokit.evaluate.splits import fraction_of, open_train_and_test, read_id_list
+from mocokit.evaluate.splits import fraction_of, open_labelled, read_id_list, train_and_test
 from mocokit.export.backbone import load_backbone
 
 LOGGER = logging.getLogger("mocokit")
@@ -230,13 +230,14 @@ def evaluate(
     digest = weights_digest(loaded.backbone)[:12]
     places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
     num_workers = choose_workers(num_workers, on_cpu=device.type == "cpu", location=str(data))
-    view, rows = view_of(loaded.card, num_workers=num_workers), list[Row]()
+    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers))
+    cache, rows = FeatureCache(folder / "features"), list[Row]()
     for seed in seeds:
-        train_images, test_images = open_train_and_test(data, test, view, seed=seed)
+        train_images, test_images = train_and_test(*opened, seed=seed)
         subjects = subjects_of(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
         exam = Exam(
             train=train_images, test=test_images, device=device, precision=precision, seed=seed,
-            cache=FeatureCache(folder / "features"), epochs_scale=epochs_scale, say=say,
+            cache=cache, epochs_scale=epochs_scale, say=say,
         )  # fmt: skip
         for subject, scores in _examine_all(protocols, subjects, exam):
             new = [_row(score, subject, exam, weights=digest, **places) for score in scores]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mocokit.data.loader import WholeEpochs
 from mocokit.engine.lars import Lars
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.fast_linear import best_pair
-from mocokit.evaluate.features import LabelledImages, extract_features
+from mocokit.evaluate.features import LabelledImages, embed_with, extract_features
 from mocokit.evaluate.linear import build_classifier, build_training_loader
 from mocokit.evaluate.protocols import FineTuneProtocol
 from mocokit.evaluate.splits import hold_out
@@ -141,12 +141,6 @@ def judge(
     network: nn.Module, images: LabelledImages, *, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
     """(accuracy 0..1, mean cross-entropy) of a trained network on images without augmentation."""
-
-    def scores_of(pixels: Tensor) -> Tensor:
-        with precision.autocast():
-            scores: Tensor = network(pixels)
-        return scores
-
-    scores = extract_features(scores_of, images, device=device)  # (M, L)
+    scores = extract_features(embed_with(network, nn.Identity(), precision), images, device=device)  # (M, L)
     accuracy = float((scores.rows.argmax(dim=1) == scores.labels).float().mean())
     return accuracy, float(F.cross_entropy(scores.rows, scores.labels))

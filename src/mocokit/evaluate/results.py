@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import write_text_atomically
 
 COLUMNS = ("raw pixels", "random init", "pre-trained")
 
@@ -63,10 +63,8 @@ def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 def save_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write `evaluation.json` and `evaluation.md`."""
-    text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
-    write_atomically(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
-    table = markdown_table(rows)
-    write_atomically(folder / "evaluation.md", lambda path: path.write_text(table, encoding="utf-8"))
+    write_text_atomically(folder / "evaluation.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_text_atomically(folder / "evaluation.md", markdown_table(rows))
 
 
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

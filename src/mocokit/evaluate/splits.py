@@ -81,27 +81,35 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
     return images.only(rest), images.only(sorted(held))
 
 
-def open_train_and_test(
-    data: str | Path, test: str | Path | None, view: EvaluationView, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Labelled images to train and to test on.
-
-    Args:
-        data: Images to train on.
-        test: Images to test on, of the same classes; None: a tenth of `data`, held out.
-        view: How they are read.
-        seed: Of the held-out tenth.
+def open_labelled(
+    data: str | Path, test: str | Path | None, view: EvaluationView
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """Labelled images to train on, and those to test on if they are images of their own.
 
     Raises:
         ValueError: One of the two has no labels, or `test` has a class that `data` lacks.
 
     """
     images = choose_images(_reader(data), view)
+    return images, None if test is None else choose_images(_reader(test), view, class_names=images.class_names)
+
+
+def train_and_test(
+    images: LabelledImages, test: LabelledImages | None, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Both parts; without images to test on, a tenth of `images` is held out, drawn by `seed`."""
     if test is not None:
-        return images, choose_images(_reader(test), view, class_names=images.class_names)
+        return images, test
     held = draw_indices(len(images.indices), max(1, len(images.indices) // 10), seed=seed)
     rest = np.setdiff1d(images.indices, held).tolist()
     return images.only(rest), images.only(held)
+
+
+def open_train_and_test(
+    data: str | Path, test: str | Path | None, view: EvaluationView, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Both steps, for who needs a single seed; raises like `open_labelled`."""
+    return train_and_test(*open_labelled(data, test, view), seed=seed)
 
 
 def _reader(location: str | Path) -> ImageReader:
