@@ -46,43 +46,19 @@ def _resize_columns(
 ) -> NDArray[np.uint8]:
     """(h, w, 3) -> (num_rows, w, 3), of the rows within `span` (start, length)."""
     resized = np.empty((num_rows, *image.shape[1:]), np.uint8)
-    make = bicubic_weights if bicubic else bilinear_weights
-    weights = make(len(image), float(span[0]), float(span[1]), num_rows)
+    weights = filter_weights(len(image), float(span[0]), float(span[1]), num_rows, bicubic)
     resize_rows(image.reshape(len(image), -1), resized.reshape(num_rows, -1), *weights)
     return resized
 
 
 @compiled
-def bilinear_weights(
-    num_in: int, start: float, length: float, num_out: int
+def filter_weights(
+    num_in: int, start: float, length: float, num_out: int, bicubic: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Triangle filter that widens as it shrinks: (weights (num_out, T), first input row, number of input rows)."""
-    scale = length / num_out
-    support = max(scale, 1.0)
-    weights = np.zeros((num_out, 2 * math.ceil(support) + 1), np.int32)
-    first, count = np.empty(num_out, np.int32), np.empty(num_out, np.int32)
-    row = np.empty(weights.shape[1], np.float64)
-    for out in range(num_out):
-        center = start + (out + 0.5) * scale
-        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), num_in)
-        total = 0.0
-        for tap in range(high - low):
-            row[tap] = max(0.0, 1.0 - abs(tap + low - center + 0.5) / support)
-            total += row[tap]
-        for tap in range(high - low):
-            weights[out, tap] = int(row[tap] / total * (1 << WEIGHT_BITS) + 0.5)
-        first[out], count[out] = low, high - low
-    return weights, first, count
-
-
-@compiled
-def bicubic_weights(
-    num_in: int, start: float, length: float, num_out: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Keys' cubic with a = -1/2, likewise; it reaches twice as far and has negative lobes."""
+    """A filter that widens as it shrinks: (weights (num_out, T), first input row, number of input rows)."""
     scale = length / num_out
     widening = max(scale, 1.0)
-    support = 2.0 * widening
+    support = 2.0 * widening if bicubic else widening
     weights = np.zeros((num_out, 2 * math.ceil(support) + 1), np.int32)
     first, count = np.empty(num_out, np.int32), np.empty(num_out, np.int32)
     row = np.empty(weights.shape[1], np.float64)
@@ -91,15 +67,21 @@ def bicubic_weights(
         low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), num_in)
         total = 0.0
         for tap in range(high - low):
-            x = abs((tap + low - center + 0.5) * (1.0 / widening))
-            near, far = (1.5 * x - 2.5) * x * x + 1.0, (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
-            row[tap] = near if x < 1.0 else (far if x < 2.0 else 0.0)
+            distance = abs(tap + low - center + 0.5)
+            row[tap] = _cubic(distance * (1.0 / widening)) if bicubic else max(0.0, 1.0 - distance / widening)
             total += row[tap]
         for tap in range(high - low):
             weight = row[tap] / total
             weights[out, tap] = int(weight * (1 << WEIGHT_BITS) + (0.5 if weight >= 0.0 else -0.5))
         first[out], count[out] = low, high - low
     return weights, first, count
+
+
+@compiled
+def _cubic(x: float) -> float:
+    """Keys' cubic with a = -1/2, which has negative lobes, at a distance of x >= 0."""
+    near, far = (1.5 * x - 2.5) * x * x + 1.0, (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    return near if x < 1.0 else (far if x < 2.0 else 0.0)
 
 
 @compiled
