@@ -161,6 +161,7 @@ class _InfoNceFunction(torch.autograd.Function):
         ids: Tensor | None,
         negative_ids: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        """The fields of InfoNce; the first keeps its slope for `backward`."""
         similarity = (q * k).sum(dim=1)  # (N,)
         positive = similarity / temperature
         highest, total = positive.clone(), torch.ones_like(positive)  # (N,) each
@@ -197,5 +198,6 @@ class _InfoNceFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The slope of each row times the gradient of its loss."""
         (slope,) = ctx.saved_tensors
         return grads[0][:, None] * slope, None, None, None, None, None

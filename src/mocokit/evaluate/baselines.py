@@ -61,6 +61,7 @@ def subjects_of(
     pixels = loaded.pixels.to(device)
 
     def network(name: str, backbone: nn.Module) -> Subject:
+        """The features of a backbone."""
         parts = (weights_digest(backbone), loaded.card.mean, loaded.card.std, precision.name if precision else "fp32")
         return Subject(
             name=name, embed=embed_with(backbone.to(device), pixels, precision), pixels=pixels, backbone=backbone,

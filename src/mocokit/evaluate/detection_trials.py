@@ -125,6 +125,7 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
     """The detector of one trial before training: the run's backbone, fresh heads."""
 
     def build() -> GeneralizedRCNN:
+        """The detector, with weights from torch's generator where the run gives none."""
         if plan.run == RANDOM:
             backbone, mean, std = build_backbone(plan.arch), DataConfig.mean, DataConfig.std
         else:

@@ -136,6 +136,7 @@ def fast_linear(
     pairs = [(rate, decay) for rate in protocol.rates for decay in protocol.weight_decays]
 
     def fit(members: Tensor, tried: Sequence[tuple[float, float]]) -> Heads:
+        """A classifier for each pair that is tried, trained on those rows."""
         return train_heads(
             train, members, tried, standardise=standardise, num_classes=num_classes, batch_size=protocol.batch_size,
             schedule=protocol.schedule, device=device, seed=seed,

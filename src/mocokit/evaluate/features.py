@@ -135,6 +135,7 @@ def embed_with(
     autocast = contextlib.nullcontext if precision is None else precision.autocast
 
     def embed(images: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8 -> (n, D)"""
         was_training = backbone.training
         backbone.eval()
         with autocast():
@@ -149,6 +150,7 @@ def embed_pixels(pixels: nn.Module) -> Callable[[Tensor], Tensor]:
     """The baseline without a network: the pixels as a network would read them, flattened to a row."""
 
     def embed(images: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8 -> (n, 3 H W)"""
         rows: Tensor = pixels(images)
         return rows.flatten(1)
 

@@ -66,6 +66,7 @@ def fine_tune_and_test(
     """
 
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
+        """The network after training on those images at those rates."""
         return fine_tune(
             backbone, pixels, images, protocol, lr=lr, head_multiplier=multiplier, device=device,
             precision=precision, seed=seed,

@@ -30,6 +30,7 @@ _ALLOWED = {
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
+        """What the pickle asks for by name, if an array needs it."""
         if (module_name, global_name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no weight file needs")
         return super().find_class(module_name, global_name)

@@ -66,6 +66,7 @@ class _PortablePickler(pickle.Pickler):
     """
 
     def reducer_override(self, value: Any) -> Any:
+        """How an array is written; anything else as usual."""
         if isinstance(value, np.ndarray):
             array: NDArray[Any] = np.ascontiguousarray(value).reshape(value.shape)
             return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))

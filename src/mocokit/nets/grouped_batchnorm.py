@@ -104,6 +104,7 @@ class _NormalizeGroups(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None,
         num_groups: int, momentum: float, eps: float,
     ) -> Tensor:  # fmt: skip
+        """Normalised rows; `mean` and `var`, if given, follow the first chunk."""
         result, saved = torch.empty_like(x), list[Tensor]()
         for number, (rows, out) in enumerate(zip(x.chunk(num_groups), result.chunk(num_groups), strict=True)):
             running = (mean, var) if number == 0 else (None, None)
@@ -119,6 +120,7 @@ class _NormalizeGroups(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, chunk by chunk, and of weight and bias, summed over chunks."""
         x, weight, *saved = ctx.saved_tensors
         num_groups = len(saved) // 2
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
@@ -144,6 +146,7 @@ class _NormalizeAcrossRanks(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised rows, and the group's mean and biased variance (C,)."""
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         dims = [dim for dim in range(x.dim()) if dim != 1]
         means, variances = _of_ranks(torch.stack([exact.mean(dims), exact.var(dims, correction=0)]), ranks)  # (r, C)
@@ -159,6 +162,7 @@ class _NormalizeAcrossRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, through the group's statistics on all its ranks, and of this rank's weight and bias."""
         x, weight, mean, scale = ctx.saved_tensors
         shape, dims = ctx.shape, ctx.dims
         grad, x_hat = grad.to(mean.dtype), (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
