@@ -47,7 +47,7 @@ def build_method(
         ValueError: A setting does not fit the architecture or the method.
 
     """
-    encoder_q = build_seeded(lambda: _build_encoder(config), torch_seed(config.run.seed, Purpose.MODEL_INIT))
+    encoder_q = build_seeded(lambda: build_encoder(config), torch_seed(config.run.seed, Purpose.MODEL_INIT))
     if config.run.channels_last:
         encoder_q = encoder_q.to(memory_format=torch.channels_last)
     setting = Setting(encoder_q=encoder_q, pixels=pixels, layout=layout, num_images=num_images, total_steps=total_steps)
@@ -58,7 +58,13 @@ def build_method(
     return method
 
 
-def _build_encoder(config: Config) -> Encoder:
+def build_encoder(config: Config) -> Encoder:
+    """The config's query encoder, with weights from torch's generator.
+
+    Raises:
+        ValueError: A setting does not fit the architecture.
+
+    """
     model = config.model
     backbone = build_backbone(model.arch, stem=model.stem)
     require_image_size(backbone, config.data.image_size)
@@ -137,6 +143,7 @@ def _moco_v3(config: Config, given: Setting) -> MoCoV3:
     method = config.method
 
     def key_momentum(step: int) -> float:
+        """m at that step."""
         if not method.key_momentum_cos:
             return method.key_momentum
         return cosine_key_momentum(step / given.total_steps, start=method.key_momentum)

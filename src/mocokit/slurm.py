@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mocokit.config import Config
+from mocokit.config_fields import require
 from mocokit.data.open_source import absolute_location
 from mocokit.methods.groups import GroupLayout
 from mocokit.presets import get_preset
@@ -67,15 +68,15 @@ def slurm_script(
         ValueError: More ranks than BatchNorm groups, or a directive that is none.
 
     """
-    _require(nodes >= 1 and gpus_per_node >= 1, f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
-    _require(
-        re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None, f"time={time}: write it as H:MM:SS or D-HH:MM:SS"
-    )
+    if nodes < 1 or gpus_per_node < 1:
+        raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
+    is_time = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None
+    require(is_time, "time", time, "write it as H:MM:SS or D-HH:MM:SS")
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:
-        _require(re.fullmatch(r"--[a-z-]+(=[^\n]*)?", directive) is not None,
-                 f"sbatch={directive}: must look like --partition=gpu")  # fmt: skip
+        is_directive = re.fullmatch(r"--[a-z-]+(=[^\n]*)?", directive) is not None
+        require(is_directive, "sbatch", directive, "must look like --partition=gpu")
     folder = Path(out).expanduser().absolute()
     directives = [
         f"--job-name=mocokit-{folder.name}", f"--nodes={nodes}", "--ntasks-per-node=1",
@@ -87,11 +88,6 @@ def slurm_script(
         stop=shlex.quote(f"{folder}.stop"), pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]),
         python=shlex.quote(sys.executable), gpus_per_node=gpus_per_node,
     )  # fmt: skip
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _quote(directive: str) -> str:

@@ -13,13 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mocokit.build_method import build_encoder
 from mocokit.config import Config
 from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.methods.groups import GroupLayout
-from mocokit.nets.backbones import build_backbone, feature_dim
-from mocokit.nets.encoder import Encoder
 from mocokit.nets.grouped_batchnorm import batchnorm_groups
-from mocokit.nets.heads import build_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
     first = micro_batches[0]
     rows = first.rows.stop - first.rows.start
     with torch.device("meta"):
-        encoder = _build_encoder(config)
+        encoder = build_encoder(config).train()
     with FakeTensorMode():
         _give_shapes_a_device(encoder)
         views = torch.empty(rows, 3, config.data.image_size, config.data.image_size)
@@ -115,11 +113,6 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         num_operations=round(watch.num_operations * portions),
         activation_bytes=max(0, watch.peak_bytes - gradient_bytes),
     )  # fmt: skip
-
-
-def _build_encoder(config: Config) -> Encoder:
-    backbone = build_backbone(config.model.arch, stem=config.model.stem)
-    return Encoder(backbone, build_head(feature_dim(backbone), config.model.dim, mlp=config.model.mlp)).train()
 
 
 def _give_shapes_a_device(encoder: nn.Module) -> None:

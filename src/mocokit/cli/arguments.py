@@ -1,5 +1,10 @@
 """What the commands' parsers share."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mocokit.config import Config
+
 
 def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[str]]:
     """The first argument, which names `what`, and the rest; its absence is an error that tells `usage`."""
@@ -9,3 +14,11 @@ def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[st
             raise SystemExit(0)
         raise ValueError(f"{what} is missing; usage: mocokit {usage}")
     return arguments[0], arguments[1:]
+
+
+def take_preset(arguments: list[str], command: str, flags: str) -> "tuple[str, Config, list[str]]":
+    """A preset's name and its config, from the first argument, and the rest; `flags` end the usage."""
+    from mocokit.presets import PRESETS, get_preset
+
+    name, rest = take_name(arguments, "PRESET", f"{command} {{{','.join(PRESETS)}}} {flags}")
+    return name, get_preset(name), rest

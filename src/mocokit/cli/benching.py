@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_preset
 
 if TYPE_CHECKING:
     from mocokit.benchmark import BenchResult
@@ -18,10 +18,9 @@ def bench_command(arguments: list[str]) -> int:
     import tyro
 
     from mocokit.config import Config
-    from mocokit.presets import PRESETS, get_preset
 
-    usage = f"bench {{{','.join(PRESETS)}}} --data D [--seconds S] [--json FILE] [any flag of pretrain]"
-    name, rest = take_name(arguments, "PRESET", usage)
+    flags = "--data D [--seconds S] [--json FILE] [any flag of pretrain]"
+    name, preset, rest = take_preset(arguments, "bench", flags)
 
     @dataclass(frozen=True, kw_only=True)
     class Bench:
@@ -31,7 +30,7 @@ def bench_command(arguments: list[str]) -> int:
         json: str = ""
         """File to write all numbers to; `-`: print them instead of the table."""
 
-    asked = tyro.cli(Bench, args=rest, default=Bench(config=get_preset(name)), prog=f"mocokit bench {name}")
+    asked = tyro.cli(Bench, args=rest, default=Bench(config=preset), prog=f"mocokit bench {name}")
 
     from mocokit.benchmark import bench
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_preset
 
 
 def slurm_command(arguments: list[str]) -> int:
@@ -12,10 +12,9 @@ def slurm_command(arguments: list[str]) -> int:
     import tyro
 
     from mocokit.config import Config
-    from mocokit.presets import PRESETS, get_preset
 
-    usage = f"slurm {{{','.join(PRESETS)}}} --data D --out RUN --nodes N --gpus-per-node G [any flag of pretrain]"
-    name, rest = take_name(arguments, "PRESET", usage)
+    flags = "--data D --out RUN --nodes N --gpus-per-node G [any flag of pretrain]"
+    name, preset, rest = take_preset(arguments, "slurm", flags)
 
     @dataclass(frozen=True, kw_only=True)
     class Slurm:
@@ -33,7 +32,7 @@ def slurm_command(arguments: list[str]) -> int:
         write: str = ""
         """File for the script; empty: print it."""
 
-    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=get_preset(name), out=tyro.MISSING),
+    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING),
                      prog=f"mocokit slurm {name}")  # fmt: skip
 
     from mocokit.slurm import slurm_script

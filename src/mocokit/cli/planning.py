@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_preset
 
 if TYPE_CHECKING:
     from mocokit.planning import Plan
@@ -16,10 +16,9 @@ def plan_command(arguments: list[str]) -> int:
 
     from mocokit.config import Config
     from mocokit.planning import Surroundings, plan
-    from mocokit.presets import PRESETS, get_preset
 
-    usage = f"plan {{{','.join(PRESETS)}}} --devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
-    name, rest = take_name(arguments, "PRESET", usage)
+    flags = "--devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
+    name, preset, rest = take_preset(arguments, "plan", flags)
 
     @dataclass(frozen=True, kw_only=True)
     class Planned:
@@ -30,7 +29,7 @@ def plan_command(arguments: list[str]) -> int:
         num_images: int = 1_281_167
         """Size of the data set, without --data; ImageNet's by default."""
 
-    default = Planned(config=get_preset(name), around=Surroundings())
+    default = Planned(config=preset, around=Surroundings())
     asked = tyro.cli(Planned, args=rest, default=default, prog=f"mocokit plan {name}")
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)
     if found is None:

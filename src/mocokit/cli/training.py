@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_name, take_preset
 from mocokit.cli.judging import print_knn
 
 if TYPE_CHECKING:
@@ -15,10 +15,9 @@ def pretrain_command(arguments: list[str]) -> int:
     import tyro
 
     from mocokit.config import Config
-    from mocokit.presets import PRESETS, get_preset
 
-    usage = f"pretrain {{{','.join(PRESETS)}}} --data D --out RUN [--epochs N ...]   (--help after a preset: all flags)"
-    name, rest = take_name(arguments, "PRESET", usage)
+    flags = "--data D --out RUN [--epochs N ...]   (--help after a preset: all flags)"
+    name, preset, rest = take_preset(arguments, "pretrain", flags)
 
     @dataclass(frozen=True, kw_only=True)
     class Pretrain:
@@ -26,7 +25,7 @@ def pretrain_command(arguments: list[str]) -> int:
         out: str
         """Run folder to make."""
 
-    default = Pretrain(config=get_preset(name), out=tyro.MISSING)
+    default = Pretrain(config=preset, out=tyro.MISSING)
     asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
 
     from mocokit.pretraining import pretrain

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @functools.cache
@@ -19,14 +20,18 @@ def code_version() -> str:
     return f"mocokit {importlib.metadata.version('mocokit')} {digest.hexdigest()}, torch {torch.__version__}"
 
 
+def bits_of(tensor: Tensor) -> memoryview:
+    """The tensor's bits in memory, for a hash."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of each part of a method's state: `encoder_q`, `encoder_k`, `queue` and `queue pointer`."""
     digests: dict[str, Any] = {}
     for name, value in method_state.items():
         part = name.partition(".")[0]
-        if isinstance(value, torch.Tensor):
-            flat = value.detach().cpu().reshape(-1)
-            content = flat.view(torch.uint8).numpy().data
+        if isinstance(value, Tensor):
+            content = bits_of(value)
         else:  # the queue's only: how many keys it has seen
             part, content = f"{part} pointer", memoryview(repr(value).encode())
         digest = digests.setdefault(part, hashlib.sha256())

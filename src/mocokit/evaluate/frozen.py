@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
+
+from mocokit.engine.agreement import bits_of
 
 
 class FrozenWeightsMovedError(RuntimeError):
@@ -14,11 +15,7 @@ class FrozenWeightsMovedError(RuntimeError):
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor's bits."""
-    return {name: hashlib.sha256(_bits(tensor)).hexdigest() for name, tensor in tensors.items()}
-
-
-def _bits(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return {name: hashlib.sha256(bits_of(tensor)).hexdigest() for name, tensor in tensors.items()}
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -31,8 +31,6 @@ OFFICIAL = Layout(
     left_out={"encoder_q.fc.": "head", "encoder_k.": "key encoder", "queue": "queue"},
 )
 
-MOMENTUM_PAIR = {"queue": "queue", "encoder_k.": "key encoder", "momentum_encoder.": "momentum encoder"}
-
 LAYOUTS = (
     Layout(
         name="mmselfsup (encoder_q)",
