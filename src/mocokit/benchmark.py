@@ -147,14 +147,14 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
     stages: dict[str, list[float]] = {}
     end = time.perf_counter() + seconds
     for step in itertools.count():
-        for name, milliseconds in _one_step(parts, batch, step).items():
+        for name, milliseconds in one_step(parts, batch, step).items():
             stages.setdefault(name, []).append(milliseconds)
         if step >= 2 * WARM_UP_STEPS and time.perf_counter() > end:
             break
     return {name: statistics.median(values[WARM_UP_STEPS:]) for name, values in stages.items()}
 
 
-def _one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
+def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
     """What engine/train.py does in a step, with the clock read in between."""
     method, precision, spent = parts.method, parts.precision, dict[str, float]()
     last = _now(parts.device)
@@ -208,7 +208,7 @@ def _rates(config: Config, parts: Parts, seconds: float) -> tuple[float, float, 
         next(loader)
     alone, _ = _consume(loader, lambda batch, step: None, seconds)
     together, waited = _consume(
-        on_device(loader, parts.device), lambda batch, step: _one_step(parts, batch, step), seconds
+        on_device(loader, parts.device), lambda batch, step: one_step(parts, batch, step), seconds
     )
     return alone, together, waited
 
