@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
+    from mocokit.reproduction.cost_point import Cost, CostPoint
     from mocokit.reproduction.rendering import Filled
     from mocokit.reproduction.runner import Outcome, Plan
     from mocokit.reproduction.table import Cell, Table
@@ -40,11 +41,33 @@ class Reproduce:
     """auto, cpu, cuda or cuda:N."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReproduceCost:
+    """Measure memory and time of a step by mechanism, batch and number of negatives, on this machine."""
+
+    scale: Literal["small", "imagenet"] = "small"
+    """small: the demo's network at 48 px; imagenet: the paper's table, and the command for ResNet-50 on a GPU."""
+    out: str = "runs/reproduce"
+    """Folder for the points; the same command measures what is missing."""
+    arch: str = "resnet10_w32"
+    """Backbone."""
+    image_size: int = 48
+    """Side of a view (pixels)."""
+    most: int = 4096
+    """Largest batch of end-to-end."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Tell the points and measure nothing."""
+
+
 def reproduce_command(arguments: list[str]) -> int:
     """Reproduce a table of the papers."""
     import tyro
 
     name, rest = take_name(arguments, "TABLE", USAGE)
+    if name == "cost":
+        return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
     from mocokit.reproduction.tables import get_table
 
     table = get_table(name)
@@ -79,7 +102,9 @@ def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
         return 0
     failed, signal = 0, None
     for number, outcome in enumerate(run_table(plan), start=1):
-        print(f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}: {outcome.state}{_ending(outcome)}", flush=True)
+        print(
+            f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}: {outcome.state}{_ending(outcome)}", flush=True
+        )
         failed, signal = failed + (outcome.state == "failed"), outcome.signal
     _show(_filled(table, cells, asked, seeds=plan.seeds), plan.out / table.name, small=True)
     if signal is not None:
@@ -138,3 +163,32 @@ def _show(filled: "Filled", folder: Path, *, small: bool) -> None:
     save_table(filled, folder)
     plot_table(filled, folder / "table.png", small=small)
     print(f"\n{terminal_text(filled)}\n\ntable: {folder / 'table.md'}; numbers: table.json; plot: table.png")
+
+
+def _cost(asked: ReproduceCost) -> int:
+    from mocokit.report.columns import text_columns
+    from mocokit.reproduction.cost import findings, measure_all, plan_points, published_cells, save_cost, table_cells
+    from mocokit.reproduction.cost_figure import plot_cost
+
+    print(f"the paper's (8 V100, ResNet-50, 224 px)\n\n{text_columns(*published_cells())}\n")
+    if asked.scale == "imagenet":
+        print("mocokit reproduce cost --arch resnet50 --image-size 224 --device cuda --out", asked.out)
+        return 0
+    points = plan_points(arch=asked.arch, image_size=asked.image_size, device=asked.device, most=asked.most)
+    if asked.dry_run:
+        print("\n".join(f"{point.way}: batch {point.batch}, {point.negatives} negatives" for point in points))
+        return 0
+    out = Path(asked.out).expanduser() / "cost"
+    measured = measure_all(points, out, on_point=_print_point)
+    if measured:
+        save_cost(measured, out)
+        plot_cost(measured, out / "table.png")
+        print("\n".join(["", text_columns(*table_cells(measured)), "", *findings(measured)]))
+        print(f"\ntable: {out / 'table.md'}; numbers: table.json; plot: table.png")
+    return 0 if len(measured) == len(points) else 1
+
+
+def _print_point(point: "CostPoint", cost: "Cost | None", problem: str) -> None:
+    where = f"{point.way}, batch {point.batch}, {point.negatives} negatives"
+    told = problem if cost is None else f"{cost.peak_megabytes:,.0f} MB, {cost.step_s:.2f} s a step"
+    print(f"{where}: {told}", flush=True)

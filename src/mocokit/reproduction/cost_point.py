@@ -1,6 +1,6 @@
 """One point of the cost table, measured in a process of its own, since a process's peak never falls.
 
-    python -m mocokit.reproduction.cost_point '{"way": "moco", "batch": 256, "negatives": 65536}'
+python -m mocokit.reproduction.cost_point '{"way": "moco", "batch": 256, "negatives": 65536}'
 """
 
 import contextlib

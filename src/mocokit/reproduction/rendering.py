@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mocokit.engine.checkpoint import write_atomically
+from mocokit.report.columns import markdown_columns, text_columns
 from mocokit.reproduction.results import Values, describe_machine
 from mocokit.reproduction.table import Cell, Expected, Table
-from mocokit.report.columns import markdown_columns, text_columns
 
 
 @dataclass(frozen=True, kw_only=True)
