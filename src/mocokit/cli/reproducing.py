@@ -20,7 +20,7 @@ class Reproduce:
     """Reproduce a table of the papers: run it in small, or print what fills it on ImageNet and what it has so far."""
 
     scale: Literal["small", "imagenet"] = "small"
-    """small: run every cell here; imagenet: print each cell's commands, and the table with what is finished in `out`."""
+    """small: run every cell here; imagenet: print each cell's commands and the table of what is finished in `out`."""
     out: str = "runs/reproduce"
     """Folder for the runs; the same command continues after a kill and repeats no finished cell."""
     data: str = ""

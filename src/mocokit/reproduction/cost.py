@@ -1,5 +1,6 @@
 """The cost table, measured here: memory and time of a step against the number of negatives, by mechanism."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +23,16 @@ class Measured:
 
     point: CostPoint
     cost: Cost
+
+
+def peak_megabytes(one: Measured) -> float:
+    """Of a point."""
+    return one.cost.peak_megabytes
+
+
+def step_s(one: Measured) -> float:
+    """Of a point."""
+    return one.cost.step_s
 
 
 def plan_points(*, arch: str, image_size: int, device: str, most: int) -> list[CostPoint]:
@@ -90,7 +101,7 @@ def crossover(
     gaps = [(math.log(k), math.log(v) - math.log(interpolate(ours, k))) for k, v in theirs]
     if gaps[0][1] > 0:
         return theirs[0][0], False
-    for (left, below), (right, above) in zip(gaps, gaps[1:], strict=False):
+    for (left, below), (right, above) in itertools.pairwise(gaps):
         if below <= 0 < above:
             return math.exp(left - below * (right - left) / (above - below)), True
     return None
@@ -100,7 +111,7 @@ def interpolate(curve: Sequence[tuple[float, float]], x: float) -> float:
     """Straight lines in log-log; flat beyond the ends."""
     if x <= curve[0][0]:
         return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x <= x1:
             share = (math.log(x) - math.log(x0)) / (math.log(x1) - math.log(x0))
             return math.exp(math.log(y0) + share * (math.log(y1) - math.log(y0)))
@@ -145,10 +156,7 @@ def findings(measured: Sequence[Measured]) -> list[str]:
             f"end-to-end: {first.point.batch:,} to {last.point.batch:,} negatives, memory x "
             f"{last.cost.peak_megabytes / first.cost.peak_megabytes:.1f}"
         )
-    for name, value in (
-        ("memory", lambda one: one.cost.peak_megabytes),
-        ("time of a step", lambda one: one.cost.step_s),
-    ):
+    for name, value in (("memory", peak_megabytes), ("time of a step", step_s)):
         if (found := crossover(measured, value)) is not None:
             lines.append(f"{name}: end-to-end costs more than MoCo from {_from(*found)} negatives on")
     return lines
@@ -165,8 +173,8 @@ def save_cost(measured: Sequence[Measured], out: Path) -> None:
         return
     point = measured[0].point
     text = (
-        f"# Memory and time of a training step, by mechanism\n\n{point.arch} at {point.image_size} px on {point.device}, "
-        f"fp32, groups of 32 images for BatchNorm, {point.steps} steps each in a process of its own.\n\n"
+        f"# Memory and time of a training step, by mechanism\n\n"
+        f"{point.arch} at {point.image_size} px on {point.device}, fp32, groups of 32 images for BatchNorm, {point.steps} steps each in a process of its own.\n\n"
         f"{markdown_columns(header, lines)}\n" + "".join(f"- {line}\n" for line in findings(measured))
         + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{markdown_columns(*published_cells())}"
     )  # fmt: skip

@@ -4,22 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mocokit.reproduction.cost import MOCO_BATCH, Measured, crossover, over_negatives
+from mocokit.reproduction.cost import MOCO_BATCH, Measured, crossover, over_negatives, peak_megabytes, step_s
 from mocokit.reproduction.cost_point import WAYS
 from mocokit.reproduction.figure import MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def peak_megabytes(one: Measured) -> float:
-    """Of a point."""
-    return one.cost.peak_megabytes
-
-
-def step_s(one: Measured) -> float:
-    """Of a point."""
-    return one.cost.step_s
 
 
 def plot_cost(measured: Sequence[Measured], path: Path) -> None:

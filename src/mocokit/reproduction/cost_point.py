@@ -98,7 +98,7 @@ def _step(
     start = time.perf_counter()
     method.prepare(query, key, torch.arange(point.batch, device=device), number)
     for loss in method.micro_losses():
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.remember()

@@ -24,9 +24,7 @@ RECALL = "MoCo v2 Table 3 [paper recall]"
 PUBLISHED = (
     PublishedCost(mechanism="moco", batch=256, gigabytes=5.0, hours=53, source=f"{RECALL}; hours: moco README"),
     PublishedCost(mechanism="end-to-end", batch=256, gigabytes=7.4, hours=65, source=RECALL),
-    PublishedCost(
-        mechanism="end-to-end", batch=4096, gigabytes=93.0, hours=None, source=f"{RECALL}, an estimate there"
-    ),
+    PublishedCost(mechanism="end-to-end", batch=4096, gigabytes=93.0, hours=None, source=f"{RECALL}, estimated"),
 )
 
 

@@ -81,7 +81,10 @@ ABLATION = Table(
 
 
 def _simclr(epochs: int, batch: int, small_batch: int, expected: float, source: str) -> Cell:
-    """SimCLR's rate is 0.3 * batch / 256 (SimCLR sec. 2.2); in small too, where the networks are as shallow as short."""
+    """SimCLR's rate is 0.3 * batch / 256 (SimCLR sec. 2.2).
+
+    In small 1.2 * batch / 256, since some hundred steps of LARS move weights too little at the paper's; not tuned.
+    """
     return Cell(
         name=f"SimCLR,{epochs}ep,b{batch}", preset="simclr",
         settings={"optim.epochs": epochs, "data.global_batch_size": batch, "optim.lr": 0.3 * batch / 256},

@@ -1,7 +1,5 @@
 """A cell at the scale of one small machine: the paper's differences stay, sizes and lengths shrink alike for all."""
 
-from collections.abc import Mapping
-
 from mocokit.config import Config
 from mocokit.demo import SETTINGS
 from mocokit.presets import get_preset
@@ -45,7 +43,7 @@ def _of_small_images(paper: Config) -> dict[str, object]:
     return settings
 
 
-def _of_method(paper: Config) -> Mapping[str, object]:
+def _of_method(paper: Config) -> dict[str, object]:
     small = get_preset("moco-v2-small").method
     match paper.method.name:
         case "moco":
@@ -58,6 +56,6 @@ def _of_method(paper: Config) -> Mapping[str, object]:
     return {}
 
 
-def _ungrouped(paper: Config) -> Mapping[str, object]:
+def _ungrouped(paper: Config) -> dict[str, object]:
     """BatchNorm over the whole batch stays that."""
     return {"method.bn_groups": 1} if paper.method.bn_groups == 1 else {}
