@@ -1,6 +1,7 @@
 # Everything on a fresh machine: Python 3.11 or newer, pip and make; nothing else.
 #   make demo   install, pre-train on the embedded sample with the CPU, print kNN accuracies
 #   make test   install, lint, types, tests
+#   make faults break real runs in every way, measure what is lost (docs/reliability.md); about 20 minutes
 # A torch that is already in .venv (a small CPU build, for example) is kept.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/mocokit demo $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -26,6 +27,9 @@ types: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python experiments/faults.py
 
 # Stamps are written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml

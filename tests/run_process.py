@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,13 @@ def flags_of(config: Config) -> list[str]:
     return flags
 
 
-def start(arguments: list[str], *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
-    """`python -m mocokit ...`, or under torchrun with `ranks` processes."""
-    return start_module("mocokit", arguments, ranks=ranks, **environment)
-
-
-def start_module(module: str, arguments: list[str], *, ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
-    """Any module likewise."""
+def start(
+    arguments: list[str], *, ranks: int = 0, program: Sequence[str] = ("-m", "mocokit"), **environment: str
+) -> subprocess.Popen[str]:
+    """`python -m mocokit ...` (or another program), or under torchrun with `ranks` processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", module, *arguments],
+        [sys.executable, *launcher, *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -28,6 +28,8 @@ def test_the_commands_are_these() -> None:
         "export",
         "import",
         "detect",
+        "plan",
+        "slurm",
         "presets",
         "verify",
         "bench",

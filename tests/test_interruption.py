@@ -49,7 +49,7 @@ def _losses(metrics: str) -> list[tuple[object, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
     long_run: Config, tmp_path: Path, number: signal.Signals
 ) -> None:

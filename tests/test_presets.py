@@ -12,7 +12,7 @@ import mocokit
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.presets import PRESETS
 from mocokit.settings import replace_settings
-from tests.run_process import final_state, finish, same, start_module
+from tests.run_process import final_state, finish, same, start
 from tests.small_presets import add_narrow_backbone, remove_narrow_backbone, small
 from tests.training_oracles import oracle_losses
 
@@ -62,8 +62,8 @@ def test_each_method_resumes_bit_equal_and_exports_its_backbone(name: str, photo
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_each_method_says_what_chance_is_and_how_much_it_knows(name: str, photos: Path, tmp_path: Path) -> None:
-    settings = {"optim.epochs": 2, "run.knn_every": 1, "run.knn_k": 3}
+def test_each_method_trains_in_half_precision_and_says_what_it_knows(name: str, photos: Path, tmp_path: Path) -> None:
+    settings = {"optim.epochs": 2, "run.knn_every": 1, "run.knn_k": 3, "run.precision": "bf16"}
     result = mocokit.pretrain(replace_settings(small(name, photos), settings), out=tmp_path / "run")
     assert {"loss", "contrast_acc", "mi_bound", "knn_acc"} <= result.metrics.keys()
     resolved = (tmp_path / "run" / "resolved.toml").read_text()
@@ -78,7 +78,7 @@ def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) 
     losses = {}
     for ranks in (0, 2, 4):  # 0: without torchrun
         out = tmp_path / str(ranks)
-        code, output = finish(start_module("tests.rank_worker", [str(photos), str(out)], ranks=ranks))
+        code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
     assert len(losses[0]) == 9

@@ -56,7 +56,7 @@ class DataConfig:
             self.global_batch_size,
             "must be at least 2",
         )
-        require(self.workers >= -1, "data.workers", self.workers, "must be -1 (choose), 0 (none) or more")
+        require(-1 <= self.workers <= 1024, "data.workers", self.workers, "must be -1 (choose), 0 (none), or to 1024")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must be in 0..1")
         require(0 < self.eval_crop_ratio <= 1, "data.eval_crop_ratio", self.eval_crop_ratio, "must be in 0..1")
         require(
@@ -170,6 +170,8 @@ class RunConfig:
     """Minutes between checkpoints; one is written at the end of each epoch too."""
     keep_last: int = 2
     """Checkpoints to keep."""
+    rank_timeout_s: float = 600.0
+    """Seconds that ranks wait for one that does not come before all end and name it."""
     knn_every: int = 10
     """Epochs between kNN evaluations when labels exist; 0: none. The last epoch always has one."""
     knn_k: int = 20
@@ -184,6 +186,7 @@ class RunConfig:
         require(self.log_every >= 1, "run.log_every", self.log_every, "must be at least 1")
         require(self.keep_last >= 1, "run.keep_last", self.keep_last, "must be at least 1")
         require(self.save_minutes > 0, "run.save_minutes", self.save_minutes, "must be above 0")
+        require(self.rank_timeout_s > 0, "run.rank_timeout_s", self.rank_timeout_s, "must be above 0")
         require(self.knn_every >= 0, "run.knn_every", self.knn_every, "must be 0 (never) or more")
         require(self.knn_k >= 1, "run.knn_k", self.knn_k, "must be at least 1")
         require(self.knn_temperature > 0, "run.knn_temperature", self.knn_temperature, "must be above 0")

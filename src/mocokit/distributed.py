@@ -2,14 +2,26 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mocokit.rank_watch import RankWatch
+
 T = TypeVar("T")
+
+RANK_TIMEOUT_S = 600.0
+"""Time that ranks wait for one that does not come, unless said otherwise."""
+
+STORE_TIMEOUT_S = 10.0
+
+_watches: list[RankWatch] = []
+"""The open session's."""
 
 
 def rank() -> int:
@@ -33,24 +45,46 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def session(device_type: str) -> Iterator[None]:
-    """Open the process group when torchrun started us, close it at the end; nothing for a single process."""
+def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[None]:
+    """Open the process group when torchrun started us, close it at the end; nothing for a single process.
+
+    A rank that does not come to a collective within `rank_timeout_s` ends all others, with a message that names it.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     # CPU tensors (stop flags, row counts) always travel by gloo, so that no decision waits for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    # The group itself waits for a day: RankWatch knows whom it waits for, and whether that is in order.
+    backends = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backends, timeout=timedelta(days=1))
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+        timeout=timedelta(seconds=STORE_TIMEOUT_S),
+    )  # fmt: skip
+    _watches.append(RankWatch(store, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s))
     try:
         yield
     finally:
+        _watches.pop().close()
         dist.destroy_process_group()
+
+
+def _arrive() -> contextlib.AbstractContextManager[None]:
+    """Around each collective, so that who does not come is found."""
+    return _watches[-1].arrive() if _watches else contextlib.nullcontext()
+
+
+def work_alone() -> contextlib.AbstractContextManager[None]:
+    """Around long work of one rank that the others wait for: they do so for as long as its process lives."""
+    return _watches[-1].excuse() if _watches else contextlib.nullcontext()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Elementwise sum of `values` over all ranks, as a new tensor of the same shape."""
     total = values.detach().clone()
     if dist.is_initialized():
-        dist.all_reduce(total)
+        with _arrive():
+            dist.all_reduce(total)
     return total
 
 
@@ -77,7 +111,8 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    with _arrive():
+        dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -97,18 +132,41 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for gradients in by_type.values():
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
+        with _arrive():
+            dist.all_reduce(flat)
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, summed in zip(gradients, flat.split(sizes), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 
-def raise_on_disagreement(what: str, text: str) -> None:
-    """Raise ValueError on every rank when `text` is not the same on all ranks."""
-    texts = all_gather_objects(text)
-    odd = [number for number, other in enumerate(texts) if other != texts[0]]
-    if odd:
-        raise ValueError(f"{what}: ranks {odd} differ from rank 0; start every rank with the same command and files")
+def raise_on_disagreement(values: Mapping[str, str]) -> None:
+    """Raise ValueError on every rank when one of the named `values` is not the same on all ranks.
+
+    The message names the ranks that differ from what most have, and in what.
+    """
+    of_ranks = all_gather_objects(dict(values))
+    usual = {name: Counter(other[name] for other in of_ranks).most_common(1)[0][0] for name in values}
+    odd = {number: [name for name in values if other[name] != usual[name]] for number, other in enumerate(of_ranks)}
+    problems = [
+        f"rank {number} differs from the others in {', '.join(names)}" for number, names in odd.items() if names
+    ]
+    if problems:
+        raise ValueError("; ".join(problems) + "; start every rank with the same command, package and files")
+
+
+def on_main(action: Callable[[], object]) -> None:
+    """Run `action` on the main rank while the others wait; what is wrong there is a ValueError on all of them."""
+    failure: Exception | None = None
+    if is_main():
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            failure = error
+    message = all_gather_objects(failure and str(failure))[0]
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise ValueError(message)
 
 
 def max_over_ranks(value: int) -> int:
@@ -116,7 +174,8 @@ def max_over_ranks(value: int) -> int:
     if not dist.is_initialized():
         return value
     largest = torch.tensor([value])
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    with _arrive():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest.item())
 
 
@@ -125,14 +184,16 @@ def all_gather_objects(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _arrive():
+        dist.all_gather_object(values, value)
     return values
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        with _arrive():
+            dist.barrier()
 
 
 def started_as_main() -> bool:

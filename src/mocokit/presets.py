@@ -1,8 +1,8 @@
 """The papers' numbers as values, each with its source beside it."""
 
-import difflib
 from dataclasses import replace
 
+from mocokit.choices import choose
 from mocokit.config import (
     AugmentConfig,
     Config,
@@ -201,8 +201,4 @@ def get_preset(name: str) -> Config:
         ValueError: Unknown; the message names the nearest one and lists all.
 
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"preset={name!r}: unknown; {hint}choose one of {list(PRESETS)}")
-    return PRESETS[name]
+    return choose("preset", name, PRESETS)

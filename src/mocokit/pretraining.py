@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mocokit import distributed
 from mocokit.assembly import Parts, assemble, build_batches, build_recipes
@@ -15,6 +16,7 @@ from mocokit.config import Config
 from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, ViewBatch
 from mocokit.engine import health
+from mocokit.engine.agreement import code_version, fingerprints
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
@@ -25,7 +27,7 @@ from mocokit.engine.run_folder import LOGGER, RunFolder
 from mocokit.engine.schedules import learning_rate
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
-from mocokit.export.backbone import save_backbone
+from mocokit.export.backbone import save_weights
 from mocokit.nets.grouped_batchnorm import has_batchnorm
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet
@@ -93,15 +95,22 @@ def resume(run: str | Path) -> RunResult:
 
 def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
-    with distributed.session(device.type), StopSignal() as signals:
-        distributed.raise_on_disagreement("config", to_toml(config))
+    timeout_s = config.run.rank_timeout_s
+    with distributed.session(device.type, rank_timeout_s=timeout_s), StopSignal() as signals, ExitStack() as lock:
+        distributed.raise_on_disagreement({"config": to_toml(config), "code": code_version()})
         if not resume:
-            folder.require_free()
-            distributed.barrier()  # every rank has looked before rank 0 makes the folder
+            distributed.on_main(folder.require_free)
         parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
-        if distributed.is_main() and not resume:
-            folder.create(config)
-        distributed.barrier()
+
+        def take() -> None:
+            """Make the folder this process's own."""
+            lock.enter_context(folder.locked())
+            if resume:
+                folder.remove_partial()
+            else:
+                folder.create(config)
+
+        distributed.on_main(take)
         folder.start_log()
         try:
             return _train(config, folder, parts, signals, resume=resume)
@@ -115,6 +124,10 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
+    names_sha256 = _hash_names(parts.reader)
+    distributed.raise_on_disagreement(
+        {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())}
+    )
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,
@@ -124,10 +137,10 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     for problem in problems:
         LOGGER.warning(problem)
         progress.say(f"warning: {problem}")
-    _describe(config, folder, parts, progress, total_steps)
+    _describe(config, folder, parts, progress, total_steps, names_sha256)
 
-    def export(step: int) -> None:
-        save_backbone(folder.backbone, method.encoder_q.backbone, replace(parts.card, step=step))
+    def export(state: dict[str, Any], step: int) -> None:
+        save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
 
     books = Bookkeeper(
         config=config,
@@ -148,16 +161,23 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
 
-    with progress, closing(books.metrics):
+    with progress, closing(books):
         step = train(
             method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
             lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
             seed=config.run.seed, books=books, signals=signals,
         )  # fmt: skip
+        books.finish()
     return RunResult(
         folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
         signal=signals.received if step < total_steps else None,
     )  # fmt: skip
+
+
+def _backbone_weights(method_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The query backbone's part of a method's state, under the backbone's own names."""
+    prefix = "encoder_q.backbone."
+    return {name.removeprefix(prefix): value for name, value in method_state.items() if name.startswith(prefix)}
 
 
 def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewBatch]:
@@ -208,7 +228,9 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     return int(state["step"]), notes
 
 
-def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int) -> None:
+def _describe(
+    config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int, names_sha256: str
+) -> None:
     """Tell the user what will run, and write down what was worked out."""
     num_images, (recipe, key_recipe) = len(parts.reader.source), build_recipes(config)
     lines = health.warnings_of_config(
@@ -239,7 +261,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
                 "workers_per_rank": parts.num_workers,
                 "chance_loss": parts.method.chance_loss,
                 "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),
-                "names_sha256": _hash_names(parts.reader),
+                "names_sha256": names_sha256,
             }
         )
 

@@ -10,6 +10,9 @@ import tomli_w
 
 from mocokit.config import Config, ignored_settings
 
+MAX_CONFIG_CHARS = 2**20
+"""Of a config in TOML; a real one has 2,000."""
+
 
 def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
     """A copy with dotted settings replaced, for example {"optim.epochs": 50}.
@@ -77,9 +80,18 @@ def from_toml(text: str) -> Config:
         ValueError: Not TOML, an unknown setting, or a value out of its range.
 
     """
+    if len(text) > MAX_CONFIG_CHARS:
+        raise ValueError(f"config: {len(text)} characters, more than {MAX_CONFIG_CHARS}")
+    try:
+        sections = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("config: nested too deeply") from error
     settings = {
         f"{section}.{name}": value
-        for section, values in tomllib.loads(text).items()
+        for section, values in sections.items()
         for name, value in (values.items() if isinstance(values, dict) else {section: values}.items())
     }
-    return replace_settings(Config(), settings)
+    try:
+        return replace_settings(Config(), settings)
+    except (TypeError, IndexError) as error:  # a list of other length or kind than its setting wants
+        raise ValueError(f"config: a setting holds what it can't ({error})") from error

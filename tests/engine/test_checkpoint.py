@@ -1,6 +1,8 @@
+import hashlib
 import os
 import pickle
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,14 @@ import torch
 from mocokit.engine.checkpoint import (
     CheckpointError,
     checkpoint_path,
+    copied_to_cpu,
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    remove_partial,
     save_checkpoint,
 )
+from tests.run_process import same
 
 STATE = {"weights": torch.arange(1000.0), "optimizer": {"lr": 0.1}, "config": "x = 1"}
 
@@ -47,6 +52,58 @@ def test_a_cut_file_is_named_and_the_one_before_is_used(tmp_path: Path, keep_byt
     assert state["step"] == 1
     assert len(problems) == 1
     assert "step_000000002.pt" in problems[0]
+
+
+def test_every_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    newest = _save(tmp_path, 2)
+    raw = newest.read_bytes()
+    for place in sorted({*range(0, len(raw), 97), *range(len(raw) - 95, len(raw))}):  # all of the archive's end too
+        flipped = bytearray(raw)
+        flipped[place] ^= 1 << place % 8
+        newest.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"step_000000002.pt: not a readable checkpoint .*damaged"):
+            load_checkpoint(newest)
+    state, problems = load_newest(tmp_path)
+    assert state["step"] == 1
+    assert "step_000000002.pt" in problems[0]
+
+
+def test_a_checkpoint_is_a_zip_archive_whose_comment_is_the_digest_of_all_before(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment == b"sha256:" + hashlib.sha256(raw[:-64]).hexdigest().encode()
+        assert archive.testzip() is None
+    assert torch.load(path, weights_only=True)["step"] == 1
+
+
+def test_a_file_of_before_there_were_checksums_still_loads(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 4)
+    torch.save({**STATE, "step": 4}, path)
+    assert load_checkpoint(path)["step"] == 4
+
+
+def test_a_half_written_file_of_a_killed_writer_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+    path = _save(tmp_path, 1)
+    path.with_name("step_000000002.pt.partial").write_bytes(path.read_bytes()[:500])
+    assert list_checkpoints(tmp_path) == [path]
+    remove_partial(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copied_state_is_equal_and_does_not_follow_the_original() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    state = {"net": net.state_dict(), "list": [torch.ones(2), (torch.zeros(1), 3)], "text": "x"}
+    copied = copied_to_cpu(state)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            value.add_(1)
+    assert same(copied["net"], before)
+    assert copied["net"]._metadata == net.state_dict()._metadata  # type: ignore[attr-defined]
+    assert same(copied["list"], state["list"])
+    assert copied["text"] == "x"
 
 
 def test_nothing_to_resume_from_says_what_was_tried(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from mocokit.engine.metrics import MeterBoard, MetricsLog
 
 CPU = torch.device("cpu")
 
+FINITE = torch.tensor(True)
+
 
 def _rows(*losses: float) -> dict[str, torch.Tensor]:
     return {"loss": torch.tensor(losses), "contrast_acc": torch.tensor(losses) > 1}
@@ -17,19 +19,19 @@ def _rows(*losses: float) -> dict[str, torch.Tensor]:
 
 def test_means_are_over_all_rows_since_the_last_call() -> None:
     board = MeterBoard(CPU)
-    board.add(_rows(1.0, 2.0), step=0)
-    board.add(_rows(6.0), step=1)
+    board.add(_rows(1.0, 2.0), step=0, finite=FINITE)
+    board.add(_rows(6.0), step=1, finite=FINITE)
     assert board.means() == {"loss": 3.0, "contrast_acc": 2 / 3}
-    board.add(_rows(5.0), step=2)
+    board.add(_rows(5.0), step=2, finite=FINITE)
     assert board.means()["loss"] == 5.0
 
 
 def test_the_first_bad_step_is_remembered() -> None:
     board = MeterBoard(CPU)
-    board.add(_rows(1.0), step=3)
+    board.add(_rows(1.0), step=3, finite=FINITE)
     assert board.bad_step() is None
-    board.add(_rows(1.0, math.nan), step=4)
-    board.add(_rows(math.inf), step=5)
+    board.add(_rows(1.0, math.nan), step=4, finite=FINITE)
+    board.add(_rows(math.inf), step=5, finite=FINITE)
     assert board.bad_step() == 4
 
 
@@ -79,3 +81,12 @@ def test_queries_that_know_their_group_are_called_a_leak() -> None:
     assert "BatchNorm leak" in warnings_of_metrics({"bn_leak": 0.3}, step=1000)[0]
     assert warnings_of_metrics({"bn_leak": 0.03}, step=1000) == []
     assert warnings_of_metrics({"bn_leak": 0.3}, step=10) == [], "the first steps say nothing"
+
+
+def test_a_bad_gradient_counts_though_the_loss_is_finite() -> None:
+    board = MeterBoard(torch.device("cpu"))
+    board.add(_rows(1.0), step=3, finite=FINITE)
+    assert board.bad_step() is None
+    board.add(_rows(1.0), step=4, finite=~FINITE)
+    board.add(_rows(1.0), step=5, finite=FINITE)
+    assert board.bad_step() == 4

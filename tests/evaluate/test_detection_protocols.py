@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mocokit.evaluate.detection_protocols import COCO_C4_2X, COCO_FPN_1X, RECIPES, VOC_C4_24K, get_recipe
+from mocokit.choices import choose
+from mocokit.evaluate.detection_protocols import COCO_C4_2X, COCO_FPN_1X, RECIPES, VOC_C4_24K
 
 
 def test_the_recipes_are_the_official_ones() -> None:
@@ -64,7 +65,7 @@ def test_smaller_images_have_smaller_anchors() -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="recipe='voc-c4': unknown; did you mean voc-c4-24k"):
-        get_recipe("voc-c4")
+        choose("recipe", "voc-c4", RECIPES)
     with pytest.raises(ValueError, match="batch=0: must be at least 1"):
         VOC_C4_24K.rescaled(0)
     with pytest.raises(ValueError, match="iterations=0: must be at least 1"):

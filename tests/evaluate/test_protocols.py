@@ -2,11 +2,11 @@ import math
 
 import pytest
 
+from mocokit.choices import choose
 from mocokit.evaluate.protocols import (
     FINETUNE_PROTOCOLS,
     LINEAR_PROTOCOLS,
     batch_size_for,
-    protocol_named,
 )
 
 
@@ -72,4 +72,4 @@ def test_a_rate_means_the_same_at_another_batch() -> None:
 
 def test_an_unknown_protocol_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"protocol='moco-v3': unknown; did you mean moco-v3-vit"):
-        protocol_named("moco-v3", LINEAR_PROTOCOLS)
+        choose("protocol", "moco-v3", LINEAR_PROTOCOLS)

@@ -5,7 +5,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import benching, detecting, evaluating, exchanging, judging, packing, reproducing, training
+from mocokit.cli import (
+    benching,
+    detecting,
+    evaluating,
+    exchanging,
+    judging,
+    launching,
+    packing,
+    planning,
+    reproducing,
+    training,
+)
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -27,6 +38,8 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
   bench PRESET --data D                what bounds a run on this machine and these images
+  plan PRESET --devices 8xH100         memory, time, energy and money of a run, computed beforehand
+  slurm PRESET --data D --out RUN      an sbatch script that requeues itself and resumes
   demo                                 pre-train on the embedded sample, on the CPU
 
 `mocokit COMMAND --help` tells the flags of a command; `mocokit --version` the version.
@@ -91,5 +104,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "presets": training.presets_command,
     "verify": judging.verify_command,
     "bench": benching.bench_command,
+    "plan": planning.plan_command,
+    "slurm": launching.slurm_command,
     "demo": training.demo_command,
 }

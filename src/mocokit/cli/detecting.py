@@ -81,9 +81,10 @@ def detect_command(arguments: list[str]) -> int:
 
 
 def _choose_recipe(asked: Detect, name: str) -> "DetectionRecipe":
-    from mocokit.evaluate.detection_protocols import get_recipe
+    from mocokit.choices import choose
+    from mocokit.evaluate.detection_protocols import RECIPES
 
-    recipe = get_recipe(name).rescaled(asked.batch).at_short_side(asked.short_side)
+    recipe = choose("recipe", name, RECIPES).rescaled(asked.batch).at_short_side(asked.short_side)
     recipe = recipe if asked.iterations is None else recipe.shortened(asked.iterations)
     masks = recipe.masks and asked.layout == "coco"
     return replace(recipe, regions_per_image=asked.regions, masks=masks)

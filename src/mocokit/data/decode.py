@@ -1,8 +1,6 @@
 """Bytes -> RGB pixels, for every kind of image file that a folder may hold."""
 
-import struct
 import warnings
-import zlib
 from io import BytesIO
 
 import cv2
@@ -11,13 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
+from mocokit.data.jpeg import has_absurd_scans
+from mocokit.data.limits import PILLOW_ERRORS
 from mocokit.data.sources import RawImage
 
-# What Pillow's readers raise on damaged files, found by feeding them cut and flipped ones.
-_PILLOW_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What photographs are stored in, whatever the file is called (MPO comes as JPEG). Pillow knows more, one of
+which (EPS) is a program that Ghostscript would run."""
 
 
 class DecodeError(ValueError):
@@ -39,6 +37,7 @@ def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
 
     """
     if isinstance(raw, np.ndarray):
+        _refuse_large(raw.shape[1], raw.shape[0], max_image_px)
         return Image.fromarray(raw).convert("RGB")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF and sizes: what can't be used is an error below, the rest is noise
@@ -47,21 +46,27 @@ def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
 
 def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
     try:
-        image = Image.open(BytesIO(raw))
-    except _PILLOW_ERRORS as error:
+        image = Image.open(BytesIO(raw), formats=FORMATS)
+    except PILLOW_ERRORS as error:
         if raw[:4] in (
             b"II*\0",
             b"MM\0*",
         ):  # TIFF with samples that Pillow has no mode for, such as 16-bit RGB
             return _decode_tiff(raw, max_image_px)
         raise DecodeError(_reason(raw, error)) from error
-    if image.width * image.height > max_image_px:
-        raise DecodeError(f"{image.width}x{image.height} pixels, more than data.max_image_px={max_image_px}")
+    _refuse_large(image.width, image.height, max_image_px)
+    if image.format in {"JPEG", "MPO"} and has_absurd_scans(raw, image.width * image.height):
+        raise DecodeError("a JPEG in absurdly many scans")
     try:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise DecodeError(_reason(raw, error)) from error
+
+
+def _refuse_large(width: int, height: int, max_image_px: int) -> None:
+    if width * height > max_image_px:
+        raise DecodeError(f"{width}x{height} pixels, more than data.max_image_px={max_image_px}")
 
 
 def _reason(raw: bytes, error: BaseException) -> str:
@@ -95,9 +100,7 @@ def _high_byte(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _decode_tiff(raw: bytes, max_image_px: int) -> Image.Image:
-    width, height = _tiff_size(raw)
-    if width * height > max_image_px:
-        raise DecodeError(f"{width}x{height} pixels, more than data.max_image_px={max_image_px}")
+    _refuse_large(*_tiff_size(raw), max_image_px)
     try:
         samples = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -120,5 +123,5 @@ def _tiff_size(raw: bytes) -> tuple[int, int]:
         file.seek(directory.next)
         directory.load(file)
         return int(directory[IMAGEWIDTH]), int(directory[IMAGELENGTH])
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise DecodeError(f"damaged TIFF ({error})") from error

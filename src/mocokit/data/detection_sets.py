@@ -108,7 +108,10 @@ _VocObject = tuple[str, bool, tuple[float, ...]]
 def _parse_voc(path: Path) -> tuple[tuple[int, int], list[_VocObject]]:
     """((width, height), objects as (class, difficult, box)) of one annotation file."""
     try:
-        tree = ET.parse(path)
+        text = path.read_bytes()
+        if b"<!DOCTYPE" in text or b"\0" in text:  # entities made of entities explode; UTF-16 could hide them
+            raise ValueError("declares a document type, or is not UTF-8; no annotation needs that")
+        tree = ET.ElementTree(ET.fromstring(text))
         size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
         objects = [_parse_object(element) for element in tree.iter("object")]
     except (ET.ParseError, OSError, ValueError) as error:

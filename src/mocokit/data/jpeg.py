@@ -4,6 +4,7 @@ At full size the pixels are Pillow's, which has the same library inside. The sma
 frequencies of each 8x8 block before it is decoded; what remains of the cost is reading the bit stream.
 """
 
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,6 +12,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+
+from mocokit.data.limits import PILLOW_ERRORS
 
 FRACTIONS = (8, 4, 2, 1)
 """Sizes that libjpeg-turbo has fast code for, as divisors."""
@@ -38,7 +41,7 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
         return None
-    if colors not in {"YCbCr", "RGB", "Gray"}:
+    if colors not in {"YCbCr", "RGB", "Gray"} or has_absurd_scans(raw, height * width):
         return None
     orientation = _orientation(raw)
     if orientation > 4:  # lies on its side
@@ -46,12 +49,23 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
     return JpegHeader(height=height, width=width, orientation=orientation)
 
 
+MAX_SCANNED_PX = 2**33
+"""Scans times pixels, about 2 s of decoding. A progressive JPEG has some 10 scans, each of which visits every block."""
+
+
+def has_absurd_scans(raw: bytes, num_px: int) -> bool:
+    """Whether a JPEG of a few bytes would keep its decoder busy for minutes by going over the image again and again."""
+    return raw.count(b"\xff\xda") * num_px > MAX_SCANNED_PX  # the marker can't occur in coded data
+
+
 def _orientation(raw: bytes) -> int:
     if raw.find(b"Exif\0", 0, 1 << 12) < 0:  # the block comes first, or right after JFIF's
         return 1
     try:
-        orientation = Image.open(BytesIO(raw)).getexif().get(0x0112)
-    except (OSError, ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF and of sizes, which the caller checks
+            orientation = Image.open(BytesIO(raw), formats=("JPEG",)).getexif().get(0x0112)
+    except PILLOW_ERRORS:
         return 1
     return orientation if orientation in _TURNS else 1
 

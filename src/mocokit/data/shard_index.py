@@ -6,7 +6,6 @@ The file is a numpy archive of plain arrays: small, loaded in one go, and nothin
 import io
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
@@ -14,7 +13,9 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mocokit.data.limits import ARCHIVE_ERRORS, MAX_INDEX_RATIO
 from mocokit.data.sources import is_image_name, label_ids, labels_from_names
+from mocokit.data.tar_members import damage_as_tar_error, regular_members
 
 INDEX_NAME = "shard-index.npz"
 SHARD_NAME = "shard-{:05d}.tar"
@@ -66,6 +67,7 @@ def load_index(raw: bytes, place: str) -> ShardIndex:
 
     """
     try:
+        _refuse_bomb(raw)
         with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ValueError(f"format {int(arrays['format'])}, this mocokit reads {FORMAT}; use a newer mocokit")
@@ -77,9 +79,17 @@ def load_index(raw: bytes, place: str) -> ShardIndex:
                 shard_bytes=tuple(arrays["shard_bytes"].tolist()),
             )
         _check(index)
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise ValueError(f"data={place}: not an index that can be used ({error}); pack the images again") from error
     return index
+
+
+def _refuse_bomb(raw: bytes) -> None:
+    """ValueError when the arrays would unpack to far more than any index does."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_INDEX_RATIO * len(raw) + 2**20:
+        raise ValueError(f"{len(raw)} bytes that unpack to {unpacked}")
 
 
 def _check(index: ShardIndex) -> None:
@@ -91,6 +101,8 @@ def _check(index: ShardIndex) -> None:
         raise ValueError("it names a shard that does not exist")
     if offset.min() < 0 or size.min() < 0 or (offset > np.array(index.shard_bytes)[shard] - size).any():
         raise ValueError("an image lies outside its shard")
+    if sum(size.tolist()) > sum(index.shard_bytes):
+        raise ValueError("its images lie over each other")
     labels = index.labels or (0,) * len(index.names)
     if len(labels) != len(index.names) or min(labels) < 0 or max(labels) >= max(1, len(index.class_names)):
         raise ValueError("its labels don't fit its images and classes")
@@ -120,18 +132,18 @@ def walk_shard(file: IO[bytes], *, mode: Literal["r:", "r|"]) -> list[Sample]:
         tarfile.TarError: Not an uncompressed tar file, or cut.
 
     """
-    images: dict[str, tarfile.TarInfo] = {}
+    images: dict[str, tuple[str, int, int]] = {}
     classes: dict[str, str] = {}
-    with tarfile.open(fileobj=file, mode=mode) as archive:
-        for member in archive:
+    with damage_as_tar_error(), tarfile.open(fileobj=file, mode=mode) as archive:
+        for member in regular_members(archive):
             folder, _, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
             key = f"{folder}/{stem}"
-            if member.isfile() and is_image_name(member.name):
-                images.setdefault(key, member)
+            if is_image_name(member.name):
+                images.setdefault(key, (member.name, member.offset_data, member.size))
             elif extension == "cls" and (content := archive.extractfile(member)):
                 classes[key] = content.read(1000).decode("utf-8", "replace").strip()
-    return [Sample(image.name, image.offset_data, image.size, classes.get(key)) for key, image in images.items()]
+    return [Sample(*image, classes.get(key)) for key, image in images.items()]
 
 
 def index_samples(samples_of: Sequence[Sequence[Sample]], shard_bytes: Sequence[int]) -> ShardIndex:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mocokit.data.limits import MAX_SHARDS, require_image_bytes
 from mocokit.data.shard_index import INDEX_NAME, SHARD_NAME, Sample, ShardIndex, index_samples, load_index, walk_shard
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ MAX_OPEN_FILES = 256
 """A process: half of what small machines allow."""
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 """Between the tries of a network that fails."""
+SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory"})
+"""Of urls. fsspec has more, and chains of them: a `reference::` url renders templates out of a file it loads."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # What networks raise beside OSError; each class exists once its package is in use.
 _NETWORK_ERRORS = {
@@ -52,8 +55,10 @@ def expand_pattern(pattern: str) -> list[str]:
     first, last = found.groups()
     if int(last) < int(first):
         raise ValueError(f"data={pattern}: {found[0]} counts down; write the smaller number first")
-    starts = [f"{pattern[: found.start()]}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     ends = expand_pattern(pattern[found.end() :])
+    if (int(last) - int(first) + 1) * len(ends) > MAX_SHARDS:
+        raise ValueError(f"data={pattern}: names more than {MAX_SHARDS:,} shards")
+    starts = [f"{pattern[: found.start()]}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     return [start + end for start in starts for end in ends]
 
 
@@ -120,6 +125,7 @@ class ShardSource:
 
         """
         shard, offset, size, checksum = map(int, self.index.members[:, index])
+        require_image_bytes(size)
         place = self.shards[shard]
         read = _read_range if is_url(place) else self._files.read
         raw = read(place, offset, offset + size)
@@ -229,6 +235,8 @@ def _size(shard: str) -> int | None:
 def _require_protocol(url: str) -> None:
     from fsspec.core import url_to_fs
 
+    if url.partition("://")[0] not in SCHEMES:
+        raise ValueError(f"data={url}: not a url that mocokit reads; it begins with one of {sorted(SCHEMES)}")
     try:
         url_to_fs(url)
     except (ImportError, ValueError) as error:  # a package to install, or a scheme that does not exist

@@ -5,8 +5,10 @@ Nothing is unpacked and no class folder is invented: labels, where the layout ha
 
 import csv
 import gzip
+import math
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mocokit.data.limits import MAX_IDX_BYTES, read_regular_file, require_entries
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -89,8 +93,8 @@ class FileSource:
         return str(self.root / self.names[index])
 
     def read(self, index: int) -> bytes:
-        """The file's bytes."""
-        return (self.root / self.names[index]).read_bytes()
+        """The file's bytes; OSError for what is no regular file of a sane size."""
+        return read_regular_file(self.root / self.names[index])
 
 
 def open_folder(root: Path) -> FileSource:
@@ -127,14 +131,14 @@ def open_list(path: Path) -> FileSource:
     `.csv` and `.tsv`: first column the path, second the label, an optional header. Otherwise a path a line, or a path
     and a label with white space between them; `#` starts a comment line.
     """
-    if path.suffix.lower() in {".csv", ".tsv"}:
-        rows = _read_table(path)
-    else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [_split_line(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        rows = _read_table(path) if path.suffix.lower() in {".csv", ".tsv"} else _read_lines(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"data={path}: not a list in UTF-8 text ({error})") from error
     names = tuple(row[0] for row in rows)
     if not names:
         raise ValueError(f"data={path}: the list names no images; write a path a line")
+    require_entries(len(names), path)
     first = names[:100]
     if not any((path.parent / name).is_file() for name in first):
         raise ValueError(
@@ -155,6 +159,11 @@ def _read_table(path: Path) -> list[list[str]]:
         rows = [[cell.strip() for cell in row[:2] if cell.strip()] for row in table]
     rows = [row for row in rows if row]
     return rows[1:] if rows and not is_image_name(PurePosixPath(rows[0][0]).name) else rows
+
+
+def _read_lines(path: Path) -> list[list[str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_split_line(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _split_line(line: str) -> list[str]:
@@ -201,17 +210,25 @@ def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
     """The uint8 array of an IDX file.
 
     Raises:
-        ValueError: Not an IDX file of `num_dims` dimensions, or its length is not what its header says.
+        ValueError: Not an IDX file of `num_dims` dimensions, its length is not what its header says, or that is over
+            MAX_IDX_BYTES.
 
     """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"data={path}: can't be read ({error})") from error
     header = 4 + 4 * num_dims
-    if len(raw) < header or raw[:4] != bytes([0, 0, 8, num_dims]):  # 8: unsigned bytes
-        raise ValueError(f"data={path}: not an IDX file of unsigned bytes with {num_dims} dimensions")
-    shape = struct.unpack(f">{num_dims}I", raw[4:header])
-    if len(raw) - header != int(np.prod(shape, dtype=object)) or shape[0] == 0:
-        raise ValueError(f"data={path}: holds {len(raw) - header} bytes, its header says {shape}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(header)
+            if len(start) < header or start[:4] != bytes([0, 0, 8, num_dims]):  # 8: unsigned bytes
+                raise ValueError(f"data={path}: not an IDX file of unsigned bytes with {num_dims} dimensions")
+            shape = struct.unpack(f">{num_dims}I", start[4:])
+            size = math.prod(shape)
+            require_entries(shape[0], path)
+            if size > MAX_IDX_BYTES:
+                raise ValueError(f"data={path}: {size} bytes of pixels, more than {MAX_IDX_BYTES}; use image files")
+            raw = file.read(size + 1)  # no more than that is unpacked, whatever the file holds
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"data={path}: can't be read ({error})") from error
+    if len(raw) != size or not size:
+        held = f"{len(raw)} bytes" if len(raw) <= size else "more bytes"
+        raise ValueError(f"data={path}: holds {held}, its header says {shape}")
+    return np.frombuffer(raw, np.uint8).reshape(shape)

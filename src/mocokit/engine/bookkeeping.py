@@ -9,8 +9,9 @@ from typing import Any
 from mocokit import distributed
 from mocokit.config import Config
 from mocokit.engine import health
+from mocokit.engine.background import BackgroundWriter
 from mocokit.engine.bad_images import BadImageCounter
-from mocokit.engine.checkpoint import list_checkpoints, save_checkpoint
+from mocokit.engine.checkpoint import copied_to_cpu, list_checkpoints, save_checkpoint
 from mocokit.engine.metrics import MeterBoard, MetricsLog, StepClock
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.run_folder import RunFolder
@@ -27,8 +28,8 @@ class Callbacks:
     """All that a checkpoint must hold, but the step and the config."""
     gauges: Callable[[], dict[str, float]]
     """Numbers of the method's own state, such as the share of the queue that holds real keys."""
-    export: Callable[[int], None]
-    """Write the backbone, as it is after that many steps, for others to use."""
+    export: Callable[[dict[str, Any], int], None]
+    """Write the backbone out of a copied state, of after that many steps, for others to use."""
     evaluate: Callable[[], dict[str, float]] | None
     """The kNN monitor; None without labels."""
 
@@ -66,12 +67,14 @@ class Bookkeeper:
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
         self.latest: dict[str, float] = {}
+        self._writer = BackgroundWriter()
         self._last_save = time.monotonic()
         self._warned: set[str] = set()
 
     def after_step(self, step: int, *, lr: float, stop: bool) -> bool:
         """Do what is due after `step` steps; whether the run must end here because a rank was told to."""
         self.view.step(step)
+        self._writer.raise_if_failed()
         stop = distributed.any_rank(stop)
         end_of_epoch = step % self.steps_per_epoch == 0
         if stop or end_of_epoch or step % self.config.run.log_every == 0:
@@ -110,7 +113,8 @@ class Bookkeeper:
         last = step == self.total_steps
         if self.callbacks.evaluate is None or every == 0 or (epoch % every and not last):
             return
-        values = self.callbacks.evaluate() if distributed.is_main() else {}
+        with distributed.work_alone():
+            values = self.callbacks.evaluate() if distributed.is_main() else {}
         self.latest.update(values)
         self.metrics.write(step, values)
         if values:
@@ -118,15 +122,37 @@ class Bookkeeper:
         self.clock.restart()
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of the state after `step` steps, and the backbone beside it."""
+        """Write a checkpoint of the state after `step` steps, and the backbone beside it, while training goes on.
+
+        The state is copied here; a save that is still on its way is waited for.
+        """
         self._last_save = time.monotonic()
         if not distributed.is_main():
             return
-        state = {**self.callbacks.state(), "step": step, "config": to_toml(self.config)}
-        save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.config.run.keep_last)
-        self.callbacks.export(step)
+        self._writer.wait()  # before the copy: there is never more than one
+        state = copied_to_cpu({**self.callbacks.state(), "step": step, "config": to_toml(self.config)})
+
+        def write() -> None:
+            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.config.run.keep_last)
+            self.callbacks.export(state, step)
+
+        self._writer.start(write)
+
+    def finish(self) -> None:
+        """Wait, on every rank, until all is on the disk: a rank that ends early makes torchrun end the others."""
+        with distributed.work_alone():
+            self._writer.wait()
+        distributed.barrier()
+
+    def close(self) -> None:
+        """Let a save that is on its way end, and close the files."""
+        try:
+            self._writer.close()
+        finally:
+            self.metrics.close()
 
     def _last_good(self) -> str:
+        self._writer.wait()
         kept = list_checkpoints(self.folder.checkpoints)
         return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 

@@ -1,23 +1,38 @@
 """Checkpoints: all that a run is, written so that a crash never leaves less than the one before.
 
-A file is complete or absent: it is written beside its place, flushed to the disk, then renamed. Loading executes
-nothing from the file.
+A file is complete or absent: it is written beside its place, flushed to the disk, then renamed. It ends in the SHA-256
+of all before, as the comment of the zip archive that torch writes, so that a flipped bit is noticed and the file stays
+one that `torch.load` and `unzip` read. Loading executes nothing from the file.
 """
 
+import copy
+import hashlib
 import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 STEM = re.compile(r"step_(\d{9})\.pt")
 
+PARTIAL = ".partial"
+"""Ending of a file that is still being written, or whose writer was killed."""
 
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError)
-"""What torch.load(weights_only=True) raises for a file that is cut, damaged, no checkpoint, or would run code."""
+COMMENT = b"sha256:"
+"""What the archive's comment starts with; the digest in hex follows."""
+
+COMMENT_BYTES = len(COMMENT) + 64
+
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, NotImplementedError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
+"""What `load_tensors` raises for a file that is cut, damaged, no checkpoint, or would run code."""
 
 
 class CheckpointError(ValueError):
@@ -42,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         write(temporary)
         _flush(temporary)
@@ -83,13 +98,78 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last
     return path
 
 
+def remove_partial(folder: Path) -> None:
+    """Delete what a writer that was killed left half-written in `folder`; call while nobody writes there."""
+    for path in folder.glob("*" + PARTIAL):
+        path.unlink(missing_ok=True)
+
+
+def copied_to_cpu(state: Any) -> Any:
+    """`state`, nested as it is, with copies of its tensors in memory that training does not touch."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # keeps the versions that torch attaches to a state dict
+        copied.update((name, copied_to_cpu(value)) for name, value in state.items())
+        return copied
+    if isinstance(state, list | tuple):
+        return type(state)(copied_to_cpu(value) for value in state)
+    return state
+
+
 def _torch_save(state: dict[str, Any], path: Path) -> None:
     try:
-        with path.open("wb") as file:
+        with path.open("w+b") as file:
             torch.save(state, file)
+            file.seek(-2, os.SEEK_END)  # the length of the comment ends the archive
+            file.write(COMMENT_BYTES.to_bytes(2, "little") + COMMENT)
+            file.write(_digest(file, num_bytes=file.tell()))
     except RuntimeError as error:  # torch's zip writer reports a full disk so when it closes a cut file
         cause = error.__context__
         raise cause if isinstance(cause, OSError) else OSError(None, str(error).splitlines()[0]) from error
+
+
+def _digest(file: BinaryIO, *, num_bytes: int) -> bytes:
+    """SHA-256, in hex, of the first `num_bytes` of a file; leaves the file's position after them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while num_bytes and (chunk := file.read(min(num_bytes, 1 << 20))):
+        digest.update(chunk)
+        num_bytes -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+def _verify(path: Path) -> None:
+    """Raise ValueError unless the file is as it was written; one of before there were checksums passes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-min(size, COMMENT_BYTES), os.SEEK_END)
+        end = file.read()
+        if end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0":  # an archive's end of 22 bytes, without a comment
+            return
+        if not end.startswith(COMMENT):
+            raise ValueError("cut off or damaged at its end")
+        if end.removeprefix(COMMENT) != _digest(file, num_bytes=size - 64):
+            raise ValueError("damaged: its SHA-256 is not the one it was written with")
+
+
+def load_tensors(path: Path) -> object:
+    """What torch.save wrote, on the CPU, without running anything.
+
+    Raises:
+        UNREADABLE: Any of these.
+
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        size = path.stat().st_size
+        # torch.save stores; what is packed, or named many times, could fill the memory from a few bytes.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("its parts are larger than the file")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -100,7 +180,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _verify(path)
+        state = load_tensors(path)
     except UNREADABLE as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error

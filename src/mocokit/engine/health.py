@@ -65,10 +65,10 @@ def warnings_of_metrics(metrics: Mapping[str, float], *, step: int) -> list[str]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the message says at which step and what to try."""
+    """The loss or a gradient became NaN or infinite; the message says at which step and what to try."""
 
     def __init__(self, step: int, last_good: str) -> None:
         super().__init__(
-            f"loss is not finite at step {step}; {last_good}. Try a lower optim.lr, optim.warmup_epochs=1, or "
-            "run.precision=fp32 if it was fp16"
+            f"loss or gradient is not finite at step {step}; {last_good}. Try a lower optim.lr, "
+            "optim.warmup_epochs=1, or run.precision=fp32 if it was fp16"
         )

@@ -46,6 +46,8 @@ class Lars(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient}
         super().__init__([g for g in groups if g["params"]], {**defaults, "lr_in_momentum": lr_in_momentum})
 
+        self.found_inf: Tensor | None = None
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -54,7 +56,10 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move each parameter that has a gradient; never waits for the device. A closure is not supported."""
+        """Move each parameter that has a gradient; never waits for the device. A closure is not supported.
+
+        With `found_inf` set (a scalar; 1: a gradient is not finite), as loss scalers set it, 1 moves nothing.
+        """
         assert closure is None, "one gradient a step"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -72,5 +77,10 @@ class Lars(torch.optim.Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         inner, outer = (group["lr"], 1.0) if group["lr_in_momentum"] else (1.0, group["lr"])
-        velocity = state["velocity"].mul_(group["momentum"]).add_(gradient, alpha=inner)
-        parameter.sub_(velocity, alpha=outer)
+        velocity = group["momentum"] * state["velocity"] + inner * gradient
+        moved = parameter - outer * velocity
+        if self.found_inf is not None:
+            velocity = torch.where(self.found_inf > 0, state["velocity"], velocity)
+            moved = torch.where(self.found_inf > 0, parameter, moved)
+        state["velocity"].copy_(velocity)
+        parameter.copy_(moved)

@@ -1,10 +1,12 @@
 """What is measured during a run: summed on the device, read back only when it is logged."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -26,17 +28,17 @@ class MeterBoard:
         self._sums: dict[str, Tensor] = {}
         self._num_rows = 0
 
-    def add(self, rows: Mapping[str, Tensor], *, step: int) -> None:
-        """Count one step's rows; remembers the first step whose loss is not finite."""
+    def add(self, rows: Mapping[str, Tensor], *, step: int, finite: Tensor) -> None:
+        """Count one step's rows; remembers the first step whose loss, or gradient (`finite`), is not finite."""
         for name, values in rows.items():
             total = values.sum(dtype=torch.float64)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._num_rows += len(rows["loss"])
-        bad = (self.first_bad_step < 0) & ~torch.isfinite(rows["loss"]).all()
+        bad = (self.first_bad_step < 0) & ~(torch.isfinite(rows["loss"]).all() & finite)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
 
     def bad_step(self) -> int | None:
-        """First step with a NaN or infinite loss on any rank, or None; waits for the device."""
+        """First step with a NaN or infinite loss or gradient on any rank, or None; waits for the device."""
         sentinel = 2**62
         own = int(self.first_bad_step)
         bad = -distributed.max_over_ranks(-own if own >= 0 else -sentinel)
@@ -93,26 +95,37 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, from_step: int) -> None:
-        self._file: TextIO | None = None
+        self._file: RawIOBase | None = None
         if not distributed.is_main():
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= from_step]
+        self._path.write_text("".join(kept), encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)  # so that nothing is left to fail once more in `close`
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a line about the run after `step` steps."""
+        """Add a line about the run after `step` steps.
+
+        Raises:
+            OSError: The disk is full or gone; the message says what to do.
+
+        """
         if self._file is None:
             return
         rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            line = json.dumps({"step": step, **rounded}).encode() + b"\n"
+            if self._file.write(line) != len(line):  # what a disk does with the line that fills it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self._file = None
+            message = f"metrics not written ({error.strerror}); make room, then resume"
+            raise OSError(error.errno, message, str(self._path)) from error
 
     def close(self) -> None:
         """Flush and close both."""

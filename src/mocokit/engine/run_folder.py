@@ -1,10 +1,13 @@
 """The files of a run: config as asked, what was worked out from it, environment, log, checkpoints, backbone."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import logging
+import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tomli_w
@@ -13,6 +16,7 @@ import torchvision
 
 from mocokit import distributed
 from mocokit.config import Config
+from mocokit.engine.checkpoint import remove_partial
 from mocokit.settings import from_toml, to_toml
 
 LOGGER = logging.getLogger("mocokit")
@@ -35,15 +39,54 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.backbone = self.path / "backbone.safetensors"
         self.view_sheet = self.path / "views.png"
+        self.lock_file = self.path / ".lock"
 
     def require_free(self) -> None:
-        """Raise ValueError when something is there already; the message names `mocokit resume`."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Raise ValueError when something is there already; the message names `mocokit resume`, or who is at it."""
+        if self.lock_file.is_file():
+            with self.locked():
+                pass
+        self._require_empty()
+
+    def _require_empty(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())):
             remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
             raise ValueError(f"out={self.path}: exists and is not empty; {remedy} choose another folder")
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running in this folder; also ends, whatever happens, with this process.
+
+        A record lock, which belongs to this process alone: loader workers would inherit one of `flock`, and hold it
+        on for a moment after this process was killed.
+
+        Raises:
+            ValueError: Another process runs here; the message says which.
+
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise ValueError(
+                    f"out={self.path}: in use by {file.read().strip() or 'another process'}; wait for it to end, "
+                    "or choose another folder"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+    def remove_partial(self) -> None:
+        """Delete files that a killed process left half-written; call while `locked`."""
+        for folder in (self.path, self.checkpoints):
+            remove_partial(folder)
+
     def create(self, config: Config) -> None:
         """Make the folder and write the config and the environment into it."""
+        self._require_empty()  # again: somebody may have filled it before it was locked
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(to_toml(config), encoding="utf-8")
         self.environment.write_text(tomli_w.dumps(describe_environment()), encoding="utf-8")

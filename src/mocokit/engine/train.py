@@ -11,7 +11,7 @@ from mocokit import distributed
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import ViewBatch
 from mocokit.engine.bookkeeping import Bookkeeper
-from mocokit.engine.optim import set_lr
+from mocokit.engine.optim import set_lr, step_if_finite
 from mocokit.engine.precision import Precision
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.randomness import Purpose, torch_seed
@@ -61,7 +61,8 @@ def train(
 ) -> int:
     """Train on `batches`, the first of which belongs to step `start_step`; returns the number of steps done.
 
-    Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss.
+    Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss or
+    gradient, before it reaches the weights or a checkpoint.
     """
     step, stream = start_step, on_device(batches, device)
     while (batch := _next_batch(stream, books)) is not None:
@@ -74,12 +75,11 @@ def train(
         for loss in precision.forward_each(method.micro_losses()):
             precision.scaler.scale(loss).backward()
         distributed.sum_gradients(method.parameters())
-        precision.scaler.step(optimizer)
-        precision.scaler.update()
+        finite = step_if_finite(optimizer, precision.scaler)
         optimizer.zero_grad(set_to_none=True)
         method.remember()
 
-        books.board.add(method.row_metrics, step=step)
+        books.board.add(method.row_metrics, step=step, finite=finite)
         books.bad_images.add(batch.bad)
         books.clock.trained(len(batch.image_ids) * distributed.world_size())
         step += 1

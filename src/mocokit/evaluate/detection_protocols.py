@@ -4,7 +4,6 @@ Numbers are those of facebookresearch/moco `detection/configs` and, where these 
 (`Base-RCNN-C4.yaml`, `Base-RCNN-FPN.yaml`, `config/defaults.py`).
 """
 
-import difflib
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -122,17 +121,3 @@ COCO_FPN_1X = DetectionRecipe(
 )  # fmt: skip
 
 RECIPES = {recipe.name: recipe for recipe in (VOC_C4_24K, COCO_C4_2X, COCO_FPN_1X)}
-
-
-def get_recipe(name: str) -> DetectionRecipe:
-    """The recipe of that name.
-
-    Raises:
-        ValueError: Unknown; the message names the nearest one and lists all.
-
-    """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"recipe={name!r}: unknown; {hint}choose one of {list(RECIPES)}")
-    return RECIPES[name]

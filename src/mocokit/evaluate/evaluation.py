@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mocokit.choices import choose
 from mocokit.data.loader import choose_workers
 from mocokit.data.open_source import absolute_location
 from mocokit.engine.precision import Precision, pick_device
@@ -19,7 +20,7 @@ from mocokit.evaluate.finetune import fine_tune_and_test
 from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
 from mocokit.evaluate.linear import train_linear
-from mocokit.evaluate.protocols import FAST_LINEAR, FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS, protocol_named
+from mocokit.evaluate.protocols import FAST_LINEAR, FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
 from mocokit.evaluate.splits import fraction_of, open_train_and_test, read_id_list
 from mocokit.export.backbone import load_backbone
@@ -78,9 +79,9 @@ def check_protocol(protocol: str) -> tuple[str, str, str]:
     if protocol in {"knn", "linear/fast"}:
         return kind, name, ""
     if kind == "linear" and not part:
-        protocol_named(name, LINEAR_PROTOCOLS)
+        choose("protocol", name, LINEAR_PROTOCOLS)
     elif kind == "finetune" and part:
-        protocol_named(name, FINETUNE_PROTOCOLS)
+        choose("protocol", name, FINETUNE_PROTOCOLS)
     else:
         raise ValueError(
             f"protocols={protocol}: unknown; give knn, linear/fast, linear/NAME with one of {list(LINEAR_PROTOCOLS)}, "

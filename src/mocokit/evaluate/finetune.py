@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mocokit.data.loader import WholeEpochs
+from mocokit.engine.lars import Lars
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.fast_linear import best_pair
 from mocokit.evaluate.features import LabelledImages, extract_features
@@ -119,23 +120,21 @@ def fine_tune(
 def build_optimizer(
     backbone: nn.Module, head: nn.Module, protocol: FineTuneProtocol, *, lr: float, head_multiplier: float
 ) -> torch.optim.Optimizer:
-    """SGD or LARS, each group of parameters with its own `peak_lr`.
-
-    LARS adapts the rates of matrices and kernels alone, as SimCLR does; biases and BatchNorm follow plain SGD.
-    """
+    """SGD, or SimCLR's LARS, each group of parameters with its own `peak_lr`."""
+    optimizer: torch.optim.Optimizer
+    if protocol.optimizer == "lars":
+        optimizer = Lars(
+            [*backbone.parameters(), *head.parameters()], lr=lr, momentum=0.9, weight_decay=protocol.weight_decay,
+            trust_coefficient=0.001, lr_in_momentum=True,
+        )  # fmt: skip
+        for group in optimizer.param_groups:
+            group["peak_lr"] = lr
+        return optimizer
     groups = [
-        {"params": [p for p in part.parameters() if (p.dim() > 1) == adapts], "peak_lr": lr * multiplier, "lr": 0.0,
-         "adapts": adapts}
+        {"params": list(part.parameters()), "peak_lr": lr * multiplier}
         for part, multiplier in ((backbone, 1.0), (head, head_multiplier))
-        for adapts in (True, False)
-    ]  # fmt: skip
-    if protocol.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=protocol.weight_decay)
-    from timm.optim.lars import Lars
-
-    for group in groups:
-        group["always_adapt"] = group["adapts"]  # without it timm's LARS is plain SGD where weight decay is 0
-    return Lars(groups, momentum=0.9, weight_decay=protocol.weight_decay, trust_coeff=0.001)
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=protocol.weight_decay)
 
 
 def judge(

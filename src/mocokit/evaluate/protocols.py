@@ -3,15 +3,11 @@
 Rates are quoted at 256 images a step and scaled with the batch, so that a protocol means the same at any batch size.
 """
 
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from mocokit.engine.schedules import learning_rate
-
-P = TypeVar("P")
 
 LEAST_STEPS_PER_EPOCH = 8
 """A small labelled set gets a smaller batch rather than fewer steps; ImageNet's 1 % keeps every published batch."""
@@ -170,17 +166,3 @@ class FastLinearProtocol:
 
 
 FAST_LINEAR = FastLinearProtocol()
-
-
-def protocol_named(name: str, known: Mapping[str, P]) -> P:
-    """The protocol of that name.
-
-    Raises:
-        ValueError: Unknown; the message names the nearest one and lists all.
-
-    """
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"protocol={name!r}: unknown; {hint}choose one of {list(known)}")
-    return known[name]

@@ -4,16 +4,21 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import UNREADABLE, write_atomically
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
+
+MAX_IMAGE_SIZE = 2**13
+"""Side of an image (pixels) that a card may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,12 @@ class LoadedBackbone:
 
 def save_backbone(path: Path, backbone: nn.Module, card: BackboneCard) -> None:
     """Write the weights with the card as metadata; complete or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    save_weights(path, backbone.state_dict(), card)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], card: BackboneCard) -> None:
+    """`save_backbone` of a backbone's state dict."""
+    state = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     metadata = {"format": "pt", "mocokit": json.dumps(asdict(card))}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))
 
@@ -67,11 +77,15 @@ def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"run={path}: damaged file ({error})") from error
     if "mocokit" not in metadata:
         raise ValueError(f"run={path}: not written by mocokit; it does not say which backbone it holds")
-    card = _read_card(metadata["mocokit"])
+    try:
+        card = _read_card(metadata["mocokit"])
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"run={path}: damaged card ({error})") from error
+    _require_fit(state, card, path)
     backbone = build_backbone(card.arch, stem=card.stem)
     backbone.load_state_dict(state)
     return LoadedBackbone(backbone=backbone.eval(), pixels=PixelNormalize(card.mean, card.std), card=card, path=path)
@@ -79,8 +93,23 @@ def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
 
 def _read_card(text: str) -> BackboneCard:
     values = json.loads(text)
-    values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-    return BackboneCard(**values)
+    values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
+    card = BackboneCard(**values)
+    if not (isinstance(card.arch, str) and isinstance(card.stem, str) and len(card.mean) == len(card.std) == 3):
+        raise ValueError("arch, stem, mean or std is not what it should be")
+    if not 1 <= int(card.image_size) <= MAX_IMAGE_SIZE or not 0 < float(card.eval_crop_ratio) <= 1:
+        raise ValueError(f"image_size={card.image_size}, eval_crop_ratio={card.eval_crop_ratio}")
+    return card
+
+
+def _require_fit(state: dict[str, Tensor], card: BackboneCard, path: Path) -> None:
+    """ValueError unless the file holds the tensors of its backbone; told before memory is given to the backbone."""
+    with torch.device("meta"):
+        wanted = build_backbone(card.arch, stem=card.stem).state_dict()
+    wrong = [name for name in wanted.keys() | state.keys()
+             if name not in wanted or name not in state or wanted[name].shape != state[name].shape]  # fmt: skip
+    if wrong:
+        raise ValueError(f"run={path}: its weights are not those of {card.arch} ({len(wrong)} differ: {min(wrong)})")
 
 
 def random_backbone(card: BackboneCard, *, seed: int) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mocokit.engine.checkpoint import UNREADABLE
+from mocokit.engine.checkpoint import UNREADABLE, load_tensors
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with torch.serialization.safe_globals(_harmless()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
     except (*UNREADABLE, SafetensorError) as error:
         raise ValueError(f"checkpoint={path}: {_explain(path, str(error))}") from error
     if not isinstance(content, dict):

@@ -167,15 +167,13 @@ def _from(number: float, between: bool) -> str:
 
 
 def save_cost(measured: Sequence[Measured], out: Path) -> None:
-    """Write `table.md` and `table.json`."""
-    header, lines = table_cells(measured)
-    if not measured:
-        return
+    """Write `table.md` and `table.json` of one point at least."""
     point = measured[0].point
     text = (
         f"# Memory and time of a training step, by mechanism\n\n"
-        f"{point.arch} at {point.image_size} px on {point.device}, fp32, groups of 32 images for BatchNorm, {point.steps} steps each in a process of its own.\n\n"
-        f"{markdown_columns(header, lines)}\n" + "".join(f"- {line}\n" for line in findings(measured))
+        f"{point.arch} at {point.image_size} px on {point.device}, fp32, groups of 32 images for BatchNorm, "
+        f"{point.steps} steps each in a process of its own.\n\n"
+        f"{markdown_columns(*table_cells(measured))}\n" + "".join(f"- {line}\n" for line in findings(measured))
         + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{markdown_columns(*published_cells())}"
     )  # fmt: skip
     write_atomically(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))

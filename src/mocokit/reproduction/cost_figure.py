@@ -22,7 +22,7 @@ def plot_cost(measured: Sequence[Measured], path: Path) -> None:
         own = sorted(_at_equal_batch(measured, way), key=lambda one: one.point.batch)
         equal.plot([one.point.batch for one in own], [peak_megabytes(one) for one in own], marker=marker, label=way)
     _log_log(equal, "batch (MoCo: K = 65,536)", "peak memory (MB)")
-    memory.legend(fontsize=7)
+    memory.legend(fontsize=7, loc="lower right")
     save_figure(figure, path)
 
 

@@ -59,7 +59,7 @@ def plot_table(filled: Filled, path: Path, *, small: bool) -> None:
     for axes, (title, points, small_x) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
         drawn = [cell for cell in filled.cells if cell.name in points]
         if filled.table.x_label:
-            _curves(axes, drawn, points, small_x=small_x)
+            draw_curves(axes, drawn, points, small_x=small_x)
             axes.set_xlabel(filled.table.x_label)
             axes.set_ylabel(f"{metric} accuracy (%)")
             if filled.table.log_x:
@@ -82,7 +82,8 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x: bool) -> None:
+def draw_curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x: bool) -> None:
+    """One curve a series, means with sample deviations as error bars."""
     for marker, series in zip(MARKERS, dict.fromkeys(cell.series for cell in cells), strict=False):
         own = [cell for cell in cells if cell.series == series]
         axes.errorbar(

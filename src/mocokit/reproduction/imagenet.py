@@ -39,10 +39,11 @@ def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials:
     """Arguments of `mocokit`: pre-train, linear classification and, where the paper reports it, detection."""
     run = str(cell_folder(places.out, table.name, cell.name, seed))
     train, val = f"{places.imagenet}/train", f"{places.imagenet}/val"
+    protocol = "simclr" if cell.config.method.name == "simclr" else "moco"  # each paper's own
     of_seed = ["--seed", str(seed), "--out", run]
     lines = [
         ["pretrain", cell.preset, "--data", train, *flags_of(cell.settings), *of_seed],
-        ["linear", run, "--data", train, "--test", val, "--protocol", "moco"],
+        ["linear", run, "--data", train, "--test", val, "--protocol", protocol],
     ]
     if "AP" in table.metrics:
         lines.append(["detect", run, "--data", places.voc, "--out", f"{run}/detection", "--trials", str(trials)])

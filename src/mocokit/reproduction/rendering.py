@@ -25,11 +25,11 @@ class Filled:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """`81.2 +- 0.3`, mean and sample standard deviation; one number alone; nothing for none."""
+    """`81.2 +- 0.3 (3)`: mean, sample standard deviation and number of runs; one number alone; nothing for none."""
     if not values:
         return ""
     mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.1f} ({len(values)})"
 
 
 def show_expected(expected: Expected | None, sources: list[str]) -> str:
@@ -47,10 +47,9 @@ def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
     for cell in filled.cells:
         found = filled.values.get(cell.name, {})
         papers = [show_expected(cell.expected.get(metric), sources) for metric in filled.table.metrics]
-        runs = max((len(found.get(metric, [])) for metric in filled.metrics), default=0)
         got = [mean_and_deviation(found.get(metric, [])) for metric in filled.metrics]
-        lines.append([cell.name, *papers, *got, str(runs or "")])
-    header = ["", *(f"paper: {metric}" for metric in filled.table.metrics), *filled.metrics, "runs"]
+        lines.append([cell.name, *papers, *got])
+    header = ["", *(f"paper: {metric}" for metric in filled.table.metrics), *filled.metrics]
     return header, lines, sources
 
 
@@ -68,7 +67,8 @@ def markdown_text(filled: Filled) -> str:
     notes = "".join(f"\\[{number}\\] {source}  \n" for number, source in enumerate(sources, start=1))
     return (
         f"# {filled.table.title}\n\n{filled.table.source}. The paper's numbers are of ImageNet; measured: "
-        f"{filled.setup}. Mean and sample standard deviation over the runs.\n\n"
+        f"{filled.setup}. Mean, sample standard deviation and, in brackets, "
+        f"number of runs.\n\n"
         f"{markdown_columns(header, lines)}\n{notes}"
     )
 

@@ -1,0 +1,141 @@
+"""How far the planner's step time and memory are from measured ones, on one core of this machine.
+
+    python benchmarks/plan_accuracy.py
+
+Four configurations calibrate three constants (operations and bytes per second, and what libraries hold once they are
+in use), eight others are predicted with them.
+Time is CPU time, which a busy machine disturbs less than wall time; memory is the growth of the resident set.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import markdown_table, save_result
+
+from mocokit.build_method import build_method
+from mocokit.config import Config
+from mocokit.engine.optim import build_sgd
+from mocokit.methods.groups import GroupLayout
+from mocokit.nets.pixels import PixelNormalize
+from mocokit.planning import memory_by_part
+from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
+from mocokit.step_counts import StepCounts, count_step
+
+CALIBRATION = [
+    ("resnet10_w32", 32, 32, 0), ("resnet18", 32, 16, 0), ("resnet10_w16", 64, 32, 0), ("resnet18", 64, 16, 0),
+]  # fmt: skip
+VALIDATION = [
+    ("resnet10_w32", 64, 32, 0), ("resnet10_w64", 32, 32, 0), ("resnet10_w64", 64, 16, 2), ("resnet18", 48, 32, 0),
+    ("resnet18", 64, 32, 1), ("resnet34", 32, 16, 0), ("resnet34", 64, 16, 0), ("resnet50", 64, 16, 0),
+]  # fmt: skip
+"""(arch, image size, global batch, micro groups); small stem, 4 BatchNorm groups, K 4096, fp32."""
+RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
+
+
+def build_config(arch: str, size: int, batch: int, micro: int) -> Config:
+    """One configuration."""
+    settings: Mapping[str, object] = {
+        "model.arch": arch, "data.image_size": size, "data.global_batch_size": batch, "method.micro_groups": micro,
+        "method.bn_groups": 4, "method.queue_size": 4096, "run.precision": "fp32", "data.mean": (0.5, 0.5, 0.5),
+        "data.std": (0.5, 0.5, 0.5),
+    }  # fmt: skip
+    return replace_settings(get_preset("moco-v2-small"), settings)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def measure(row: tuple[str, int, int, int]) -> dict[str, float]:
+    """CPU seconds of a step and growth of the resident set, in a process of its own."""
+    config = build_config(*row)
+    torch.set_num_threads(1)
+    before = _resident()
+    layout = GroupLayout(bn_groups=config.method.bn_groups, micro_groups=config.method.micro_groups)
+    pixels = PixelNormalize(config.data.mean, config.data.std, channels_last=config.run.channels_last)
+    method = build_method(config, layout=layout, pixels=pixels, num_images=10_000, total_steps=10)
+    optimizer = build_sgd(method, lr=0.03, sgd_momentum=0.9, weight_decay=1e-4)
+    views = torch.randint(0, 256, (2, row[2], 3, row[1], row[1]), dtype=torch.uint8)
+    seconds = []
+    for step in range(4):
+        start = time.process_time()
+        method.prepare(views[0], views[1], torch.arange(row[2]), step)
+        for loss in method.micro_losses():
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.remember()
+        seconds.append(time.process_time() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"step_s": statistics.median(seconds[1:]), "memory_bytes": peak - before}
+
+
+def _measure_apart(row: tuple[str, int, int, int]) -> dict[str, float]:
+    command = [sys.executable, __file__, json.dumps(row)]
+    return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def _predicted_bytes(config: Config, counts: StepCounts) -> float:
+    return sum(memory_by_part(config, counts, world_size=1, device_type="cpu").values())
+
+
+def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
+    """Seconds an operation and a byte, by least squares of relative errors, neither below zero."""
+    rows = np.array([(count.flops / s, count.moved_bytes / s) for count, s in zip(counts, seconds, strict=True)])
+    best = [max(0.0, value) for value in np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]]
+    if min(best) == 0.0:
+        only = int(np.argmax(best))
+        best[only] = float(rows[:, only].sum() / (rows[:, only] ** 2).sum())
+    return best[0], best[1]
+
+
+def main() -> None:
+    """Calibrate, predict, measure, compare."""
+    if len(sys.argv) > 1:
+        arch, size, batch, micro = json.loads(sys.argv[1])
+        print(json.dumps(measure((arch, size, batch, micro))))
+        return
+    known, counted = (
+        [_measure_apart(row) for row in CALIBRATION],
+        [count_step(build_config(*row)) for row in CALIBRATION],
+    )
+    per_flop, per_byte = _fit(counted, [row["step_s"] for row in known])
+    libraries = statistics.median(
+        measured["memory_bytes"] - _predicted_bytes(build_config(*row), counts)
+        for measured, row, counts in zip(known, CALIBRATION, counted, strict=True)
+    )
+    rows: list[dict[str, Any]] = []
+    for row in VALIDATION:
+        config, measured = build_config(*row), _measure_apart(row)
+        counts = count_step(config)
+        step_s = per_flop * counts.flops + per_byte * counts.moved_bytes
+        memory = libraries + _predicted_bytes(config, counts)
+        rows.append({
+            "config": row, "measured": measured, "step_s": step_s, "memory_bytes": memory,
+            "time_error": step_s / measured["step_s"] - 1, "memory_error": memory / measured["memory_bytes"] - 1,
+        })  # fmt: skip
+        print(row, f"time {rows[-1]['time_error']:+.0%} memory {rows[-1]['memory_error']:+.0%}", flush=True)
+        save_result(RESULT, {"libraries_bytes": libraries, "flops_per_s": 1 / per_flop if per_flop else None,
+                             "bytes_per_s": 1 / per_byte if per_byte else None, "rows": rows})  # fmt: skip
+    cells = [
+        [f"{r['config'][0]}, {r['config'][1]} px, batch {r['config'][2]}, micro {r['config'][3]}",
+         f"{r['step_s']:.2f}", f"{r['measured']['step_s']:.2f}", f"{r['time_error']:+.0%}",
+         f"{r['memory_bytes'] / 1e6:.0f}", f"{r['measured']['memory_bytes'] / 1e6:.0f}", f"{r['memory_error']:+.0%}"]
+        for r in rows
+    ]  # fmt: skip
+    header = ("configuration", "predicted s", "measured s", "error", "predicted MB", "measured MB", "error")
+    print(markdown_table(header, cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Write docs/scaling.md: the planner's numbers for moco-v2 on 1 to 1,024 H100.
+
+python benchmarks/plan_table.py
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from measuring import markdown_table
+
+from mocokit.planning import DEVICES, Surroundings, plan
+from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
+
+WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+DATA_SIZES = {"1.28 M": 1_281_167, "10 M": 10**7, "100 M": 10**8, "1 B": 10**9}
+PLACE = Path(__file__).parent.parent / "docs" / "scaling.md"
+
+HEAD = """\
+# Scaling (computed, not measured)
+
+Every number on this page was computed by `mocokit plan`; `benchmarks/plan_table.py` wrote it. No run of this size was
+made. The model is stated in `src/mocokit/planning.py`, its constants and their sources in the table of devices there;
+its errors against measurements on one CPU core are in `benchmarks/results/plan_accuracy.json`.
+
+`moco-v2` (ResNet-50, 224 px, K 65,536) in bf16 on H100 with 8 a node, 50 GB/s between nodes, 110 kB an image. Up to 8
+devices this is the papers' run of 256 images in 8 BatchNorm groups, one group at a time; beyond, the batch grows by a
+group of 32 images a device, which is another run than the papers'.
+"""
+
+
+def main() -> None:
+    """Compute each world size, write the page."""
+    rows, bound_from = list[list[str]](), ""
+    for world_size in WORLD_SIZES:
+        groups = max(8, world_size)
+        settings = {"run.precision": "bf16", "method.bn_groups": groups, "data.global_batch_size": 32 * groups,
+                    "method.micro_groups": 1, "optim.epochs": 1}  # fmt: skip
+        config = replace_settings(get_preset("moco-v2"), settings)
+        made = plan(config, device="H100", world_size=world_size, num_images=10**9, around=Surroundings())
+        hours = [size / made.images_per_s / 3600 for size in DATA_SIZES.values()]
+        rows.append([
+            f"{world_size:,}", f"{32 * groups:,}", f"{sum(made.memory_bytes.values()) / 1e9:.1f}",
+            f"{1000 * made.step_s:.1f}", f"{made.communication_s / made.step_s:.0%}", f"{made.images_per_s:,.0f}",
+            f"{made.storage_per_node / 1e6:,.0f}", *(f"{hour:,.2f}" for hour in hours),
+            f"{hours[-1] * world_size * DEVICES['H100'].watts * Surroundings().power_overhead / 1000:,.0f}",
+        ])  # fmt: skip
+        if made.bound == "communication" and not bound_from:
+            without = plan(replace(config, method=replace(config.method, shuffle=False)), device="H100",
+                           world_size=world_size, num_images=10**9)  # fmt: skip
+            bound_from = (
+                f"From {world_size:,} devices on, communication bounds the run: {1000 * made.communication_s:.1f} of "
+                f"{1000 * made.step_s:.1f} ms, of which gathering the key views for shuffling BN takes "
+                f"{1000 * (made.communication_s - without.communication_s):.1f}. Storage bounds it wherever a node "
+                "can't read the column's MB/s."
+            )
+    header = ("GPUs", "batch", "GB a GPU", "ms a step", "communication", "images/s", "MB/s a node",
+              *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
+    PLACE.write_text(f"{HEAD}\n{markdown_table(header, rows)}\n\n{bound_from}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What a checkpoint costs training: steps with a save on its way against steps without, as a share of the interval.
+
+The state is copied on the training thread and written by another, which shares the cores. The extra time of a stretch
+of steps that starts with a save, over the default interval between saves (run.save_minutes), is the share.
+
+    python benchmarks/save_cost.py
+"""
+
+import argparse
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import measuring
+import torch
+
+from mocokit.assembly import Parts, assemble
+from mocokit.benchmark import one_step
+from mocokit.config import Config, RunConfig
+from mocokit.data.views import ViewBatch
+from mocokit.demo import sample_path
+from mocokit.engine.background import BackgroundWriter
+from mocokit.engine.checkpoint import copied_to_cpu, save_checkpoint
+from mocokit.presets import get_preset
+from mocokit.pretraining import state_of
+from mocokit.settings import replace_settings
+
+CASES: dict[str, dict[str, object]] = {
+    "resnet18, 32 px, K 4,096": {
+        "model.arch": "resnet18", "data.image_size": 32, "data.global_batch_size": 64, "method.queue_size": 4096,
+    },
+    "resnet50, 64 px, K 65,536": {
+        "model.arch": "resnet50", "data.image_size": 64, "data.global_batch_size": 16, "method.queue_size": 65536,
+    },
+}  # fmt: skip
+
+
+def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device: str) -> dict[str, Any]:
+    """Seconds that one save costs, in all and on the training thread, and its share of the default interval."""
+    parts = assemble(config, torch.device(device))
+    size, batch_size = config.data.image_size, config.data.global_batch_size
+    pixels = torch.randint(0, 256, (2, batch_size, 3, size, size), dtype=torch.uint8, device=device)
+    batch = ViewBatch(query=pixels[0], key=pixels[1], image_ids=torch.arange(batch_size, device=device))
+    writer, copying, writing = BackgroundWriter(), list[float](), list[float]()
+    num_steps = max(3, round(stretch_s / min(_seconds(parts, batch, 1) for _ in range(4))))
+
+    def save() -> None:
+        """What Bookkeeper.save does."""
+        begun = time.perf_counter()
+        writer.wait()
+        state = copied_to_cpu({**state_of(parts), "step": 1})
+        copying.append(time.perf_counter() - begun)
+
+        def write() -> None:
+            begun = time.perf_counter()
+            save_checkpoint(work, state, step=1, keep_last=1)
+            writing.append(time.perf_counter() - begun)
+
+        writer.start(write)
+
+    def saving() -> None:
+        """A stretch that starts with a save."""
+        save()
+        _seconds(parts, batch, num_steps)
+        writer.wait()
+
+    sides = {"plain": lambda: _seconds(parts, batch, num_steps), "saving": saving}
+    times = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
+    extra_s = statistics.median(b - a for a, b in zip(times["plain"], times["saving"], strict=True))
+    writer.close()
+    return {
+        "bytes": next(work.glob("step_*.pt")).stat().st_size, "steps": num_steps, "seconds": times,
+        "copy_s": statistics.median(copying), "write_s": statistics.median(writing), "extra_s": extra_s,
+        "share": extra_s / (60 * RunConfig().save_minutes),
+    }  # fmt: skip
+
+
+def _seconds(parts: Parts, batch: ViewBatch, num_steps: int) -> float:
+    """Of `num_steps` training steps."""
+    begun = time.perf_counter()
+    for step in range(num_steps):
+        one_step(parts, batch, step)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Measure both cases and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stretch-s", type=float, default=5.0, help="seconds of steps in a stretch")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/save_cost"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "save_cost.json")
+    args = parser.parse_args()
+    measuring.use_cores(2)
+    cases = {}
+    for name, settings in CASES.items():
+        shutil.rmtree(args.work, ignore_errors=True)
+        fixed = {
+            "data.source": str(sample_path("train")),
+            "data.workers": 0,
+            "run.device": args.device,
+            "method.bn_groups": 2,
+        }
+        config = replace_settings(get_preset("moco-v2"), {**fixed, **settings})
+        cases[name] = measure(config, args.work, stretch_s=args.stretch_s, rounds=args.rounds, device=args.device)
+    measuring.save_result(args.results, {"cases": cases})
+    rows = [
+        (name, f"{case['bytes'] / 1e6:.0f} MB", f"{case['copy_s']:.3f} s", f"{case['write_s']:.2f} s",
+         f"{case['extra_s']:.2f} s", f"{case['share']:.2%}")
+        for name, case in cases.items()
+    ]  # fmt: skip
+    header = (
+        "run",
+        "checkpoint",
+        "copy (training waits)",
+        "write (beside it)",
+        "a save costs",
+        "share of the interval",
+    )
+    print(measuring.markdown_table(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Feed every reader of files damaged and forged ones, for as long as you like; anything but a clear error is a finding.
+
+    python experiments/fuzz.py --inputs 1000000
+
+Inputs are real files of each kind with bytes flipped, cut, copied, filled with extremes or spliced with another file;
+where a checksum would stop them at the door it is made right again. Allowed outcomes: read, ValueError, OSError. The
+result file counts inputs, and tells time and memory; a run that was stopped goes on from it with other inputs.
+"""
+
+import argparse
+import contextlib
+import gzip
+import io
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import tarfile
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL import __version__ as pillow_version
+from safetensors.torch import save
+
+from mocokit.data.decode import decode
+from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.data.open_source import open_source
+from mocokit.data.shard_index import ShardIndex, load_index
+from mocokit.demo import sample_path
+from mocokit.engine.checkpoint import load_checkpoint
+from mocokit.export.backbone import load_backbone
+from mocokit.foreign.reading import read_checkpoint
+from mocokit.presets import get_preset
+from mocokit.settings import from_toml, to_toml
+
+RESULT = Path(__file__).parent / "results" / "fuzz.json"
+LISTED = ("a.jpg", "b c.jpg")
+"""Images that the honest lists name."""
+LIMIT_S = 20
+"""An input that takes longer is a hang; the machine may be busy with other things."""
+MAX_PX = 10**6
+EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 8)
+
+Edit = tuple[int, int, int]
+"""(kind, where, what), each any number: all of them mean something for all files."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file."""
+
+    suffix: str
+    seeds: tuple[bytes, ...]
+    """Honest files."""
+    read: Callable[[Path], object]
+    mend: Callable[[bytes], bytes] = bytes
+    """Makes checksums right again, or wraps what was damaged in its container."""
+
+
+def mutate(seeds: tuple[bytes, ...], choice: int, edits: list[Edit]) -> bytes:
+    """A seed with edits done to it."""
+    raw = bytearray(seeds[choice % len(seeds)])
+    for kind, where, what in edits:
+        at = where % (len(raw) + 1)
+        match kind % 6:
+            case 0:
+                raw[at : at + 1] = bytes([what % 256])
+            case 1:
+                extreme = EXTREMES[what % len(EXTREMES)]
+                raw[at : at + len(extreme)] = extreme
+            case 2:
+                del raw[at : at + what % 64]
+            case 3:
+                raw[at:at] = raw[at : at + what % 64] * (1 + what % 3)
+            case 4:
+                del raw[at if what % 8 == 0 else len(raw) - what % 16 :]
+            case 5:
+                other = seeds[what % len(seeds)]
+                raw[at : at + 64] = other[at % max(1, len(other)) :][:64]
+    return bytes(raw)
+
+
+def _read_images(path: Path) -> None:
+    source = open_source(path)
+    for index in range(min(3, len(source))):
+        with contextlib.suppress(OSError):  # what a bad image raises
+            source.name(index), source.read(index)
+
+
+def _decode(path: Path) -> None:
+    raw = path.read_bytes()
+    header = read_jpeg_header(raw)
+    if header is not None and header.height * header.width <= MAX_PX:
+        with contextlib.suppress(ValueError):
+            decode_jpeg(raw, header, fraction=2)
+    decode(raw, max_image_px=MAX_PX)
+
+
+def _mend_tar(raw: bytes) -> bytes:
+    """The same with right checksums in every block that could be a header."""
+    blocks = bytearray(raw)
+    for start in range(0, len(blocks) - 511, 512):
+        if blocks[start + 257 : start + 262] == b"ustar":
+            blocks[start + 148 : start + 156] = b" " * 8
+            blocks[start + 148 : start + 156] = b"%06o\0 " % sum(blocks[start : start + 512])
+    return bytes(blocks)
+
+
+def _in_zip(honest: bytes, part: str) -> Callable[[bytes], bytes]:
+    """Wraps a damaged `part` in the archive that it came from."""
+
+    def wrap(raw: bytes) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(honest)) as old, zipfile.ZipFile(out, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, raw if name == part else old.read(name))
+        return out.getvalue()
+
+    return wrap
+
+
+def _part(archive: bytes, part: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return file.read(part)
+
+
+def _images() -> tuple[bytes, ...]:
+    with zipfile.ZipFile(sample_path("val")) as archive:
+        image = Image.open(io.BytesIO(archive.read("coffee/010.jpg"))).resize((24, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [
+        ("JPEG", {"quality": 80}), ("JPEG", {"progressive": True, "exif": exif}), ("PNG", {}), ("BMP", {}),
+        ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}),
+    ]  # fmt: skip
+    files = []
+    for kind, options in kinds:
+        file = io.BytesIO()
+        image.save(file, kind, **options)  # type: ignore[arg-type]
+        files.append(file.getvalue())
+    return tuple(files)
+
+
+def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
+    """(zip stored, zip deflated, tar) of a few small files in class folders."""
+    stored, packed, tar = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    with (
+        zipfile.ZipFile(stored, "w") as a,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as b,
+        tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as t,
+    ):
+        for name, raw in zip(("cat/1.jpg", f"dog/{'long' * 30}.jpg", "dog/\u00fc.png"), images, strict=False):
+            a.writestr(name, raw)
+            b.writestr(name, raw)
+            member = tarfile.TarInfo(name)
+            member.size = len(raw)
+            t.addfile(member, io.BytesIO(raw))
+    return stored.getvalue(), packed.getvalue(), tar.getvalue()
+
+
+def _index() -> bytes:
+    file = io.BytesIO()
+    members = np.array([[0, 0], [512, 1536], [300, 400], [123, -1]], np.int64)
+    ShardIndex(("cat/1.jpg", "dog/2.jpg"), members, (0, 1), ("cat", "dog"), (4096,)).save(file)
+    return file.getvalue()
+
+
+def _checkpoint() -> bytes:
+    file = io.BytesIO()
+    torch.save({"step": 3, "method": {"w": torch.arange(6.0).view(2, 3)}, "names": ["a", 1.5, None, True]}, file)
+    return file.getvalue()
+
+
+def _backbone() -> bytes:
+    card = {"arch": "resnet10_w16", "stem": "small", "image_size": 32, "eval_crop_ratio": 1.0, "mean": [0.5] * 3,
+            "std": [0.5] * 3, "step": 1}  # fmt: skip
+    return save({"conv1.weight": torch.zeros(2, 3)}, {"mocokit": json.dumps(card)})
+
+
+def build_readers() -> dict[str, Reader]:
+    """Every reader, with honest files of its kind."""
+    images = _images()
+    stored, packed, tar = _archives(images)
+    idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
+    index, checkpoint = _index(), _checkpoint()
+    pickled = next(name for name in zipfile.ZipFile(io.BytesIO(checkpoint)).namelist() if name.endswith("data.pkl"))
+    lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
+    config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
+    return {
+        "image": Reader(".img", images, _decode),
+        "zip": Reader(".zip", (stored, packed), _read_images),
+        "tar": Reader(".tar", (tar,), _read_images),
+        "tar, checksums right": Reader(".tar", (tar,), _read_images, _mend_tar),
+        "IDX": Reader("-images-idx3-ubyte", (idx,), _read_images),
+        "IDX in gzip": Reader("-images-idx3-ubyte.gz", (idx,), _read_images, lambda raw: gzip.compress(raw, 1)),
+        "gzip of IDX": Reader("-images-idx3-ubyte.gz", (gzip.compress(idx),), _read_images),
+        "list .txt": Reader(".txt", lists, _read_images),
+        "list .csv": Reader(".csv", lists[1:], _read_images),
+        "shard index": Reader(".npz", (index,), _load_index),
+        "shard index, names": Reader(".npz", (_part(index, "names.npy"),), _load_index, _in_zip(index, "names.npy")),
+        "shard index, members": Reader(
+            ".npz", (_part(index, "members.npy"),), _load_index, _in_zip(index, "members.npy")
+        ),
+        "checkpoint": Reader(".pt", (checkpoint,), load_checkpoint),
+        "checkpoint, pickle": Reader(
+            ".pt", (_part(checkpoint, pickled),), load_checkpoint, _in_zip(checkpoint, pickled)
+        ),
+        "foreign checkpoint": Reader(".pth", (_part(checkpoint, pickled), checkpoint), read_checkpoint),
+        "foreign safetensors": Reader(".safetensors", (_backbone(),), read_checkpoint),
+        "backbone": Reader(".safetensors", (_backbone(),), load_backbone),
+        "config": Reader(".toml", config, lambda path: from_toml(path.read_text(encoding="utf-8"))),
+    }  # fmt: skip
+
+
+def _load_index(path: Path) -> ShardIndex:
+    return load_index(path.read_bytes(), path.name)
+
+
+def try_input(reader: Reader, raw: bytes, folder: Path) -> str:
+    """Read one input: "read" or "refused".
+
+    Raises:
+        Exception: A finding: whatever else the reader raised.
+
+    """
+    path = folder / f"input{reader.suffix}"
+    path.write_bytes(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            reader.read(path)
+        except (ValueError, OSError):
+            return "refused"
+    return "read"
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    def late(_number: int, _frame: object) -> None:
+        raise AssertionError(f"more than {LIMIT_S} s")  # no kind of error that a reader catches
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _draw(rng: random.Random) -> tuple[int, list[Edit]]:
+    count = rng.choice((1, 1, 2, 3, 8))
+    return rng.randrange(100), [(rng.randrange(6), rng.randrange(2**20), rng.randrange(2**16)) for _ in range(count)]
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[str, str]], seconds: float) -> None:
+    """Fuzz one reader for `seconds`, counting into `row`."""
+    folder_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=folder_root) as text:
+        folder, start = Path(text), time.perf_counter()
+        for listed in LISTED:
+            (folder / listed).touch()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            number = int(row["inputs"])
+            raw = reader.mend(mutate(reader.seeds, *_draw(random.Random(f"{name} {number}"))))
+            before = time.perf_counter()
+            try:
+                with _time_limit():
+                    outcome = try_input(reader, raw, folder)
+            except Exception as error:  # noqa: BLE001, this is what is looked for
+                outcome = "findings"
+                findings.append(
+                    {"reader": name, "number": str(number), "error": repr(error)[:300], "raw": raw.hex()[:4000]}
+                )
+            row[outcome] += 1
+            row["inputs"] += 1
+            row["slowest_s"] = round(max(row["slowest_s"], time.perf_counter() - before), 3)
+        row["seconds"] = round(row["seconds"] + elapsed, 1)
+
+
+def main() -> None:
+    """Go round the readers until there are enough inputs, saving after each round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="in all, with those of the result file")
+    parser.add_argument("--minutes", type=float, default=10**6, help="stop earlier than that")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff has to say about damaged files
+    readers, end = build_readers(), time.monotonic() + 60 * args.minutes
+    result = (
+        json.loads(args.result.read_text()) if args.result.exists() else {"readers": {}, "findings": [], "memory": []}
+    )
+    rows = result["readers"]
+    for name in readers:
+        rows.setdefault(name, dict.fromkeys(("inputs", "read", "refused", "findings", "seconds", "slowest_s"), 0))
+    while (total := sum(row["inputs"] for row in rows.values())) < args.inputs and time.monotonic() < end:
+        for name, reader in readers.items():
+            _fuzz(name, reader, rows[name], result["findings"], seconds=2.0)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        result["memory"].append({"inputs": total, "resident_mb": round(_resident_mb(), 1), "peak_mb": round(peak, 1)})
+        result["inputs"] = int(sum(row["inputs"] for row in rows.values()))
+        result["versions"] = {"torch": str(torch.__version__), "numpy": np.__version__, "Pillow": pillow_version}
+        args.result.parent.mkdir(exist_ok=True)
+        args.result.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{result['inputs']:,} inputs, {len(result['findings'])} findings, {result['memory'][-1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

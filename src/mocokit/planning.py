@@ -1,0 +1,170 @@
+"""What a run will need, before it is started: memory by part, time, energy, money, network and storage.
+
+The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
+gradients' ring all-reduce and the keys' gathering, which nothing overlaps (engine/train.py). Storage has to deliver
+the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
+"""
+
+from dataclasses import dataclass
+
+from mocokit.config import Config
+from mocokit.engine.precision import AUTOCAST_TYPES
+from mocokit.losses import CHUNK_ELEMENTS
+from mocokit.settings import replace_settings
+from mocokit.step_counts import StepCounts, count_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator by its maker's sheet."""
+
+    flops_fp32: float
+    """Per second; a convolution in fp32 runs in TF32 where the hardware has it and torch's default allows it."""
+    flops_half: float
+    """Per second in bf16 (fp16 on V100), dense."""
+    memory_bytes: float
+    bandwidth: float
+    """Bytes per second of its memory."""
+    link: float
+    """Bytes per second to the other devices of its node, one direction."""
+    watts: float
+    compute_efficiency: float = 0.6
+    bandwidth_efficiency: float = 0.85
+    """Both so that 8 V100 take the 53 hours that the official README tells of moco-v2 (facebookresearch/moco)."""
+    overhead_bytes: float = 1.5e9
+    """Context, libraries and workspaces; assumed."""
+
+
+DEVICES = {
+    # nvidia.com H100 SXM sheet: 989 TFLOPS bf16 and 494 TF32 dense, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways, 700 W
+    "H100": Device(flops_fp32=494e12, flops_half=989e12, memory_bytes=80e9, bandwidth=3.35e12, link=450e9, watts=700),
+    # nvidia.com A100 80GB SXM sheet: 312 and 156 TFLOPS, 2.04 TB/s, NVLink 600 GB/s both ways, 400 W
+    "A100": Device(flops_fp32=156e12, flops_half=312e12, memory_bytes=80e9, bandwidth=2.04e12, link=300e9, watts=400),
+    # nvidia.com V100 SXM2 sheet: 15.7 TFLOPS fp32, 125 fp16, 32 GB, 900 GB/s, NVLink 300 GB/s both ways, 300 W
+    "V100": Device(flops_fp32=15.7e12, flops_half=125e12, memory_bytes=32e9, bandwidth=0.9e12, link=150e9, watts=300),
+    # nvidia.com Ada white paper, RTX 4090: 82.6 TFLOPS TF32, 165 bf16 dense, 24 GB, 1.01 TB/s, PCIe 4.0 x16, 450 W
+    "4090": Device(flops_fp32=82.6e12, flops_half=165e12, memory_bytes=24e9, bandwidth=1.01e12, link=32e9, watts=450),
+    # nvidia.com L4 sheet: 60 TFLOPS TF32, 121 bf16 dense, 24 GB, 300 GB/s, PCIe 4.0 x16, 72 W
+    "L4": Device(flops_fp32=60e12, flops_half=121e12, memory_bytes=24e9, bandwidth=0.3e12, link=32e9, watts=72),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What is around the devices; every number is the user's to change."""
+
+    gpus_per_node: int = 8
+    network: float = 50e9
+    """Bytes per second between nodes, one direction; 400 Gbit/s."""
+    image_bytes: float = 110e3
+    """An image as stored; ImageNet's training JPEGs take 138 GB / 1.28 M."""
+    price_per_hour: float = 0.0
+    """Of one device, in any currency."""
+    price_per_kwh: float = 0.0
+    power_overhead: float = 1.5
+    """Watts at the socket for each watt of the devices: hosts, network, cooling; assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Computed, not measured."""
+
+    device: str
+    world_size: int
+    memory_bytes: dict[str, float]
+    """Of one device, by part."""
+    fits: bool
+    compute_s: float
+    """Of a step."""
+    communication_s: float
+    """Of a step."""
+    images_per_s: float
+    hours: float
+    kwh: float
+    money: float
+    storage_per_node: float
+    """Bytes per second that a node reads."""
+    network_per_node: float
+    """Bytes per second that a node sends while gradients travel, averaged over the step."""
+
+    @property
+    def step_s(self) -> float:
+        """Whole step."""
+        return self.compute_s + self.communication_s
+
+    @property
+    def bound(self) -> str:
+        """What the larger part of a step is spent on."""
+        return "communication" if self.communication_s > self.compute_s else "compute"
+
+
+def plan(config: Config, *, device: str, world_size: int, num_images: int, around: Surroundings | None = None) -> Plan:
+    """Compute what a run on `world_size` devices needs.
+
+    Args:
+        config: The run's settings.
+        device: One of DEVICES.
+        world_size: Number of devices.
+        num_images: Size of the data set.
+        around: Nodes, network, images and prices.
+
+    Raises:
+        ValueError: Unknown device, or a setting that does not allow this world size.
+
+    """
+    if device not in DEVICES:
+        raise ValueError(f"devices={device}: unknown; choose one of {list(DEVICES)}")
+    around, card = around or Surroundings(), DEVICES[device]
+    if config.run.precision == "auto":  # every one of DEVICES has a half precision; V100's, fp16, counts alike
+        config = replace_settings(config, {"run.precision": "bf16"})
+    counts = count_step(config, world_size=world_size)
+    memory = memory_by_part(config, counts, world_size=world_size, device_type="cuda")
+    memory["context"] = card.overhead_bytes
+    compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES)
+    communication, sent = _communication(config, counts, card, world_size, around)
+    step_s, batch = compute + communication, config.data.global_batch_size
+    hours = num_images // batch * config.optim.epochs * step_s / 3600
+    kwh = hours * world_size * card.watts * around.power_overhead / 1000
+    on_node = min(world_size, around.gpus_per_node)
+    return Plan(
+        device=device, world_size=world_size, memory_bytes=memory, fits=sum(memory.values()) <= card.memory_bytes,
+        compute_s=compute, communication_s=communication, images_per_s=batch / step_s, hours=hours, kwh=kwh,
+        money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
+        storage_per_node=batch / step_s * around.image_bytes * on_node / world_size,
+        network_per_node=sent / step_s if world_size > on_node else 0.0,
+    )  # fmt: skip
+
+
+def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, device_type: str) -> dict[str, float]:
+    """Bytes that one rank holds at the worst moment of a step, by part."""
+    flat = 4.0 * counts.num_parameters
+    view_bytes = 3 * config.data.image_size**2
+    gathered = config.data.global_batch_size if world_size > 1 else counts.num_images
+    return {
+        "weights": 2.0 * counts.encoder_bytes,
+        "gradients": flat * (2 if world_size > 1 else 1),  # the all-reduce has a flat copy
+        "optimizer": flat,
+        "activations": float(counts.activation_bytes),
+        "queue": config.method.queue_size * (4.0 * config.model.dim + 8),
+        "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
+        "views": float(view_bytes * (2 * counts.num_images + gathered)),  # uint8; keys are gathered to be shuffled
+    }
+
+
+def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
+    """Computing time of one rank's part of a step."""
+    rate = (card.flops_half if half else card.flops_fp32) * card.compute_efficiency
+    return counts.flops / rate + counts.moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
+
+
+def _communication(
+    config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
+) -> tuple[float, float]:
+    """(seconds, bytes sent by a node) of a step: a ring all-reduce of gradients, a ring all-gather of key views."""
+    if world_size == 1:
+        return 0.0, 0.0
+    share = (world_size - 1) / world_size
+    views = config.data.global_batch_size * 3 * config.data.image_size**2 if config.method.shuffle else 0
+    sent = share * (2 * 4 * counts.num_parameters + views + config.data.global_batch_size * 4 * config.model.dim)
+    slowest = card.link if world_size <= around.gpus_per_node else min(card.link, around.network)
+    return sent / slowest, sent

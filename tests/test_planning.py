@@ -1,0 +1,74 @@
+"""The planner against numbers that others measured, and counts against the real thing."""
+
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from mocokit.cli import main
+from mocokit.planning import DEVICES, Surroundings, plan
+from mocokit.presets import get_preset
+from mocokit.settings import replace_settings
+from mocokit.step_counts import count_step
+
+TINY = {"model.arch": "resnet10_w16", "data.image_size": 32, "run.precision": "fp32"}
+
+
+def test_resnet50_counts_are_the_known_ones() -> None:
+    """4.09 G multiply-adds and 25.6 M parameters (torchvision's table), of which 2.05 M are fc's; forward twice,
+    backward twice as much as one forward, the first convolution without a gradient of its input."""
+    counts = count_step(get_preset("moco-v2"), world_size=8)
+    assert counts.num_images == 32
+    body = sum(parameter.numel() for parameter in resnet50().parameters()) - 2_049_000
+    assert counts.num_parameters == body + 2048 * 2048 + 2048 + 2048 * 128 + 128
+    assert counts.flops / 32 == pytest.approx(4 * 2 * 4.09e9, rel=0.02)
+
+
+def test_saved_activations_grow_with_the_micro_batch_alone() -> None:
+    config = replace_settings(get_preset("moco-v2-small"), TINY)
+    whole = count_step(config)
+    eighth = count_step(replace_settings(config, {"method.micro_groups": 1}))
+    assert eighth.flops == whole.flops
+    assert eighth.activation_bytes == pytest.approx(whole.activation_bytes / 8, rel=0.1)
+
+
+def test_half_precision_halves_what_is_held() -> None:
+    config = replace_settings(get_preset("moco-v2-small"), TINY)
+    half = count_step(replace_settings(config, {"run.precision": "bf16"}))
+    assert half.activation_bytes == pytest.approx(count_step(config).activation_bytes / 2, rel=0.25)
+
+
+def test_a_vision_transformer_can_be_counted() -> None:
+    settings = {**TINY, "model.arch": "vit_tiny_patch16_224", "model.stem": "imagenet"}
+    counts = count_step(replace_settings(get_preset("moco-v2-small"), settings))
+    assert counts.flops > 0
+    assert counts.activation_bytes > 0
+
+
+def test_eight_v100_take_about_as_long_as_officially() -> None:
+    """facebookresearch/moco README: 53 hours of pre-training for 200 epochs on 8 V100."""
+    made = plan(get_preset("moco-v2"), device="V100", world_size=8, num_images=1_281_167)
+    assert made.hours == pytest.approx(53, rel=0.15)
+    assert made.fits
+
+
+def test_gradients_travel_as_a_ring_needs() -> None:
+    config, around = (
+        replace_settings(get_preset("moco-v2-small"), {**TINY, "method.shuffle": False}),
+        Surroundings(gpus_per_node=4),
+    )
+    made = plan(config, device="A100", world_size=8, num_images=10**6, around=around)
+    sent = 7 / 8 * (8 * count_step(config).num_parameters + 512 * 128 * 4)
+    assert made.communication_s == pytest.approx(sent / 50e9)
+    assert plan(config, device="A100", world_size=1, num_images=10**6).communication_s == 0
+
+
+def test_the_command_prints_what_python_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    assert main(["plan", "moco-v2-small", "--devices", "2xL4", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "computed for 2 x L4, not measured" in text
+    config = replace_settings(get_preset("moco-v2-small"), TINY)
+    assert f"{plan(config, device='L4', world_size=2, num_images=1_281_167).hours:,.1f} h" in text
+    assert main(["plan", "moco-v2", "--devices", "8xABC"]) == 1
+    assert f"choose one of {list(DEVICES)}" in capsys.readouterr().err
+    assert torch.get_default_device().type == "cpu"
