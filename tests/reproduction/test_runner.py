@@ -8,7 +8,7 @@ import pytest
 from mocokit.reproduction.results import load_result
 from mocokit.reproduction.runner import predict_minutes, run_table
 from tests.reproduction.small_table import small_plan, small_table
-from tests.run_process import finish, start_module, wait_for_step
+from tests.run_process import finish, start, wait_for_step
 from tests.small_presets import add_narrow_backbone, remove_narrow_backbone
 
 
@@ -51,7 +51,7 @@ def test_a_folder_with_another_run_is_left_alone(photos: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
     whole, killed = small_plan(photos, tmp_path / "whole"), small_plan(photos, tmp_path / "killed")
-    process = start_module("tests.reproduction.small_table", [str(photos), str(killed.out)])
+    process = start([str(photos), str(killed.out)], program=("-m", "tests.reproduction.small_table"))
     folder = killed.folder(killed.cells[0], 0)
     wait_for_step(folder, 12)
     process.kill()
