@@ -81,6 +81,7 @@ def measure_here(point: CostPoint) -> Cost:
     optimizer = build_optimizer(
         method, name="sgd", lr=1e-3, sgd_momentum=0.9, weight_decay=1e-4, trust_coefficient=1e-3
     )  # fmt: skip
+    _reset_peak(device)  # what drawing the first queue took is not a step's
     seconds = [_step(method, optimizer, point, number, device) for number in range(1 + point.steps)][1:]
     return Cost(
         peak_megabytes=_peak(device) - before, step_s=statistics.median(seconds), fastest_s=min(seconds),

@@ -90,7 +90,8 @@ def draw_curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x:
             [_x(cell, small_x=small_x) for cell in own], [statistics.mean(points[cell.name]) for cell in own],
             yerr=[_deviation(points[cell.name]) for cell in own], marker=marker, capsize=3, label=series,
         )  # fmt: skip
-    axes.legend(fontsize=8)
+    if any(cell.series for cell in cells):
+        axes.legend(fontsize=8)
 
 
 def _log_ticks(axes: "Axes", places: Sequence[float]) -> None:
