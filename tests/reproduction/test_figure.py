@@ -18,6 +18,6 @@ def test_the_plot_has_the_measured_side_when_there_are_numbers(tmp_path: Path) -
 def test_error_bars_are_the_sample_deviation() -> None:
     axes = new_figure(3, 3).subplots()
     draw_curves(axes, small_table().cells, {"T=0.1": [70.0, 72.0, 74.0], "T=0.2": [75.0]}, small_x=True)
-    (bars,) = axes.containers[0].lines[2]
+    (bars,) = axes.containers[0].lines[2]  # type: ignore[attr-defined]
     first, second = ([y for _, y in segment] for segment in bars.get_segments())
     assert (first, second) == ([70.0, 74.0], [75.0, 75.0])
