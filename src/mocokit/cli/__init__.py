@@ -5,7 +5,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mocokit.cli import benching, detecting, evaluating, exchanging, judging, launching, packing, planning, training
+from mocokit.cli import (
+    benching,
+    detecting,
+    evaluating,
+    exchanging,
+    judging,
+    launching,
+    packing,
+    planning,
+    reproducing,
+    training,
+)
 
 HELP = """\
 usage: mocokit COMMAND ...
@@ -23,6 +34,7 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   export RUN --to LIBRARY OUT          the backbone for another library, proven equal there
   import CHECKPOINT OUT                weights of other projects, or an official run to resume
   detect RUN --data D --out DIR        fine-tune detectors from a backbone, as the papers do
+  reproduce TABLE [--scale S]          a table of the papers, in small or on ImageNet
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
   bench PRESET --data D                what bounds a run on this machine and these images
@@ -88,6 +100,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": exchanging.export_command,
     "import": exchanging.import_command,
     "detect": detecting.detect_command,
+    "reproduce": reproducing.reproduce_command,
     "presets": training.presets_command,
     "verify": judging.verify_command,
     "bench": benching.bench_command,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mocokit.engine.checkpoint import write_text_atomically
+from mocokit.report.columns import markdown_columns, text_columns
 
 COLUMNS = ("raw pixels", "random init", "pre-trained")
 
@@ -96,24 +97,15 @@ def show_minutes(minutes: float) -> str:
 
 def text_table(rows: Sequence[Row]) -> str:
     """The table for a terminal: names to the left, numbers to the right."""
-    header, lines = table_cells(rows)
-    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    return "\n".join(
-        "   ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                   for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in [header, ["-" * width for width in widths], *lines]
-    )  # fmt: skip
+    return text_columns(*table_cells(rows))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table in Markdown, over what it was measured on."""
-    header, lines = table_cells(rows)
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    table = "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *lines])
     first = rows[0]
     seeds = sorted({row.seed for row in rows})
     tested = first.test or "a held-out tenth of them"
     return (
         f"Accuracy (%) on {first.test_images:,} test images. Data: `{first.data}`, test: {tested}, weights "
-        f"{first.weights}, seeds {', '.join(map(str, seeds))}.\n\n{table}"
+        f"{first.weights}, seeds {', '.join(map(str, seeds))}.\n\n{markdown_columns(*table_cells(rows))}"
     )

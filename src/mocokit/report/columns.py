@@ -1,0 +1,19 @@
+"""Cells of text as columns of a terminal, and as a Markdown table: names to the left, numbers to the right."""
+
+from collections.abc import Sequence
+
+
+def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """For a terminal."""
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    return "\n".join(
+        "   ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                   for column, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in [header, ["-" * width for width in widths], *lines]
+    )  # fmt: skip
+
+
+def markdown_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown, ending in a newline."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *lines])

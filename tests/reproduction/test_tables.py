@@ -1,0 +1,98 @@
+import pytest
+
+from mocokit.presets import PRESETS
+from mocokit.reproduction.moco_v1_tables import SMALL_K
+from mocokit.reproduction.scales import shrink
+from mocokit.reproduction.table import Cell, Table
+from mocokit.reproduction.tables import TABLES, get_table
+from mocokit.settings import to_dict
+
+ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
+
+
+def _differences(cell: Cell, preset: str) -> dict[str, object]:
+    """Settings in which the cell's run differs from a preset."""
+    base, own = to_dict(PRESETS[preset]), to_dict(cell.config)
+    return {
+        f"{section}.{name}": value
+        for section, values in own.items()
+        for name, value in values.items()
+        if value != base[section][name]
+    }
+
+
+def test_temperatures_change_v1_by_the_head_and_the_temperature_alone() -> None:
+    for cell, temperature in zip(TABLES["temperature"].cells, (0.07, 0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
+        differences = _differences(cell, "moco-v1")
+        assert differences.pop("method.temperature", 0.07) == temperature
+        assert differences == {"model.mlp": True}
+
+
+def test_each_row_of_the_ablation_differs_from_v1_as_its_name_says() -> None:
+    switches: dict[str, dict[str, object]] = {
+        "v1": {},
+        "MLP": {"model.mlp": True, "method.temperature": 0.2},
+        "aug+": {"augment.aug_plus": True},
+        "cos": {"optim.cos": True},
+        "800ep": {"optim.epochs": 800},
+    }
+    for cell in TABLES["ablation"].cells:
+        want = {name: value for part in cell.name.split(",") for name, value in switches[part].items()}
+        assert _differences(cell, "moco-v1") == want, cell.name
+
+
+def test_simclr_differs_from_its_preset_by_batch_epochs_and_the_rate_that_follows() -> None:
+    found = {cell.name: _differences(cell, "simclr") for cell in TABLES["sota"].cells if cell.preset == "simclr"}
+    assert found == {
+        "SimCLR,200ep,b256": {"data.global_batch_size": 256, "optim.epochs": 200, "optim.lr": 0.3},
+        "SimCLR,200ep,b8192": {"data.global_batch_size": 8192, "optim.epochs": 200, "optim.lr": pytest.approx(9.6)},
+        "SimCLR,1000ep,b4096": {"optim.epochs": 1000},
+    }
+
+
+def test_mechanisms_differ_from_v1_by_where_negatives_come_from() -> None:
+    for cell in TABLES["mechanisms"].cells:
+        differences, method = _differences(cell, "moco-v1"), cell.config.method
+        differences.pop("method.name", None)
+        if method.name == "end-to-end":
+            assert cell.config.data.global_batch_size == cell.x
+            assert cell.config.optim.lr == pytest.approx(0.03 * cell.config.data.global_batch_size / 256)
+            for follows in ("optim.lr", "data.global_batch_size"):
+                differences.pop(follows, None)
+        else:
+            assert cell.x == (method.queue_size if method.name == "moco" else method.num_negatives)
+            for number in ("method.queue_size", "method.num_negatives"):
+                differences.pop(number, None)
+        assert differences == {}, cell.name
+
+
+@pytest.mark.parametrize(("table", "cell"), ALL, ids=lambda value: value.name)
+def test_in_small_all_but_sizes_lengths_and_rates_stays(table: Table, cell: Cell) -> None:
+    paper, small = cell.config, shrink(table, cell)
+    for section, name in (
+        ("method", "name"), ("method", "temperature"), ("model", "mlp"), ("augment", "aug_plus"),
+        ("augment", "recipe"), ("optim", "cos"), ("optim", "name"), ("model", "head_layers"),
+    ):  # fmt: skip
+        assert getattr(getattr(small, section), name) == getattr(getattr(paper, section), name), name
+    assert small.optim.epochs == round(paper.optim.epochs * table.small_epochs / 200)
+
+
+def test_the_negatives_of_the_small_mechanisms_are_those_on_its_axis() -> None:
+    for cell in TABLES["mechanisms"].cells:
+        small = shrink(TABLES["mechanisms"], cell)
+        numbers = {"moco": small.method.queue_size, "memory-bank": small.method.num_negatives,
+                   "end-to-end": small.data.global_batch_size}  # fmt: skip
+        assert numbers[small.method.name] == cell.small_x == SMALL_K[int(cell.x or 0)]
+
+
+def test_unknown_names_tell_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean temperature"):
+        get_table("temperatur")
+    with pytest.raises(ValueError, match=r"only=T=0\.6: no cell of temperature; did you mean T=0"):
+        TABLES["temperature"].chosen(["T=0.6"])
+
+
+def test_every_published_number_has_a_source() -> None:
+    for _, cell in ALL:
+        for number in cell.expected.values():
+            assert any(word in number.source for word in ("README", "recall", "secondary page"))
