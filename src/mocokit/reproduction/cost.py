@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.report.columns import markdown_columns
 from mocokit.reproduction.cost_point import Cost, CostPoint, measure
 from mocokit.reproduction.cost_table import PUBLISHED
@@ -76,8 +76,7 @@ def _load(path: Path, point: CostPoint) -> Cost | None:
 
 
 def _save(path: Path, numbers: object) -> None:
-    text = json.dumps(numbers, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, json.dumps(numbers, indent=1) + "\n")
 
 
 def over_negatives(measured: Sequence[Measured], way: str) -> list[Measured]:
@@ -176,6 +175,6 @@ def save_cost(measured: Sequence[Measured], out: Path) -> None:
         f"{markdown_columns(*table_cells(measured))}\n" + "".join(f"- {line}\n" for line in findings(measured))
         + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{markdown_columns(*published_cells())}"
     )  # fmt: skip
-    write_atomically(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(out / "table.md", text)
     points = [{**asdict(one.point), **asdict(one.cost)} for one in measured]
     _save(out / "table.json", {"points": points, "findings": findings(measured), "machine": describe_machine()})

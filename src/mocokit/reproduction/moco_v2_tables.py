@@ -32,7 +32,7 @@ TEMPERATURE = Table(
     title="MoCo v1 with an MLP head: linear accuracy over the temperature",
     source="MoCo v2 sec. 3, in-text table",
     metrics=("linear",),
-    small_epochs=30,
+    small_epochs=15,
     x_label="temperature",
     cells=(
         _temperature(0.07, 62.9, SECONDARY),
@@ -50,7 +50,7 @@ ABLATION = Table(
     title="MoCo v2's ablation: MLP head, aug+, cosine schedule, epochs",
     source="MoCo v2 Table 1",
     metrics=("linear", "AP50", "AP", "AP75"),
-    small_epochs=20,
+    small_epochs=10,
     cells=(
         Cell(
             name="v1", preset="moco-v1",
@@ -98,7 +98,7 @@ SOTA = Table(
     title="MoCo v1 and v2 against SimCLR, by batch size and epochs",
     source="MoCo v2 Table 2",
     metrics=("linear",),
-    small_epochs=15,
+    small_epochs=10,
     cells=(
         Cell(name="MoCo-v1,200ep,b256", preset="moco-v1", expected=_linear(60.6, README)),
         _simclr(200, 256, 128, 61.9, SECONDARY),

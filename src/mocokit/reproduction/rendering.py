@@ -5,7 +5,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.report.columns import markdown_columns, text_columns
 from mocokit.reproduction.results import Values, describe_machine
 from mocokit.reproduction.table import Cell, Expected, Table
@@ -89,5 +89,5 @@ def save_table(filled: Filled, folder: Path) -> None:
         "machine": describe_machine(),
     }  # fmt: skip
     text = json.dumps(numbers, indent=1) + "\n"
-    write_atomically(folder / "table.md", lambda path: path.write_text(markdown, encoding="utf-8"))
-    write_atomically(folder / "table.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / "table.md", markdown)
+    write_text_atomically(folder / "table.json", text)

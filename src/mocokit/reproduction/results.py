@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mocokit.engine.checkpoint import write_atomically
+from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.run_folder import describe_environment
 from mocokit.evaluate.results import Row, load_rows
 
@@ -38,8 +38,7 @@ class Result:
 
     def save(self, folder: Path) -> None:
         """Write `result.json`, whole or not at all."""
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        write_atomically(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(folder / "result.json", json.dumps(asdict(self), indent=1) + "\n")
 
 
 def load_result(folder: Path) -> Result | None:
