@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from mocokit import distributed
-from mocokit.build_method import AnyMethod, build_method
+from mocokit.build_method import AnyMethod, build_method, view_size
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
@@ -103,7 +103,7 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
     )  # fmt: skip
     recipe, key_recipe = build_recipes(config)
     views = TwoViews(
-        parts.reader, recipe, key_recipe=key_recipe, size_px=data.image_size, seed=seed, pipeline=data.pipeline,
+        parts.reader, recipe, key_recipe=key_recipe, size_px=view_size(config), seed=seed, pipeline=data.pipeline,
         crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
     )  # fmt: skip
     return build_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)

@@ -30,6 +30,9 @@ class DataConfig:
     """Labelled images for the kNN monitor; empty: a tenth of the training images when they have labels."""
     image_size: Annotated[int, flag("--image-size")] = 224
     """Side of a view (pixels)."""
+    first_image_size: int = 0
+    """Side of a view in the first epoch, which grows to image_size in the first half of the run: cheap epochs first; 0:
+    image_size all along."""
     global_batch_size: Annotated[int, flag("--global-batch-size")] = 256
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, flag("--workers")] = -1
@@ -50,6 +53,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
+        require(
+            self.first_image_size == 0 or 8 <= self.first_image_size <= self.image_size,
+            "data.first_image_size", self.first_image_size, f"must be 0 (off) or 8 to image_size={self.image_size}",
+        )  # fmt: skip
         require(
             self.global_batch_size >= 2,
             "data.global_batch_size",

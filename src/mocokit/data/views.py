@@ -21,6 +21,7 @@ from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import PIPELINES, Draw, fast_views, warm_up
 from mocokit.data.sources import ImageSource, RawImage
+from mocokit.data.view_size import ViewSize
 from mocokit.randomness import Purpose, generator
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ class TwoViews(Dataset[ViewBatch]):
         reader: Reads the images.
         recipe: How the query view is drawn.
         key_recipe: How the key view is drawn; None: likewise.
-        size_px: S.
+        size_px: S, or how it grows from epoch to epoch.
         seed: Seed of the draws.
         pipeline: "fast" or "reference", see pipelines.py.
         crops_only: Leave color, blur and flip to `ViewBatch.augmented`.
@@ -140,10 +141,11 @@ class TwoViews(Dataset[ViewBatch]):
     """
 
     def __init__(
-        self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int, pipeline: str, crops_only: bool = False,
-        key_recipe: Recipe | None = None,
+        self, reader: ImageReader, recipe: Recipe, *, size_px: int | ViewSize, seed: int, pipeline: str,
+        crops_only: bool = False, key_recipe: Recipe | None = None,
     ) -> None:  # fmt: skip
-        self.reader, self.recipe, self.size_px, self.seed = reader, recipe, size_px, seed
+        self.reader, self.recipe, self.seed = reader, recipe, seed
+        self.size = ViewSize(first_px=size_px, last_px=size_px, epochs=0) if isinstance(size_px, int) else size_px
         self.key_recipe = key_recipe
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
         if self.pipeline is fast_views:
@@ -154,8 +156,9 @@ class TwoViews(Dataset[ViewBatch]):
         return self.make_batch(positions, map)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
-        """The views of a whole batch."""
-        pixels = empty_pixels(2, len(positions), self.size_px, self.size_px, 3)
+        """The views of a whole batch, all of one epoch."""
+        size_px = self.size.in_epoch(positions[0][0])
+        pixels = empty_pixels(2, len(positions), size_px, size_px, 3)
         targets = pixels.transpose(0, 1).numpy()  # (n, 2, S, S, 3): query, key
         ids, draws, bad = zip(*each(self._make_row, positions, targets), strict=True)
         query, key = pixels.permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory

@@ -6,13 +6,12 @@ predictor; it is updated before it makes keys. q and k come from different encod
 Shapes: B global batch, n rows of it on this rank, C embedding dimension.
 """
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import in_batch_info_nce, row_metrics
+from mocokit.losses import PLAIN, NegativeTerm, in_batch_info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.momentum import copy_for_keys, momentum_update
@@ -29,6 +28,7 @@ class MoCoV3(nn.Module):
         key_momentum: step -> m of the key encoder's moving average, in 0..1.
         layout: BatchNorm groups of the global batch, and the part that this rank computes.
         pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
+        term: How negatives enter the loss.
 
     """
 
@@ -41,16 +41,17 @@ class MoCoV3(nn.Module):
         key_momentum: Callable[[int], float],
         layout: GroupLayout,
         pixels: nn.Module | None = None,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
-        self.encoder_k.predictor = nn.Identity()
+        self.encoder_k.predictor, self.encoder_k.patches = nn.Identity(), None
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.key_momentum = temperature, key_momentum
-        self.chance_loss = 2 * 2 * temperature * math.log(global_batch_size)
+        self.temperature, self.key_momentum, self.term = temperature, key_momentum, term
+        self.chance_loss = 2 * 2 * temperature * term.chance_loss(global_batch_size - 1)
         self._views: tuple[Tensor, Tensor] | None = None
         self._keys: tuple[Tensor, Tensor] | None = None
         self._last_momentum = 0.0
@@ -72,17 +73,17 @@ class MoCoV3(nn.Module):
         ctr(q1, k2) + ctr(q2, k1), each times 2T, so that a rate suits every temperature (Algorithm 1's note).
         """
         assert self._views is not None and self._keys is not None, "call prepare() first"
-        keys_of, size = self._keys, len(self._keys[0])
+        keys_of, size, several = self._keys, len(self._keys[0]), self.encoder_q.queries_per_image
         own, weight, metrics = self.layout.own_rows(size), 2 * self.temperature, list[dict[str, Tensor]]()
         for micro in self.layout.micro_batches(size):
             queries = [self.forwards.run(self.encoder_q, views, micro) for views in self._views]  # (micro rows, C)
-            rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows]
+            rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows].repeat_interleave(several)
             with torch.autocast(queries[0].device.type, enabled=False):
                 directions = [
-                    in_batch_info_nce(q, keys, rows, temperature=self.temperature)
+                    in_batch_info_nce(q, keys, rows, temperature=self.temperature, term=self.term).per_image(several)
                     for q, keys in zip(queries, reversed(keys_of), strict=True)
                 ]
-                metrics.append(row_metrics(directions, weight=weight))
+                metrics.append(row_metrics(directions, weight=weight, term=self.term))
             yield weight * torch.stack([nce.row_losses.sum() for nce in directions]).sum() / size
         self.row_metrics = cat_rows(metrics)
 

@@ -6,13 +6,12 @@ batch of 2B. The gradient goes through all 2B views on all ranks. v2 differs in 
 Shapes: B global batch, n rows of it on this rank, C embedding dimension.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import nt_xent, row_metrics
+from mocokit.losses import PLAIN, NegativeTerm, nt_xent, row_metrics
 from mocokit.methods.gradient_cache import cached_micro_losses
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout, MicroBatch
@@ -28,6 +27,7 @@ class SimClr(nn.Module):
         temperature: Softmax temperature T.
         layout: BatchNorm groups of the global batch, and the part that this rank computes.
         pixels: Module that turns views into what the encoder reads; runs a micro-batch at a time.
+        term: How negatives enter the loss.
 
     """
 
@@ -39,13 +39,14 @@ class SimClr(nn.Module):
         temperature: float,
         layout: GroupLayout,
         pixels: nn.Module | None = None,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
-        self.encoder_q, self.temperature = encoder_q, temperature
+        self.encoder_q, self.temperature, self.term = encoder_q, temperature, term
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.chance_loss = 2 * math.log(2 * global_batch_size - 1)
+        self.chance_loss = 2 * term.chance_loss(2 * global_batch_size - 2)
         self._views: tuple[Tensor, Tensor] | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
@@ -75,8 +76,10 @@ class SimClr(nn.Module):
         def score(embeddings: Tensor, micro: MicroBatch) -> Tensor:
             """Contrast the micro-batch's views with all views."""
             rows = slice(first + micro.rows.start, first + micro.rows.stop)
-            directions = nt_xent(embeddings[:, 0], embeddings[:, 1], temperature=self.temperature, rows=rows)
-            metrics.append(row_metrics(directions))
+            directions = nt_xent(
+                embeddings[:, 0], embeddings[:, 1], temperature=self.temperature, rows=rows, term=self.term
+            )
+            metrics.append(row_metrics(directions, term=self.term))
             return torch.stack([nce.row_losses.sum() for nce in directions]).sum() / size
 
         yield from cached_micro_losses(embed, score, layout=self.layout, global_batch_size=size)
