@@ -61,7 +61,7 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int, masks: bool, monke
     logits = torch.cat([(q * k).sum(1, keepdim=True), scores], dim=1) / 0.07
     want = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long), reduction="none")
     (gradient,) = torch.autograd.grad((want * weights).sum(), q)
-    own = {"ids": ids, "negative_ids": negative_ids} if masks else {}
+    own: dict[str, Any] = {"ids": ids, "negative_ids": negative_ids} if masks else {}
     got = info_nce(q, k, negatives, temperature=0.07, **own)
     torch.testing.assert_close(got.row_losses, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(
