@@ -40,7 +40,7 @@ def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
 def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
     """Accuracy in percent of pixels, random-init and pre-trained features, by protocol."""
     loaded = load_backbone(run)
-    view = view_of(loaded.card, num_workers=2)
+    view = view_of(loaded.card, num_workers=0)
     images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]
     table: dict[str, dict[str, float]] = {}
     for subject in subjects_of(loaded, baselines=True, device=CPU, seed=seed):

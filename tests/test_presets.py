@@ -70,6 +70,11 @@ def test_growing_views_start_small_and_end_whole(photos: Path, tmp_path: Path) -
     assert sizes == [16] * 5 + [32] * 5 + [48] * 10
 
 
+def test_recipes_md_has_a_row_for_each_preset() -> None:
+    recipes = (Path(__file__).parent.parent / "RECIPES.md").read_text(encoding="utf-8")
+    assert [name for name in PRESETS if f"| `{name}` | `" not in recipes] == []
+
+
 def _losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 

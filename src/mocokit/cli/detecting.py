@@ -51,8 +51,9 @@ class Detect:
     """Leave VOC's difficult objects out of training; Detectron2, and so the official numbers, train on them."""
     seed: int = 0
     """All randomness derives from it."""
-    workers: int = 2
-    """Loader processes."""
+    workers: int = -1
+    """Loader processes; 0: none, threads make each batch between the steps; -1: none where the CPU trains, else the
+    machine's cores."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

@@ -24,8 +24,9 @@ class Flags:
     """Number of seeds; each draws its own subsets, crops and first weights, and the table has means and deviations."""
     epochs_scale: float = 1.0
     """Length of every training over that of its protocol; the ids tell the epochs."""
-    workers: int = 2
-    """Loader processes."""
+    workers: int = -1
+    """Loader processes; 0: none, threads make each batch between the steps; -1: none where the CPU trains, else the
+    machine's cores."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

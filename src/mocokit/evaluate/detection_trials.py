@@ -13,6 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mocokit.config import DataConfig
 from mocokit.data.detection_sets import DetectionSet
+from mocokit.data.loader import choose_workers
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.detection import average_precision, detect
@@ -55,7 +56,8 @@ class TrialPlan:
     seed: int
     judge_training_images: bool = False
     device_name: str = "auto"
-    num_workers: int = 2
+    num_workers: int = -1
+    """Loader processes; 0: threads; -1: threads on a CPU, else the cores."""
 
 
 def run_trials(
@@ -100,14 +102,15 @@ def _run_trial(
     if path.exists():
         return Trial(**json.loads(path.read_text(encoding="utf-8")))
     start, device = time.perf_counter(), pick_device(plan.device_name, local_rank=0)
+    num_workers = choose_workers(plan.num_workers, on_cpu=device.type == "cpu")
     detector = initial_detector(plan, number).to(device)
     losses = train_detector(
         detector, plan.train, plan.recipe, device=device, seed=torch_seed(plan.seed, Purpose.DETECTION_TRIAL, number),
-        num_workers=plan.num_workers, checkpoints=out / f"trial_{number}",
+        num_workers=num_workers, checkpoints=out / f"trial_{number}",
         on_iteration=None if on_iteration is None else lambda done, loss: on_iteration(number, done, loss),
     )  # fmt: skip
     test, train = (
-        average_precision(images, detect(detector, images, plan.recipe, device=device, num_workers=plan.num_workers))
+        average_precision(images, detect(detector, images, plan.recipe, device=device, num_workers=num_workers))
         if images is not None else {}
         for images in (plan.test, plan.train if plan.judge_training_images else None)
     )  # fmt: skip
