@@ -50,10 +50,15 @@ def main() -> None:
                            world_size=world_size, num_images=10**9)  # fmt: skip
             bound_from = (
                 f"From {world_size:,} devices on, communication bounds the run: {1000 * made.communication_s:.1f} of "
-                f"{1000 * made.step_s:.1f} ms, of which gathering the key views for shuffling BN takes "
+                f"{1000 * made.step_s:.1f} ms, of which exchanging the key views for shuffling BN takes "
                 f"{1000 * (made.communication_s - without.communication_s):.1f}. Storage bounds it wherever a node "
                 "can't read the column's MB/s."
             )
+    bound_from = bound_from or (
+        f"Computing bounds the run up to {WORLD_SIZES[-1]:,} devices, communication takes "
+        f"{made.communication_s / made.step_s:.0%} of the step there. Storage bounds it wherever a node can't read the "
+        "column's MB/s."
+    )
     header = ("GPUs", "batch", "GB a GPU", "ms a step", "communication", "images/s", "MB/s a node",
               *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
     PLACE.write_text(f"{HEAD}\n{markdown_table(header, rows)}\n\n{bound_from}\n", encoding="utf-8")

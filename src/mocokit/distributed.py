@@ -116,6 +116,36 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
+    """Rows of this rank once the batch that all ranks hold together is put in `order`; no gradient.
+
+    A row goes to the one rank that needs it, so that a rank receives no more than it holds, whatever their number.
+
+    Args:
+        rows: (counts[rank], ...) this rank's rows.
+        counts: Rows that each rank holds.
+        order: (B,) the same on all ranks: slot i takes row order[i].
+
+    Returns:
+        (counts[rank], ...)
+
+    """
+    if not dist.is_initialized():
+        return rows[order]
+    me, numbers = rank(), torch.arange(len(counts))
+    holder = numbers.repeat_interleave(torch.tensor(counts))  # (B,) rank of each row
+    wanted = [slots.cpu() for slots in order.split(counts)]  # rows that each rank's slots take
+    to_send = [slots[holder[slots] == me] - sum(counts[:me]) for slots in wanted]
+    sources = holder[wanted[me]]
+    sent = rows[torch.cat(to_send).to(rows.device)].contiguous()
+    received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    with _arrive():
+        dist.all_to_all_single(
+            received, sent, torch.bincount(sources, minlength=len(counts)).tolist(), [len(slots) for slots in to_send]
+        )
+    return received[torch.argsort(torch.argsort(sources, stable=True)).to(rows.device)]
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up each parameter's gradient over all ranks, in place.
 

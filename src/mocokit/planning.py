@@ -1,8 +1,9 @@
 """What a run will need, before it is started: memory by part, time, energy, money, network and storage.
 
 The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
-gradients' ring all-reduce and the keys' gathering, which nothing overlaps (engine/train.py). Storage has to deliver
-the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
+gradients' ring all-reduce, the exchange of shuffled views and the keys' gathering, which nothing overlaps
+(engine/train.py). Storage has to deliver the images meanwhile. What is counted comes from step_counts.py, what devices
+do from their makers' sheets.
 """
 
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, devic
     """Bytes that one rank holds at the worst moment of a step, by part."""
     flat = 4.0 * counts.num_parameters
     view_bytes = 3 * config.data.image_size**2
-    gathered = config.data.global_batch_size if world_size > 1 else counts.num_images
+    shuffled = 3 if world_size > 1 else 1  # key views as sent, as received and in order
     return {
         "weights": 2.0 * counts.encoder_bytes,
         "gradients": flat * (2 if world_size > 1 else 1),  # the all-reduce has a flat copy
@@ -147,7 +148,7 @@ def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, devic
         "activations": float(counts.activation_bytes),
         "queue": config.method.queue_size * (4.0 * config.model.dim + 8),
         "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
-        "views": float(view_bytes * (2 * counts.num_images + gathered)),  # uint8; keys are gathered to be shuffled
+        "views": float(view_bytes * (2 + shuffled) * counts.num_images),  # uint8
     }
 
 
@@ -160,11 +161,14 @@ def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
 def _communication(
     config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
 ) -> tuple[float, float]:
-    """(seconds, bytes sent by a node) of a step: a ring all-reduce of gradients, a ring all-gather of key views."""
+    """(seconds, bytes sent by a node) of a step: rings that sum gradients and gather keys, and the shuffled views."""
     if world_size == 1:
         return 0.0, 0.0
-    share = (world_size - 1) / world_size
-    views = config.data.global_batch_size * 3 * config.data.image_size**2 if config.method.shuffle else 0
-    sent = share * (2 * 4 * counts.num_parameters + views + config.data.global_batch_size * 4 * config.model.dim)
-    slowest = card.link if world_size <= around.gpus_per_node else min(card.link, around.network)
-    return sent / slowest, sent
+    share, node = (world_size - 1) / world_size, min(world_size, around.gpus_per_node)
+    ring = share * (2 * 4 * counts.num_parameters + config.data.global_batch_size * 4 * config.model.dim)
+    views = counts.num_images * 3 * config.data.image_size**2 if config.method.shuffle else 0  # of a rank
+    if world_size == node:
+        sent = ring + share * views
+        return sent / card.link, sent
+    sent = ring + node * (1 - node / world_size) * views
+    return sent / min(card.link, around.network), sent

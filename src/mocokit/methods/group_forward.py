@@ -60,9 +60,8 @@ class GroupForward:
         """(n, 3, H, W) views of this rank's slots when the batch is put in `order` (B,); None: as they are."""
         if order is None:
             return views
-        everyones = self.gather(views)  # (B, 3, H, W); uint8: 38.5 MB at B 256, 224 px
-        own = self.layout.own_rows(len(everyones))
-        return everyones[order[own.start : own.stop]]
+        counts = self.layout.row_counts(self.layout.batch_size_of(len(views)))
+        return distributed.permute_rows(views, counts, order)  # uint8: 4.8 MB a rank at B 256, 224 px, 8 ranks
 
 
 def unshuffle(slots: Tensor, order: Tensor | None) -> Tensor:
