@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +11,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("mocokit", "lightly", "torch", "torchvision", "numpy", "Pillow", "opencv-python-headless")
+from mocokit.engine.machine import describe_machine
+
+PEERS = ("lightly", "numpy", "Pillow", "opencv-python-headless")
 
 
 def use_cores(count: int) -> None:
@@ -22,25 +22,9 @@ def use_cores(count: int) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit."""
-    return {
-        "processor": _processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def describe_sides() -> dict[str, Any]:
+    """The machine, and versions of what is compared."""
+    return {**describe_machine(), "versions": {package: _version(package) for package in PEERS}}
 
 
 def _version(package: str) -> str:
@@ -48,17 +32,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _commit() -> str:
-    """Short hash, with a + when src/ or the benchmarks differ from it."""
-    here = Path(__file__).resolve().parent.parent
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 def time_interleaved(
@@ -100,7 +73,7 @@ def show_ratio(ratio: Mapping[str, float]) -> str:
 def save_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write `result` as JSON, with the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": describe_machine(), **result}, indent=1)
+    text = json.dumps({"machine": describe_sides(), **result}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 

@@ -18,10 +18,10 @@ import torch
 from fashion_mnist import FLAGS as FASHION_FLAGS
 from PIL import Image
 from safetensors.torch import load_file
-from sample_ablation import flags_of
 
 from mocokit.data.pipelines import PIPELINES
 from mocokit.demo import SETTINGS, sample_path
+from mocokit.settings import to_flags
 
 
 def enlarge(folder: Path) -> Path:
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("experiments/results/fast_path.json"))
     args = parser.parse_args()
     train, test = str(sample_path("train")), str(sample_path("test"))
-    demo = [*flags_of(SETTINGS), "--epochs", str(args.epochs)]
+    demo = [*to_flags(SETTINGS), "--epochs", str(args.epochs)]
     cases = {
         "sample enlarged 8x": (str(enlarge(args.out / "enlarged")), train, test, demo),
         "sample": (train, train, test, demo),

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import fault_runs
-import measure
 from fault_runs import Runs, kill, logged_steps, rank_pids, until_end, wait_for_checkpoint
 from fault_table import write_document
 from tests.run_process import finish, start, wait_for_step
 
 from mocokit.engine.checkpoint import list_checkpoints
+from mocokit.engine.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -378,7 +378,7 @@ def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
 def write_results(rows: dict[str, Row], results: Path, document: Path) -> None:
     """Write JSON and the table; faults without a row are marked."""
     missing = {fault.__name__: {"how": _how(fault), "not_run": "not run yet"} for fault in FAULTS}
-    result = {"machine": measure.machine(), "faults": missing | rows}
+    result = {"machine": describe_machine(), "faults": missing | rows}
     results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write_document(document, result)
 

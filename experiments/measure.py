@@ -1,7 +1,6 @@
 """What the experiments share: train by the command line, judge frozen features, write JSON and a table."""
 
 import json
-import platform
 import resource
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mocokit.data.open_source import open_source
 from mocokit.data.views import ImageReader
+from mocokit.engine.machine import describe_machine
 from mocokit.evaluate.baselines import subjects_of, view_of
 from mocokit.evaluate.features import choose_images, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
@@ -57,22 +57,10 @@ def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict
     return table
 
 
-def machine() -> dict[str, object]:
-    """What the timings were taken on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    return {
-        "cores": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
-
-
 def save(path: Path, result: dict[str, Any]) -> None:
     """Write `result` as JSON, with the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"machine": describe_machine(), **result}, indent=1) + "\n", encoding="utf-8")
 
 
 def mean_and_spread(values: list[float]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import measure
 
 from mocokit.demo import SETTINGS, sample_path
+from mocokit.settings import to_flags
 
 COLUMNS = {
     "v1": ["--no-mlp", "--no-aug-plus", "--no-cos"],
@@ -20,15 +21,6 @@ COLUMNS = {
     "+ aug+": ["--mlp", "--aug-plus", "--no-cos"],
     "+ cos": ["--mlp", "--aug-plus", "--cos"],
 }
-
-
-def flags_of(settings: dict[str, object]) -> list[str]:
-    """The demo's settings as flags."""
-    flags: list[str] = []
-    for name, value in settings.items():
-        values = value if isinstance(value, tuple) else (value,)
-        flags += ["--" + name.replace("_", "-"), *map(str, values)]
-    return flags
 
 
 def main() -> None:
@@ -49,7 +41,7 @@ def main() -> None:
         for name, column in COLUMNS.items():
             out = args.out / f"{name.replace(' ', '')}_seed{seed}"
             shared = ["--data", str(sample_path("train")), "--seed", str(seed), "--epochs", str(args.epochs)]
-            minutes = measure.train("moco-v2-small", [*shared, *flags_of(SETTINGS), *milestones, *column], out)
+            minutes = measure.train("moco-v2-small", [*shared, *to_flags(SETTINGS), *milestones, *column], out)
             accuracy = measure.judge(
                 out, str(sample_path("train")), str(sample_path("test")), seed=seed, logistic=False
             )

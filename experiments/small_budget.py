@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from sample_ablation import flags_of
 
 from mocokit.demo import SETTINGS, sample_path
+from mocokit.settings import to_flags
 
 BASELINE = "MoCo v2"
 VARIANTS: dict[str, list[str]] = {
@@ -39,7 +39,7 @@ def arguments(name: str, *, epochs: int, every: int, seed: int, out: Path) -> li
     """Of `mocokit`, for one run."""
     settings = {**SETTINGS, "run.knn_every": every, "data.test": str(sample_path("val"))}
     shared = ["--data", str(sample_path("train")), "--seed", str(seed), "--epochs", str(epochs), "--out", str(out)]
-    return ["pretrain", "moco-v2-small", *flags_of(settings), *VARIANTS[name], *shared]
+    return ["pretrain", "moco-v2-small", *to_flags(settings), *VARIANTS[name], *shared]
 
 
 def train(command: list[str], out: Path) -> list[dict[str, float]]:

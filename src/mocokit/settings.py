@@ -95,3 +95,15 @@ def from_toml(text: str) -> Config:
         return replace_settings(Config(), settings)
     except (TypeError, IndexError) as error:  # a list of other length or kind than its setting wants
         raise ValueError(f"config: a setting holds what it can't ({error})") from error
+
+
+def to_flags(settings: Mapping[str, object]) -> list[str]:
+    """Dotted settings as flags of `mocokit pretrain`."""
+    flags: list[str] = []
+    for setting, value in settings.items():
+        section, name = setting.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            flags.append(f"--{section}.{'' if value else 'no-'}{name}")
+        else:
+            flags += [f"--{section}.{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import importlib.metadata
 import logging
 import os
 import platform
@@ -11,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tomli_w
-import torch
-import torchvision
 
 from mocokit import distributed
 from mocokit.config import Config
 from mocokit.engine.checkpoint import remove_partial
+from mocokit.engine.machine import describe_machine
 from mocokit.settings import from_toml, to_toml
 
 LOGGER = logging.getLogger("mocokit")
@@ -122,16 +120,5 @@ class RunFolder:
 
 
 def describe_environment() -> dict[str, object]:
-    """Versions and hardware, for the record."""
-    return {
-        "mocokit": importlib.metadata.version("mocokit"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "platform": platform.platform(),
-        "processor_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "world_size": distributed.world_size(),
-        "command": sys.argv,
-    }
+    """Hardware, versions and the command, for the record."""
+    return {**describe_machine(), "world_size": distributed.world_size(), "command": sys.argv}

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mocokit.engine.checkpoint import write_text_atomically
+from mocokit.engine.machine import describe_machine
 from mocokit.report.columns import markdown_columns
 from mocokit.reproduction.cost_point import Cost, CostPoint, measure
 from mocokit.reproduction.cost_table import PUBLISHED
-from mocokit.reproduction.results import describe_machine
 
 MOCO_BATCH = 256
 """The paper's; its queue grows, its batch doesn't."""

@@ -1,12 +1,12 @@
 """The commands that fill a cell at the paper's scale, ready to paste."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mocokit.reproduction.results import cell_folder
 from mocokit.reproduction.table import Cell, Table
+from mocokit.settings import to_flags
 
 LAUNCH = "torchrun --nproc-per-node 8 -m mocokit"
 """As in the papers: 8 GPUs of one machine."""
@@ -23,18 +23,6 @@ class Places:
     """Folder with VOC2007 and VOC2012."""
 
 
-def flags_of(settings: Mapping[str, object]) -> list[str]:
-    """Dotted settings as flags of `mocokit pretrain`."""
-    flags: list[str] = []
-    for setting, value in settings.items():
-        section, name = setting.replace("_", "-").split(".")
-        if isinstance(value, bool):
-            flags.append(f"--{section}.{'' if value else 'no-'}{name}")
-        else:
-            flags += [f"--{section}.{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return flags
-
-
 def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials: int = 5) -> list[list[str]]:
     """Arguments of `mocokit`: pre-train, linear classification and, where the paper reports it, detection."""
     run = str(cell_folder(places.out, table.name, cell.name, seed))
@@ -42,7 +30,7 @@ def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials:
     protocol = "simclr" if cell.config.method.name == "simclr" else "moco"  # each paper's own
     of_seed = ["--seed", str(seed), "--out", run]
     lines = [
-        ["pretrain", cell.preset, "--data", train, *flags_of(cell.settings), *of_seed],
+        ["pretrain", cell.preset, "--data", train, *to_flags(cell.settings), *of_seed],
         ["linear", run, "--data", train, "--test", val, "--protocol", protocol],
     ]
     if "AP" in table.metrics:

@@ -50,7 +50,7 @@ ABLATION = Table(
     title="MoCo v2's ablation: MLP head, aug+, cosine schedule, epochs",
     source="MoCo v2 Table 1",
     metrics=("linear", "AP50", "AP", "AP75"),
-    small_epochs=10,
+    small_epochs=8,
     cells=(
         Cell(
             name="v1", preset="moco-v1",

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mocokit.engine.checkpoint import write_text_atomically
+from mocokit.engine.machine import describe_machine
 from mocokit.report.columns import markdown_columns, text_columns
-from mocokit.reproduction.results import Values, describe_machine
+from mocokit.reproduction.results import Values
 from mocokit.reproduction.table import Cell, Expected, Table
 
 

@@ -1,16 +1,12 @@
 """The numbers of a cell, per seed: written when the cell is done, or read from what the commands left in its folder."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mocokit.engine.checkpoint import write_text_atomically
-from mocokit.engine.run_folder import describe_environment
 from mocokit.evaluate.results import Row, load_rows
 
 KNN_PROTOCOL = "knn/k=20/T=0.07"
@@ -85,36 +81,3 @@ def find_values(folders: Mapping[str, list[Path]]) -> dict[str, dict[str, list[f
                 for name, value in json.loads(trial.read_text(encoding="utf-8"))["metrics"].items():
                     of_cell.setdefault(name, []).append(value)
     return values
-
-
-def describe_machine() -> dict[str, Any]:
-    """Hardware, versions and commit."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        **describe_environment(),
-        "processor": _processor(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "commit": commit(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """Short hash of the working tree that holds this file, with a + when it was changed; empty outside of one."""
-    here = Path(__file__)
-
-    def git(*command: str) -> str:
-        asked = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, check=False)
-        return asked.stdout.strip()
-
-    try:
-        if not git("ls-files", here.name):
-            return ""
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
-    except FileNotFoundError:  # no git
-        return ""

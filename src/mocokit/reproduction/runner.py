@@ -16,11 +16,12 @@ from mocokit.config import Config, OptimConfig
 from mocokit.data.loader import steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.prefetch import on_device
+from mocokit.engine.machine import describe_machine
 from mocokit.engine.precision import pick_device
 from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.evaluation import evaluate
 from mocokit.pretraining import locate_data, pretrain, resume
-from mocokit.reproduction.results import Result, cell_folder, describe_machine, load_result, metrics_of
+from mocokit.reproduction.results import Result, cell_folder, load_result, metrics_of
 from mocokit.reproduction.scales import shrink
 from mocokit.reproduction.table import Cell, Table
 from mocokit.settings import replace_settings, to_toml
