@@ -4,31 +4,22 @@
 
 Four configurations calibrate three constants (operations and bytes per second, and what libraries hold once they are
 in use), eight others are predicted with them.
-Time is CPU time, which a busy machine disturbs less than wall time; memory is the growth of the resident set.
+Time is CPU time, which a busy machine disturbs less than wall time.
 """
 
-import json
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from measuring import markdown_table, save_result
+from measuring import markdown_table, save_result, use_cores
 
-from mocokit.build_method import build_method
 from mocokit.config import Config
-from mocokit.engine.optim import build_sgd
-from mocokit.methods.groups import GroupLayout
-from mocokit.nets.pixels import PixelNormalize
 from mocokit.planning import memory_by_part
 from mocokit.presets import get_preset
 from mocokit.settings import replace_settings
+from mocokit.step_cost import measure_step
 from mocokit.step_counts import StepCounts, count_step
 
 CALIBRATION = [
@@ -52,37 +43,10 @@ def build_config(arch: str, size: int, batch: int, micro: int) -> Config:
     return replace_settings(get_preset("moco-v2-small"), settings)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
 def measure(row: tuple[str, int, int, int]) -> dict[str, float]:
-    """CPU seconds of a step and growth of the resident set, in a process of its own."""
-    config = build_config(*row)
-    torch.set_num_threads(1)
-    before = _resident()
-    layout = GroupLayout(bn_groups=config.method.bn_groups, micro_groups=config.method.micro_groups)
-    pixels = PixelNormalize(config.data.mean, config.data.std, channels_last=config.run.channels_last)
-    method = build_method(config, layout=layout, pixels=pixels, num_images=10_000, total_steps=10)
-    optimizer = build_sgd(method, lr=0.03, sgd_momentum=0.9, weight_decay=1e-4)
-    views = torch.randint(0, 256, (2, row[2], 3, row[1], row[1]), dtype=torch.uint8)
-    seconds = []
-    for step in range(4):
-        start = time.process_time()
-        method.prepare(views[0], views[1], torch.arange(row[2]), step)
-        for loss in method.micro_losses():
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.remember()
-        seconds.append(time.process_time() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"step_s": statistics.median(seconds[1:]), "memory_bytes": peak - before}
-
-
-def _measure_apart(row: tuple[str, int, int, int]) -> dict[str, float]:
-    command = [sys.executable, __file__, json.dumps(row)]
-    return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    """CPU seconds of a step and the memory that it takes, on one core."""
+    cost = measure_step(build_config(*row))
+    return {"step_s": cost.cpu_s, "memory_bytes": cost.peak_megabytes * 2**20}
 
 
 def _predicted_bytes(config: Config, counts: StepCounts) -> float:
@@ -101,12 +65,9 @@ def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     """Calibrate, predict, measure, compare."""
-    if len(sys.argv) > 1:
-        arch, size, batch, micro = json.loads(sys.argv[1])
-        print(json.dumps(measure((arch, size, batch, micro))))
-        return
+    use_cores(1)
     known, counted = (
-        [_measure_apart(row) for row in CALIBRATION],
+        [measure(row) for row in CALIBRATION],
         [count_step(build_config(*row)) for row in CALIBRATION],
     )
     per_flop, per_byte = _fit(counted, [row["step_s"] for row in known])
@@ -116,7 +77,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for row in VALIDATION:
-        config, measured = build_config(*row), _measure_apart(row)
+        config, measured = build_config(*row), measure(row)
         counts = count_step(config)
         step_s = per_flop * counts.flops + per_byte * counts.moved_bytes
         memory = libraries + _predicted_bytes(config, counts)

@@ -15,14 +15,15 @@ from mocokit.reproduction.cost import (
     plan_points,
 )
 from mocokit.reproduction.cost_figure import plot_cost
-from mocokit.reproduction.cost_point import WAYS, Cost, CostPoint, measure
+from mocokit.reproduction.cost_point import WAYS, CostPoint, measure
 from mocokit.reproduction.cost_table import published_cost
+from mocokit.step_cost import StepCost
 
 
 def _measured(way: str, batch: int, negatives: int, megabytes: float) -> Measured:
     return Measured(
         point=CostPoint(way=way, batch=batch, negatives=negatives),
-        cost=Cost(peak_megabytes=megabytes, step_s=1.0, fastest_s=1.0, slowest_s=1.0),
+        cost=StepCost(peak_megabytes=megabytes, step_s=1.0, fastest_s=1.0, slowest_s=1.0, cpu_s=1.0),
     )
 
 
@@ -67,11 +68,11 @@ def test_the_plan_has_the_ways_at_equal_batch_and_moco_over_negatives() -> None:
 def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, told = list[int](), list[str]()
 
-    def count(point: CostPoint) -> Cost:
+    def count(point: CostPoint) -> StepCost:
         calls.append(point.batch)
         if point.batch == 64:
             raise ValueError("cost: no memory")
-        return Cost(peak_megabytes=1.0, step_s=0.1, fastest_s=0.1, slowest_s=0.1)
+        return StepCost(peak_megabytes=1.0, step_s=0.1, fastest_s=0.1, slowest_s=0.1, cpu_s=0.1)
 
     monkeypatch.setattr(cost, "measure", count)
     points = [CostPoint(way="moco", batch=batch, negatives=256) for batch in (32, 64)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from mocokit.cli.arguments import take_preset
 
 if TYPE_CHECKING:
+    from mocokit.config import Config
     from mocokit.planning import Plan
 
 
@@ -26,6 +27,8 @@ def plan_command(arguments: list[str]) -> int:
         around: Annotated[Surroundings, tyro.conf.arg(name="")]
         devices: str = "8xH100"
         """Number and kind."""
+        measure: bool = False
+        """Also train some steps on this machine (`--device`): their time and memory, and the run's hours."""
         num_images: int = 1_281_167
         """Size of the data set, without --data; ImageNet's by default."""
 
@@ -38,7 +41,26 @@ def plan_command(arguments: list[str]) -> int:
     _print_plan(
         plan(asked.config, device=found[2], world_size=int(found[1]), num_images=num_images, around=asked.around)
     )
+    if asked.measure:
+        _print_measured(asked.config, num_images)
     return 0
+
+
+def _print_measured(config: "Config", num_images: int) -> None:
+    from mocokit.data.loader import steps_per_epoch
+    from mocokit.engine.precision import pick_device
+    from mocokit.planning import memory_by_part
+    from mocokit.step_cost import measure_step
+    from mocokit.step_counts import count_step
+
+    device = pick_device(config.run.device, local_rank=0).type
+    cost = measure_step(config)
+    predicted = sum(memory_by_part(config, count_step(config), world_size=1, device_type=device).values())
+    hours = steps_per_epoch(num_images, config.data.global_batch_size) * config.optim.epochs * cost.step_s / 3600
+    print(f"\nmeasured on this machine ({device}), one process, views not counted")
+    print(f"  memory {cost.peak_megabytes * 2**20 / 1e9:.2f} GB, computed {predicted / 1e9:.2f} without libraries")
+    print(f"  step: {1000 * cost.step_s:.1f} ms ({1000 * cost.fastest_s:.1f} to {1000 * cost.slowest_s:.1f})")
+    print(f"  run: {config.data.global_batch_size / cost.step_s:,.0f} images/s, {hours:,.1f} h")
 
 
 def _count(location: str) -> int:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
-    from mocokit.reproduction.cost_point import Cost, CostPoint
+    from mocokit.reproduction.cost_point import CostPoint
     from mocokit.reproduction.rendering import Filled
     from mocokit.reproduction.runner import Outcome, Plan
     from mocokit.reproduction.table import Cell, Table
+    from mocokit.step_cost import StepCost
 
 USAGE = "reproduce {temperature,ablation,sota,mechanisms,cost} [--scale small|imagenet] [--out DIR] [--trials 3]"
 
@@ -188,7 +189,7 @@ def _cost(asked: ReproduceCost) -> int:
     return 0 if len(measured) == len(points) else 1
 
 
-def _print_point(point: "CostPoint", cost: "Cost | None", problem: str) -> None:
+def _print_point(point: "CostPoint", cost: "StepCost | None", problem: str) -> None:
     where = f"{point.way}, batch {point.batch}, {point.negatives} negatives"
     told = problem if cost is None else f"{cost.peak_megabytes:,.0f} MB, {cost.step_s:.2f} s a step"
     print(f"{where}: {told}", flush=True)

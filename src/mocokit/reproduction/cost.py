@@ -10,8 +10,9 @@ from pathlib import Path
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.machine import describe_machine
 from mocokit.report.columns import markdown_columns
-from mocokit.reproduction.cost_point import Cost, CostPoint, measure
+from mocokit.reproduction.cost_point import CostPoint, measure
 from mocokit.reproduction.cost_table import PUBLISHED
+from mocokit.step_cost import StepCost
 
 MOCO_BATCH = 256
 """The paper's; its queue grows, its batch doesn't."""
@@ -22,7 +23,7 @@ class Measured:
     """A point and what it cost."""
 
     point: CostPoint
-    cost: Cost
+    cost: StepCost
 
 
 def peak_megabytes(one: Measured) -> float:
@@ -48,7 +49,7 @@ def plan_points(*, arch: str, image_size: int, device: str, most: int) -> list[C
 
 
 def measure_all(
-    points: Sequence[CostPoint], out: Path, *, on_point: Callable[[CostPoint, Cost | None, str], None]
+    points: Sequence[CostPoint], out: Path, *, on_point: Callable[[CostPoint, StepCost | None, str], None]
 ) -> list[Measured]:
     """Measure what isn't in `out/points` yet, each in a process of its own; what fails is told and left out."""
     done = []
@@ -67,12 +68,12 @@ def measure_all(
     return done
 
 
-def _load(path: Path, point: CostPoint) -> Cost | None:
+def _load(path: Path, point: CostPoint) -> StepCost | None:
     """The cost measured before; that of another network or machine setting doesn't count."""
     if not path.is_file():
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
-    return Cost(**saved["cost"]) if saved["point"] == asdict(point) else None
+    return StepCost(**saved["cost"]) if saved["point"] == asdict(point) else None
 
 
 def _save(path: Path, numbers: object) -> None:
