@@ -21,6 +21,12 @@ def test_a_cell_that_was_not_run_is_empty_and_the_papers_number_has_its_source()
     assert [line for line in terminal if line.startswith("T=0.2")] == ["T=0.2"]
 
 
+def test_minutes_are_a_column_once_a_run_here_has_some() -> None:
+    text = markdown_text(filled({"T=0.1": {"linear": [70.0], "minutes": [2.0, 4.0]}}))
+    assert "|  | paper: linear | linear | kNN | minutes a run |" in text
+    assert "| T=0.1 | 60.0 [1] | 70.0 |  | 3.0 |" in text
+
+
 def test_the_json_tells_settings_numbers_machine_and_commit(tmp_path: Path) -> None:
     save_table(filled({"T=0.2": {"kNN": [50.0]}}), tmp_path)
     saved = json.loads((tmp_path / "table.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.machine import describe_machine
 from mocokit.report.columns import markdown_columns, text_columns
-from mocokit.reproduction.results import Values
+from mocokit.reproduction.results import MINUTES, Values
 from mocokit.reproduction.table import Cell, Expected, Table
 
 
@@ -49,8 +49,11 @@ def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
         found = filled.values.get(cell.name, {})
         papers = [show_expected(cell.expected.get(metric), sources) for metric in filled.table.metrics]
         got = [mean_and_deviation(found.get(metric, [])) for metric in filled.metrics]
-        lines.append([cell.name, *papers, *got])
-    header = ["", *(f"paper: {metric}" for metric in filled.table.metrics), *filled.metrics]
+        minutes = found.get(MINUTES, [])
+        lines.append([cell.name, *papers, *got, f"{statistics.mean(minutes):.1f}" if minutes else ""])
+    header = ["", *(f"paper: {metric}" for metric in filled.table.metrics), *filled.metrics, "minutes a run"]
+    if not any(line[-1] for line in lines):  # not known of runs on other machines
+        header, lines = header[:-1], [line[:-1] for line in lines]
     return header, lines, sources
 
 

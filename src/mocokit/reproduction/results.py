@@ -11,6 +11,9 @@ from mocokit.evaluate.results import Row, load_rows
 
 KNN_PROTOCOL = "knn/k=20/T=0.07"
 
+MINUTES = "minutes"
+"""The metric that a run at small scale has beside its accuracies: how long it took."""
+
 Values = Mapping[str, Mapping[str, list[float]]]
 """Cell -> metric -> percent, one number a seed (of detection: a trial)."""
 
@@ -77,6 +80,8 @@ def find_values(folders: Mapping[str, list[Path]]) -> dict[str, dict[str, list[f
             metrics = result.metrics if result else metrics_of(load_rows(run / "evaluation.json"))[0]
             for name, value in metrics.items():
                 of_cell.setdefault(name, []).append(value)
+            if result:
+                of_cell.setdefault(MINUTES, []).append(result.minutes)
             for trial in sorted((run / "detection").glob("trial_*.json")):
                 for name, value in json.loads(trial.read_text(encoding="utf-8"))["metrics"].items():
                     of_cell.setdefault(name, []).append(value)
