@@ -2,6 +2,7 @@
 #   make demo   install, pre-train on the embedded sample with the CPU, print kNN accuracies
 #   make test   install, lint, types, tests
 #   make faults break real runs in every way, measure what is lost (docs/reliability.md); about 20 minutes
+#   make lock   write down the versions that are installed; make audit: ask pip-audit for known flaws in them
 # A torch that is already in .venv (a small CPU build, for example) is kept.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit faults clean
+.PHONY: demo test lint types unit faults lock audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/mocokit demo $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -30,6 +31,13 @@ unit: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python experiments/faults.py
+
+lock: $(VENV)/installed-dev
+	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
+
+audit: $(VENV)/installed-dev
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 # Stamps are written last, so that an interrupted installation is taken up again.
 $(VENV)/installed: pyproject.toml
