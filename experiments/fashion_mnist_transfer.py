@@ -4,7 +4,8 @@
 
 DIR holds the four IDX files (Debian's package dataset-fashion-mnist). A run folder that does not exist yet is trained
 first, with the settings of fashion_mnist.py. Each cell (protocol, features, seed) is written as soon as it is known,
-and a cell that is there already is not run again. Seeds draw the subsets of labels, crops, order, the classifier's
+and a cell that is there already is not run again; so what is too long for one go can be run with fewer images or a
+shorter schedule, which the cell tells. Seeds draw the subsets of labels, crops, order, the classifier's
 first weights and the random-init network; the pre-trained run is one.
 """
 
@@ -45,39 +46,48 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
     return exam, subjects_of(loaded, baselines=True, device=measure.CPU, seed=seed)
 
 
-def run_cell(protocol: str, subject: Subject, exam: Exam) -> list[Cell]:
+IDENTITY = ("asked", "features", "seed", "train_images", "test_images", "epochs_scale")
+"""What makes a cell the same."""
+
+
+def run_cell(asked: Cell, subject: Subject, exam: Exam) -> list[Cell]:
     """The numbers of one protocol for one kind of features and one seed."""
-    asked = {"asked": protocol, "features": subject.name, "seed": exam.seed}
-    return [{**asked, **asdict(score)} for score in examine(protocol, subject, exam)]
+    return [{**asked, **asdict(score)} for score in examine(asked["asked"], subject, exam)]
 
 
 def table_of(cells: list[Cell]) -> str:
     """Markdown: a row a protocol, a column a kind of features, mean and spread over seeds, and minutes of one cell."""
     lines = [f"| protocol | labels | {' | '.join(COLUMNS)} | minutes |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for protocol in dict.fromkeys(cell["protocol"] for cell in cells):
-        own = [cell for cell in cells if cell["protocol"] == protocol]
+    for protocol, labels in dict.fromkeys((cell["protocol"], cell["labels"]) for cell in cells):
+        own = [cell for cell in cells if (cell["protocol"], cell["labels"]) == (protocol, labels)]
         by_name = [[100 * cell["accuracy"] for cell in own if cell["features"] == name] for name in COLUMNS]
         columns = [measure.mean_and_spread(values) if values else "-" for values in by_name]
         minutes = sum(cell["seconds"] for cell in own) / 60 / len(own)
-        lines.append(f"| {protocol} | {own[0]['labels']:,} | {' | '.join(columns)} | {minutes:.1f} |")
+        lines.append(f"| {protocol} | {labels:,} | {' | '.join(columns)} | {minutes:.1f} |")
     return "\n".join(lines)
 
 
-def compare_linear(cells: list[Cell]) -> dict[str, float]:
-    """How much faster the fast linear protocol is than the official one, and the points of accuracy between them."""
-    trained = [cell for cell in cells if cell["features"] == "pre-trained"]
-    official = [cell for cell in trained if cell["asked"] == "linear/moco" and "best" not in cell["protocol"]]
-    fast = [cell for cell in trained if cell["asked"] == "linear/fast"]
-    if not official or not fast:
-        return {}
+def compare_linear(cells: list[Cell]) -> dict[str, dict[str, float]]:
+    """How much faster the fast linear protocol is than the official one, and the points of accuracy between them.
 
-    def mean(cells: list[Cell], key: str) -> float:
-        return sum(float(cell[key]) for cell in cells) / len(cells)
+    By the images and the schedule that both were given.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for given in dict.fromkeys(tuple(cell[name] for name in IDENTITY[3:]) for cell in cells):
+        own = [cell for cell in cells if tuple(cell[name] for name in IDENTITY[3:]) == given]
+        trained = [cell for cell in own if cell["features"] == "pre-trained"]
+        official = [cell for cell in trained if cell["asked"] == "linear/moco" and "best" not in cell["protocol"]]
+        fast = [cell for cell in trained if cell["asked"] == "linear/fast"]
+        if official and fast:
+            found["train_images={}, test_images={}, epochs_scale={}".format(*given)] = {
+                "official_over_fast_time": _mean(official, "seconds") / _mean(fast, "seconds"),
+                "fast_minus_official_points": 100 * (_mean(fast, "accuracy") - _mean(official, "accuracy")),
+            }
+    return found
 
-    return {
-        "official_over_fast_time": mean(official, "seconds") / mean(fast, "seconds"),
-        "fast_minus_official_points": 100 * (mean(fast, "accuracy") - mean(official, "accuracy")),
-    }
+
+def _mean(cells: list[Cell], key: str) -> float:
+    return sum(float(cell[key]) for cell in cells) / len(cells)
 
 
 def main() -> None:
@@ -98,25 +108,24 @@ def main() -> None:
         train = str(next(args.data.glob("train-images-idx3-ubyte*")))
         flags = [*FLAGS, "--data", train, "--seed", "0", "--epochs", str(args.pretrain_epochs)]
         measure.train("moco-v2-small", flags, args.run)
-    settings = {name: getattr(args, name) for name in ("epochs_scale", "train_images", "test_images")}
+    settings = {name: getattr(args, name) for name in IDENTITY[3:]}
     cells: list[Cell] = []
     if args.results.exists():
-        earlier = json.loads(args.results.read_text(encoding="utf-8"))
-        assert earlier["settings"] == settings, f"{args.results} was made with {earlier['settings']}; move it away"
-        cells = earlier["cells"]
-    done = {(cell["asked"], cell["features"], cell["seed"]) for cell in cells}
+        cells = json.loads(args.results.read_text(encoding="utf-8"))["cells"]
+    done = {tuple(cell[name] for name in IDENTITY) for cell in cells}
     for seed in args.seeds:
         exam, subjects = build_exam(args, args.run, seed)
         for protocol in args.protocols:
             for subject in subjects:
                 allowed = applies(protocol, subject) and not lacks_labels(protocol, exam.train)
-                if (protocol, subject.name, seed) in done or not allowed:
+                asked = {"asked": protocol, "features": subject.name, "seed": seed, **settings}
+                if tuple(asked[name] for name in IDENTITY) in done or not allowed:
                     continue
                 print(f"seed {seed}: {protocol} of {subject.name}", flush=True)
-                cells += run_cell(protocol, subject, exam)
+                cells += run_cell(asked, subject, exam)
                 print(f"  {100 * cells[-1]['accuracy']:.2f} in {cells[-1]['seconds']:.0f} s", flush=True)
-                measure.save(args.results, {"settings": settings, "linear": compare_linear(cells), "cells": cells})
-    print(table_of(cells), compare_linear(cells), sep="\n\n")
+                measure.save(args.results, {"linear": compare_linear(cells), "cells": cells})
+    print(table_of(cells), json.dumps(compare_linear(cells), indent=1), sep="\n\n")
 
 
 if __name__ == "__main__":
