@@ -127,10 +127,11 @@ def until_end(process: subprocess.Popen[str]) -> tuple[float, int, str]:
 
 def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
     """Process id of each rank that torchrun started."""
-    return {int(environment["RANK"]): pid for pid, environment in _children(launcher.pid) if "RANK" in environment}
+    return {int(environment["RANK"]): pid for pid, environment in children(launcher.pid) if "RANK" in environment}
 
 
-def _children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
+def children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """(process id, environment) of each process that `parent` started and that lives."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
