@@ -18,6 +18,9 @@ T = TypeVar("T")
 RANK_TIMEOUT_S = 600.0
 """Time that ranks wait for one that does not come, unless said otherwise."""
 
+ALONE_TIMEOUT_S = 3600.0
+"""Time for which a rank may work alone meanwhile, unless said otherwise."""
+
 STORE_TIMEOUT_S = 10.0
 
 _watches: list[RankWatch] = []
@@ -45,10 +48,13 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[None]:
+def session(
+    device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S, alone_timeout_s: float = ALONE_TIMEOUT_S
+) -> Iterator[None]:
     """Open the process group when torchrun started us, close it at the end; nothing for a single process.
 
-    A rank that does not come to a collective within `rank_timeout_s` ends all others, with a message that names it.
+    A rank that does not come to a collective within `rank_timeout_s` ends all others, with a message that names it;
+    one that is in `work_alone` within `alone_timeout_s`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -61,7 +67,11 @@ def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iter
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
         timeout=timedelta(seconds=STORE_TIMEOUT_S),
     )  # fmt: skip
-    _watches.append(RankWatch(store, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s))
+    _watches.append(
+        RankWatch(
+            store, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s, alone_timeout_s=alone_timeout_s
+        )
+    )
     try:
         yield
     finally:
@@ -75,7 +85,7 @@ def _arrive() -> contextlib.AbstractContextManager[None]:
 
 
 def work_alone() -> contextlib.AbstractContextManager[None]:
-    """Around long work of one rank that the others wait for: they do so for as long as its process lives."""
+    """Around long work of one rank that the others wait for: for as long as the session's `alone_timeout_s`."""
     return _watches[-1].excuse() if _watches else contextlib.nullcontext()
 
 
