@@ -1,6 +1,7 @@
 """What the experiments share: train by the command line, judge frozen features, write JSON and a table."""
 
 import json
+import os
 import platform
 import resource
 import shutil
@@ -61,7 +62,8 @@ def machine() -> dict[str, object]:
     """What the timings were taken on."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     return {
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

@@ -67,7 +67,7 @@ def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> dict
 
 
 def line_through(samples: list[Sample], name: str) -> dict[str, float]:
-    """Least-squares slope an hour with its standard error, after the warm-up; first and last value, least of each half."""
+    """Least-squares slope an hour and its standard error, after the warm-up; first and last value, least of halves."""
     settled = [line for line in samples if line["hours"] >= WARM_UP_SHARE * samples[-1]["hours"]]
     hours, values = (np.array([line[key] for line in settled]) for key in ("hours", name))
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
