@@ -19,6 +19,13 @@ from fault_runs import NotPossibleError, Row, Runs, logged_steps, rank_pids
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29400
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "eth0",
+    # Else a torchrun that was started again never learns where rank 0 listens, and the others' store keeps what the
+    # former ranks wrote into it: github.com/pytorch/pytorch/issues/135712
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 MAX_STARTS = 6
 """Of one host's torchrun in one run; more would be a loop."""
 
@@ -89,7 +96,7 @@ class TwoHosts:
         with self.log.open("a", encoding="utf-8") as log:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self._names[number], *torchrun], stdout=log, stderr=subprocess.STDOUT,
-                text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"},
+                text=True, env={**os.environ, **ENVIRONMENT},
             )  # fmt: skip
 
     def cut(self) -> None:

@@ -103,7 +103,13 @@ class _Beats(_Store):
 def test_a_rank_that_has_just_ended_its_work_alone_is_waited_for(then: str, ended: bool) -> None:
     messages, store = list[str](), _Beats("1 0 2.5", then)
     watch = RankWatch(
-        store, rank=0, world_size=2, timeout_s=TIMEOUT_S, alone_timeout_s=ALONE_TIMEOUT_S, end=messages.append
+        store,
+        generation="a",
+        rank=0,
+        world_size=2,
+        timeout_s=TIMEOUT_S,
+        alone_timeout_s=ALONE_TIMEOUT_S,
+        end=messages.append,
     )
     with watch.arrive():
         while len(store.beats) > 1:
@@ -138,6 +144,18 @@ def test_a_store_that_never_answers_ends_who_waits() -> None:
     message = ranks.wait(ranks=(0, 1), seconds=10)
     ranks.store.network.set()
     assert message.startswith("the launcher's store does not answer; waited 0.4 s")
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [(0.0, False), (1.0, True)])
+def test_a_start_that_never_comes_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, ended: bool
+) -> None:
+    messages = list[str]()
+    monkeypatch.setattr(rank_watch, "end_process", messages.append)
+    with rank_watch.limited(0.3, "not all ranks came to the start"):
+        time.sleep(seconds)
+    time.sleep(0.5 - seconds / 2)
+    assert messages == ["not all ranks came to the start; waited 0.3 s (run.rank_timeout_s)"] * ended
 
 
 def test_the_process_ends_with_a_message_and_the_code_for_try_again(

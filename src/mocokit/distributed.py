@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mocokit.rank_watch import RankWatch
+from mocokit.rank_watch import RankWatch, limited
 
 T = TypeVar("T")
 
@@ -62,16 +63,19 @@ def session(
     # CPU tensors (stop flags, row counts) always travel by gloo, so that no decision waits for the GPU.
     # The group itself waits for a day: RankWatch knows whom it waits for, and whether that is in order.
     backends = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(days=1))
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-        timeout=timedelta(seconds=STORE_TIMEOUT_S),
-    )  # fmt: skip
+    with limited(max(rank_timeout_s, RANK_TIMEOUT_S), "not all ranks came to the start"):
+        dist.init_process_group(backends, timeout=timedelta(days=1))
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+            timeout=timedelta(seconds=STORE_TIMEOUT_S),
+        )  # fmt: skip
+        generation = all_gather_objects(secrets.token_hex(8))[0]
     _watches.append(
         RankWatch(
-            store, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s, alone_timeout_s=alone_timeout_s
+            store, generation=generation, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s,
+            alone_timeout_s=alone_timeout_s,
         )
-    )
+    )  # fmt: skip
     try:
         yield
     finally:
@@ -79,9 +83,18 @@ def session(
         dist.destroy_process_group()
 
 
-def _arrive() -> contextlib.AbstractContextManager[None]:
-    """Around each collective, so that who does not come is found."""
-    return _watches[-1].arrive() if _watches else contextlib.nullcontext()
+@contextlib.contextmanager
+def _arrive() -> Iterator[None]:
+    """Around each collective, so that who does not come is found, and who is gone is said so."""
+    try:
+        with _watches[-1].arrive() if _watches else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"another rank has ended, or its machine is gone ({reason}); its own message says why; the last "
+            "checkpoint is good: continue with `mocokit resume`"
+        ) from error
 
 
 def work_alone() -> contextlib.AbstractContextManager[None]:

@@ -54,6 +54,7 @@ class RankWatch:
 
     Args:
         store: Shared by all ranks.
+        generation: The same text on all ranks that were started together; the store may outlive them.
         rank: This rank.
         world_size: Number of ranks.
         timeout_s: Time that a collective may take.
@@ -63,10 +64,10 @@ class RankWatch:
     """
 
     def __init__(
-        self, store: Store, *, rank: int, world_size: int, timeout_s: float, alone_timeout_s: float,
+        self, store: Store, *, generation: str, rank: int, world_size: int, timeout_s: float, alone_timeout_s: float,
         end: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        self._store, self._rank, self._world_size = store, rank, world_size
+        self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
         self._timeout_s, self._alone_timeout_s, self._end = timeout_s, alone_timeout_s, end or end_process
         self._interval_s, self._silent_s = min(BEAT_S, timeout_s / 4), min(STORE_SILENT_S, timeout_s)
         self._number, self._entered, self._since, self._alone_since = 0, 0, float("inf"), float("inf")
@@ -132,7 +133,7 @@ class RankWatch:
         self._number += 1
         self._beat_at = time.monotonic()
         alone_s = max(0.0, self._beat_at - self._alone_since)
-        self._store.set(_key(self._rank), f"{self._number} {self._entered} {alone_s}")
+        self._store.set(self._key(self._rank), f"{self._number} {self._entered} {alone_s}")
 
     def _waits_too_long(self) -> bool:
         return time.monotonic() - self._since > self._timeout_s
@@ -163,23 +164,34 @@ class RankWatch:
         limit = f"{self._alone_timeout_s:g} s (run.alone_timeout_s)"
         return f"{_ranks(lost)} evaluates or saves for more than {limit}: blocked (data? disk?)" if lost else None
 
+    def _key(self, rank: int) -> str:
+        return f"mocokit/beat/{self._generation}/{rank}"
+
     def _read_beats(self) -> dict[int, Beat]:
         """Of all other ranks."""
         beats = {}
         for rank in range(self._world_size):
             if rank != self._rank:
-                number, entered, alone_s = self._store.get(_key(rank)).split()
+                number, entered, alone_s = self._store.get(self._key(rank)).split()
                 beats[rank] = Beat(int(number), int(entered), float(alone_s))
         return beats
 
 
-def _key(rank: int) -> str:
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives a restart of the ranks
-    return f"mocokit/beat/{restart}/{rank}"
-
-
 def _ranks(numbers: list[int]) -> str:
     return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {numbers}"
+
+
+@contextlib.contextmanager
+def limited(timeout_s: float, what: str) -> Iterator[None]:
+    """End the process unless the block ends in time: it waits where nothing can interrupt it."""
+    message = f"{what}; waited {timeout_s:g} s (run.rank_timeout_s)"
+    timer = threading.Timer(timeout_s, lambda: end_process(message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def end_process(message: str) -> None:
