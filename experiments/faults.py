@@ -54,10 +54,12 @@ def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
 
 
 def _reason(error: BaseException) -> str:
-    """The error's last line and, innermost, the line of the fault that raised it."""
-    here = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT))][-1]
+    """The last line of the fault that raised it, and the error's last line."""
+    tools = {"fault_runs.py", "run_process.py"}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT))]
+    frame = [frame for frame in frames if Path(frame.filename).name not in tools][-1]
     last = (str(error).strip().splitlines() or [""])[-1]
-    return f"{type(error).__name__} in `{here.line}`: {last}"[:300]
+    return f"{type(error).__name__} in `{frame.line}`: {last}"[:300]
 
 
 def write_results(rows: dict[str, Row], results: Path, document: Path) -> None:
