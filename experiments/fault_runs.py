@@ -1,12 +1,14 @@
 """Runs for faults.py: started for real, watched through the files they write, compared bit by bit."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ FLAGS = [
 ]
 
 
+Row = dict[str, Any]
+"""What a fault came to: times, detection_s, recovery_s, bits_differing, images_miscounted, said."""
+
+
+class NotPossibleError(RuntimeError):
+    """The machine does not allow the fault."""
+
+
 class Runs:
     """Runs in one folder, all of the same 80 images and settings.
 
@@ -36,18 +46,27 @@ class Runs:
         work: Folder of their run folders.
         steps: Length of each.
         ranks: Processes of those with several.
+        patience_s: Time after which a run, or a step of it, counts as never coming.
 
     """
 
-    def __init__(self, work: Path, *, steps: int, ranks: int) -> None:
-        self.work, self.steps, self.ranks = work, steps, ranks
+    def __init__(self, work: Path, *, steps: int, ranks: int, patience_s: float) -> None:
+        self.work, self.steps, self.ranks, self.patience_s = work, steps, ranks, patience_s
         self.photos = make_photos(work / "photos")
+        self._started: list[subprocess.Popen[str]] = []
 
     def arguments(self, out: Path, *flags: str, data: Path | None = None) -> list[str]:
         """Of `mocokit`, for a run into `out`."""
         epochs = ("--epochs", str(self.steps // STEPS_PER_EPOCH))
         return ["pretrain", "moco-v2-small", "--data", str(data or self.photos), "--out", str(out), *FLAGS, *epochs,
                 *(flags or ("--precision", "fp32"))]  # fmt: skip
+
+    def start(self, arguments: list[str], *, ranks: int = 0, environment: dict[str, str] | None = None,
+              program: Sequence[str] = ("-m", "mocokit")) -> subprocess.Popen[str]:  # fmt: skip
+        """Start `mocokit`: its process (torchrun's with `ranks`), which `end_all` ends."""
+        process = start(arguments, ranks=ranks, program=program, **(environment or {}))
+        self._started.append(process)
+        return process
 
     def begin(
         self,
@@ -57,38 +76,84 @@ class Runs:
         data: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> tuple[subprocess.Popen[str], Path]:
-        """Start the run `name`: its process (torchrun's with `ranks`) and its folder."""
+        """Start the run `name` in its emptied folder: its process and the folder."""
         out = self.work / name
-        return start(self.arguments(out, *flags, data=data), ranks=ranks, **(environment or {})), out
+        shutil.rmtree(out, ignore_errors=True)
+        return self.start(self.arguments(out, *flags, data=data), ranks=ranks, environment=environment), out
+
+    def begin_patched(self, name: str, patch: str, *flags: str, ranks: int = 0) -> tuple[subprocess.Popen[str], Path]:
+        """The same after `patch` was run in each process."""
+        script, out = self.work / f"{name}.py", self.work / name
+        script.write_text(patch + "\nimport sys\nfrom mocokit.cli import main\nsys.exit(main())\n", encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        return self.start(self.arguments(out, *flags), ranks=ranks, program=(str(script),)), out
+
+    def copy_photos(self, name: str) -> Path:
+        """A folder of the images that a fault may damage."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        return Path(shutil.copytree(self.photos, self.work / name))
 
     def undisturbed(self, *flags: str, ranks: int = 0) -> Path:
         """Folder of a run that nothing happens to; made once."""
-        out = self.work / f"whole_{ranks}{''.join(flags).replace('-', '_')}"
-        if not (out / "done").exists():
-            code, output = finish(start(self.arguments(out, *flags), ranks=ranks))
-            assert code == 0, output
+        name = f"whole_{ranks}{''.join(flags).replace('-', '_')}"
+        if not (self.work / name / "done").exists():
+            process, out = self.begin(name, *flags, ranks=ranks)
+            self.finish(process, code=0)
             (out / "done").touch()
-        return out
+        return self.work / name
+
+    def finish(self, process: subprocess.Popen[str], *, code: int | None = None) -> tuple[int, str]:
+        """Exit code of a process that ends by itself, and what it printed; AssertionError when it is not `code`."""
+        found, output = finish(process, within_s=self.patience_s)
+        assert code in (None, found), f"exit code {found}: {output}"
+        return found, output
+
+    def until_end(self, process: subprocess.Popen[str]) -> tuple[float, int, str]:
+        """Seconds until a process has ended with all that it started; its exit code, and what it printed."""
+        begun = time.monotonic()
+        code, output = self.finish(process)
+        return time.monotonic() - begun, code, output
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        """Return when the run has logged `step` steps."""
+        wait_for_step(run, step, within_s=self.patience_s)
+
+    def wait_for_checkpoint(self, run: Path, *, ending: str = ".pt") -> Path:
+        """The newest file of the run's checkpoints with that ending, once there is one."""
+        deadline = time.monotonic() + self.patience_s
+        while time.monotonic() < deadline:
+            if found := sorted((run / "checkpoints").glob("step_*" + ending)):
+                return found[-1]
+            time.sleep(0.005)
+        raise TimeoutError(f"{run}: no checkpoint came")
 
     def end(self, run: Path, *, ranks: int = 0) -> tuple[float, str]:
         """Resume `run` and let it end: seconds until it was past where it had been, and what it printed."""
         before, begun = logged_steps(run), time.monotonic()
-        process = start(["resume", str(run)], ranks=ranks)
-        wait_for_step(run, min(before + 1, self.steps))
+        process = self.start(["resume", str(run)], ranks=ranks)
+        self.wait_for_step(run, min(before + 1, self.steps))
         seconds = time.monotonic() - begun
-        code, output = finish(process)
-        assert code == 0, output
+        _, output = self.finish(process, code=0)
         return seconds, output
+
+    def end_all(self) -> None:
+        """SIGKILL whatever a fault that failed has left running."""
+        for process in self._started:
+            for pid, _ in [*children(process.pid)] if process.poll() is None else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.kill()
+            process.communicate()
+        self._started.clear()
 
     def lost(self, run: Path, whole: Path) -> dict[str, int]:
         """Bits of the final state that differ from the undisturbed run's, and images counted twice or not at all."""
         state, reference = final_state(run), final_state(whole)
         parts = ("method", "optimizer", "step")
         keys = state["method"]["queue._extra_state"]["num_enqueued"]
-        steps = [line for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if '"loss"' in line]
         return {
             "bits_differing": sum(differing_bits(state[part], reference[part]) for part in parts),
-            "images_miscounted": abs(keys - self.steps * BATCH) + BATCH * abs(len(steps) - self.steps),
+            "images_miscounted": abs(keys - self.steps * BATCH) + BATCH * abs(logged_steps(run) - self.steps),
         }
 
 
@@ -108,29 +173,13 @@ def logged_steps(run: Path) -> int:
     return log.read_text(encoding="utf-8").count('"loss"') if log.exists() else 0
 
 
-def wait_for_checkpoint(run: Path, *, ending: str = ".pt") -> Path:
-    """The newest file of the run's checkpoints with that ending, once there is one."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if found := sorted((run / "checkpoints").glob("step_*" + ending)):
-            return found[-1]
-        time.sleep(0.005)
-    raise TimeoutError(f"{run}: no checkpoint came")
-
-
-def until_end(process: subprocess.Popen[str]) -> tuple[float, int, str]:
-    """Seconds until a process has ended with all that it started; its exit code, and what it printed."""
-    begun = time.monotonic()
-    code, output = finish(process)
-    return time.monotonic() - begun, code, output
-
-
 def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
     """Process id of each rank that torchrun started."""
-    return {int(environment["RANK"]): pid for pid, environment in _children(launcher.pid) if "RANK" in environment}
+    return {int(environment["RANK"]): pid for pid, environment in children(launcher.pid) if "RANK" in environment}
 
 
-def _children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
+def children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """(process id, environment) of each process that `parent` started and that lives."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

@@ -1,40 +1,88 @@
-"""docs/reliability.md out of experiments/results/faults.json."""
+"""docs/reliability.md out of experiments/results/faults.json and soak.json."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+FAILED = "FAILED"
+"""What the row of a fault says first that a run did not survive as it should."""
 
 TEXT = """\
 # Reliability, measured
 
-Written by `make faults` (experiments/faults.py), which breaks real runs and compares each with one that nothing
-happened to: {steps} steps of a small ResNet on real photographs, on
-{machine}.
+Written by `make faults` (experiments/faults.py), which breaks real runs of a small ResNet on real photographs and
+compares each with one of as many steps that nothing happened to.
 Lost: bits of the final weights, optimizer and queue that differ, and images counted twice or not at all. Detection:
 from the fault until the run has ended with a message (or a second process was refused). Recovery: from
 `mocokit resume` until the first step past where the run was hit, most of which is the start of Python and of the
-ranks; the longest of all times.
+ranks; the longest of all times. Load: processes that wanted a core when the row was begun, beside the run; times of a
+busy machine are that much longer.
 
 {table}
+
+{machines}
 """
 
-HEADER = ("fault", "how injected", "times", "lost", "detection", "recovery", "what was said")
+HEADER = ("fault", "how injected", "times", "steps", "lost", "detection", "recovery", "load", "what was said")
+
+SOAK = """
+## An hour without a fault
+
+`python experiments/soak.py --minutes {minutes:g}`: two ranks trained for {minutes:g} minutes, {steps:,} steps with
+{saves:,} saves and {evaluations:,} kNN evaluations between them; {samples} samples of each rank from /proc. Slopes are
+of least squares after the first sixth of the time, +- two standard errors.
+
+{table}
+
+{machines}
+"""
+
+SOAK_HEADER = ("rank", "what", "first", "last", "slope an hour", "flat")
 
 
-def write_document(path: Path, result: dict[str, Any]) -> None:
-    """Write the document with a row for each fault."""
-    rows = [HEADER, *(_cells(name, row) for name, row in result["faults"].items())]
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    table = "\n".join([lines[0], "|" + "---|" * len(HEADER), *lines[1:]])
-    steps = sorted({row["steps"] for row in result["faults"].values() if "steps" in row})
-    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    text = TEXT.format(steps=" or ".join(map(str, steps)), machine=machine, table=table)
+def write_document(path: Path, faults: Path) -> None:
+    """Write the document: a row for each fault of the file `faults`, and what soak.json beside it holds."""
+    rows = json.loads(faults.read_text(encoding="utf-8"))["faults"] if faults.exists() else {}
+    measured = [row["machine"] for row in rows.values() if "machine" in row]
+    cells = [_cells(name, row) for name, row in rows.items()]
+    text = TEXT.format(table=_table(HEADER, cells), machines=_machines(measured))
+    soak = faults.with_name("soak.json")
+    if soak.exists():
+        text += _soak(json.loads(soak.read_text(encoding="utf-8")))
     path.write_text(text, encoding="utf-8")
 
 
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     fault = name.replace("_", " ")
     if "not_run" in row:
-        return (fault, row["how"], "not run", "", "", "", row["not_run"])
+        return (fault, row["how"], "not run", *[""] * 5, row["not_run"])
     lost = [f"{row[key]:,} {key.replace('_', ' ')}" for key in ("images_miscounted", "bits_differing") if key in row]
     seconds = (f"{row[key]:.1f} s" if key in row else "" for key in ("detection_s", "recovery_s"))
-    return (fault, row["how"], str(row["times"]), ", ".join(lost), *seconds, row["said"].replace("|", "/"))
+    counts = (str(row.get(key, "")) for key in ("times", "steps"))
+    load = str(row.get("load_before", "unknown"))
+    return (fault, row["how"], *counts, ", ".join(lost), *seconds, load, row["said"].replace("|", "/"))
+
+
+def _soak(result: dict[str, Any]) -> str:
+    cells = [
+        (rank, name.replace("_mb", ", MB"), f"{line['first']:,.0f}", f"{line['last']:,.0f}",
+         f"{line['slope_per_hour']:+.2f} +- {2 * line['standard_error']:.2f}", "yes" if line["flat"] else "NO")
+        for rank, lines in result["ranks"].items()
+        for name, line in lines.items()
+    ]  # fmt: skip
+    return SOAK.format(**result, table=_table(SOAK_HEADER, cells), machines=_machines([result["machine"]]))
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def _machines(machines: list[dict[str, Any]]) -> str:
+    """Each machine once, with the commits measured on it."""
+    commits: dict[str, list[str]] = {}
+    for machine in machines:
+        about = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "commit")
+        commits.setdefault(about, []).append(machine["commit"])
+    return "\n".join(f"Measured at {', '.join(dict.fromkeys(found))} on: {about}." for about, found in commits.items())

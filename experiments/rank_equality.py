@@ -1,24 +1,32 @@
-"""The same seed on 1, 2 and 4 ranks and at other micro-batch sizes: how far are the losses apart after 20 real steps?
+"""The same seed on 1, 2 and 4 ranks and at other micro-batch sizes: how far are the losses apart after 60 real steps?
 
 python experiments/rank_equality.py
+
+Also what a step sends, counted (rank_traffic.py), beside the least that it has to; with --timing on an otherwise idle
+machine, images per second too.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import measure
 
 from mocokit.demo import sample_path
 
+STEPS = 60
+BATCH, DIM = 112, 128
 FLAGS = [
-    *("--data", str(sample_path("train")), "--epochs", "1", "--global-batch-size", "112", "--bn-groups", "4"),
+    *("--data", str(sample_path("train")), "--epochs", "3", "--global-batch-size", str(BATCH), "--bn-groups", "4"),
     *("--arch", "resnet10_w32", "--model.stem", "imagenet", "--image-size", "32", "--method.queue-size", "1000"),
     *("--device", "cpu", "--workers", "1", "--run.log-every", "1", "--run.knn-every", "0"),
+    *("--model.dim", str(DIM), "--run.rank-timeout-s", "3600"),
 ]
 CASES = {  # name: (ranks, BatchNorm groups that go through the network at once)
     "1 rank": (1, 0),
@@ -28,17 +36,64 @@ CASES = {  # name: (ranks, BatchNorm groups that go through the network at once)
     "1 rank, micro-batches of 3 groups": (1, 3),
     "2 ranks, micro-batches of 1 group": (2, 1),
 }
+Lines = list[dict[str, float]]
 
 
-def losses_of(out: Path, precision: str, ranks: int, micro_groups: int) -> list[float]:
-    """Loss of each step of one run."""
+def torchrun(ranks: int) -> list[str]:
+    """The command in front of a program's name."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, *(launcher if ranks > 1 else [])]
+
+
+def train(out: Path, command: list[str]) -> Lines:
+    """Run one case; its line of each step."""
     shutil.rmtree(out, ignore_errors=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(out), *FLAGS]
-    command += ["--precision", precision, "--method.micro-groups", str(micro_groups)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line for line in lines if "loss" in line]
+
+
+def train_case(out: Path, precision: str, ranks: int, micro_groups: int) -> Lines:
+    """One of CASES."""
+    command = [*torchrun(ranks), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(out), *FLAGS]
+    lines = train(out, [*command, "--precision", precision, "--method.micro-groups", str(micro_groups)])
+    assert len(lines) == STEPS
+    return lines
+
+
+def drift(runs: dict[str, Lines]) -> dict[str, float]:
+    """Largest relative difference of a loss to one rank's."""
+    return {
+        name: max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(lines, runs["1 rank"], strict=True))
+        for name, lines in runs.items()
+    }
+
+
+def traffic(out: Path, ranks: int) -> dict[str, Any]:
+    """Bytes of a step: what a rank gives, what a ring sends for it, what the wire says, and the least."""
+    program = [*torchrun(ranks), str(Path(__file__).with_name("rank_traffic.py")), str(out), "pretrain"]
+    command = [*program, "moco-v2-small", "--out", str(out / "run"), *FLAGS, "--epochs", "1", "--precision", "fp32"]
+    out.mkdir(parents=True, exist_ok=True)
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    may = subprocess.run([*alone, "true"], capture_output=True, check=False).returncode == 0
+    train(out / "run", [*(alone if may else []), *command])
+    steps = [json.loads((out / f"rank_{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+    given = {name: statistics.median(step.get(name, 0) for step in steps[0]) for name in sorted(steps[0][5])}
+    wire = given.pop("wire of all ranks") / ranks
+    share = (ranks - 1) / ranks
+    sent = sum(
+        size * (2 * share if name.startswith("all_reduce") else ranks - 1)
+        for name, size in given.items() if name.startswith(("all_reduce", "all_gather "))
+    )  # fmt: skip
+    gradients = given["all_reduce float32"]
+    least = {"gradients": 2 * share * gradients, "keys": share * BATCH * DIM * 4}
+    return {
+        "given": given, "sent_by_a_ring": sent, "least": least, "over_least": sent / sum(least.values()),
+        "sent_over_the_wire": wire if may else None,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -46,17 +101,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/rank_equality"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/rank_equality.json"))
+    parser.add_argument("--timing", action="store_true", help="images per second too; the machine must be idle")
     args = parser.parse_args()
-    differences: dict[str, dict[str, float]] = {}
+    result: dict[str, Any] = {"steps": STEPS, "flags": FLAGS[2:]}
+    result["bytes_of_a_step"] = {f"{ranks} ranks": traffic(args.out / f"traffic_{ranks}", ranks) for ranks in (2, 4)}
+    print(json.dumps(result["bytes_of_a_step"]), flush=True)
+    result["largest_relative_difference"] = {}
     for precision in ("fp64", "fp32"):
-        runs = {name: losses_of(args.out / precision, precision, *case) for name, case in CASES.items()}
-        reference = runs["1 rank"]
-        assert len(reference) == 20
-        differences[precision] = {
-            name: max(abs(a - b) / b for a, b in zip(losses, reference, strict=True)) for name, losses in runs.items()
-        }
-        print(precision, differences[precision], flush=True)
-    measure.save(args.results, {"steps": 20, "flags": FLAGS[2:], "largest_relative_difference": differences})
+        runs = {name: train_case(args.out / precision / name, precision, *case) for name, case in CASES.items()}
+        result["largest_relative_difference"][precision] = drift(runs)
+        print(precision, drift(runs), flush=True)
+        if args.timing:
+            speed = {name: statistics.median(line["images_per_s"] for line in runs[name][10:]) for name in runs}
+            result.setdefault("images_per_s", {})[precision] = speed
+            print("images/s", speed, flush=True)
+    assert max(result["largest_relative_difference"]["fp64"].values()) < 1e-9
+    measure.save(args.results, result)
 
 
 if __name__ == "__main__":

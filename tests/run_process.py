@@ -43,15 +43,15 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
     """Exit code, and what it printed."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=within_s)
     return process.returncode, out + err
 
 
-def wait_for_step(run: Path, step: int) -> None:
+def wait_for_step(run: Path, step: int, *, within_s: float = 120) -> None:
     """Return when the run has logged `step` steps (it logs each one)."""
-    log, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    log, deadline = run / "metrics.jsonl", time.monotonic() + within_s
     while not (log.exists() and log.read_text().count('"loss"') >= step):
         assert time.monotonic() < deadline, f"{run} never came to step {step}"
         time.sleep(0.02)

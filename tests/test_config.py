@@ -94,7 +94,8 @@ IMAGENET: dict[str, dict[str, object]] = {
               "warmup_epochs": 0.0, "sgd_momentum": 0.9, "weight_decay": 1e-4,
               "clip_norm": 0.0},
     "run": {"seed": 0, "device": "auto", "precision": "fp32", "channels_last": True, "compile": False,
-            "log_every": 20, "save_minutes": 10.0, "keep_last": 2, "rank_timeout_s": 600.0, "knn_every": 10,
+            "log_every": 20, "save_minutes": 10.0, "keep_last": 2, "rank_timeout_s": 600.0,
+            "alone_timeout_s": 3600.0, "knn_every": 10,
             "knn_k": 20, "knn_temperature": 0.07, "knn_max_images": 10000},
 }  # fmt: skip
 """Every field of moco-v2, from recipes and papers, not from the code under test."""

@@ -179,6 +179,8 @@ class RunConfig:
     """Checkpoints to keep."""
     rank_timeout_s: float = 600.0
     """Seconds that ranks wait for one that does not come before all end and name it."""
+    alone_timeout_s: float = 3600.0
+    """Seconds that ranks wait for one that evaluates or saves alone, beyond which its data or disk counts as dead."""
     knn_every: int = 10
     """Epochs between kNN evaluations when labels exist; 0: none. The last epoch always has one."""
     knn_k: int = 20
@@ -194,6 +196,7 @@ class RunConfig:
         require(self.keep_last >= 1, "run.keep_last", self.keep_last, "must be at least 1")
         require(self.save_minutes > 0, "run.save_minutes", self.save_minutes, "must be above 0")
         require(self.rank_timeout_s > 0, "run.rank_timeout_s", self.rank_timeout_s, "must be above 0")
+        require(self.alone_timeout_s > 0, "run.alone_timeout_s", self.alone_timeout_s, "must be above 0")
         require(self.knn_every >= 0, "run.knn_every", self.knn_every, "must be 0 (never) or more")
         require(self.knn_k >= 1, "run.knn_k", self.knn_k, "must be at least 1")
         require(self.knn_temperature > 0, "run.knn_temperature", self.knn_temperature, "must be above 0")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -11,12 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mocokit.rank_watch import RankWatch
+from mocokit.rank_watch import RankWatch, limited
 
 T = TypeVar("T")
 
 RANK_TIMEOUT_S = 600.0
 """Time that ranks wait for one that does not come, unless said otherwise."""
+
+ALONE_TIMEOUT_S = 3600.0
+"""Time for which a rank may work alone meanwhile, unless said otherwise."""
 
 STORE_TIMEOUT_S = 10.0
 
@@ -45,10 +49,13 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iterator[None]:
+def session(
+    device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S, alone_timeout_s: float = ALONE_TIMEOUT_S
+) -> Iterator[None]:
     """Open the process group when torchrun started us, close it at the end; nothing for a single process.
 
-    A rank that does not come to a collective within `rank_timeout_s` ends all others, with a message that names it.
+    A rank that does not come to a collective within `rank_timeout_s` ends all others, with a message that names it;
+    one that is in `work_alone` within `alone_timeout_s`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -56,12 +63,19 @@ def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iter
     # CPU tensors (stop flags, row counts) always travel by gloo, so that no decision waits for the GPU.
     # The group itself waits for a day: RankWatch knows whom it waits for, and whether that is in order.
     backends = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(days=1))
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-        timeout=timedelta(seconds=STORE_TIMEOUT_S),
+    with limited(max(rank_timeout_s, RANK_TIMEOUT_S), "not all ranks came to the start"):
+        dist.init_process_group(backends, timeout=timedelta(days=1))
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+            timeout=timedelta(seconds=STORE_TIMEOUT_S),
+        )  # fmt: skip
+        generation = all_gather_objects(secrets.token_hex(8))[0]
+    _watches.append(
+        RankWatch(
+            store, generation=generation, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s,
+            alone_timeout_s=alone_timeout_s,
+        )
     )  # fmt: skip
-    _watches.append(RankWatch(store, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s))
     try:
         yield
     finally:
@@ -69,13 +83,22 @@ def session(device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S) -> Iter
         dist.destroy_process_group()
 
 
-def _arrive() -> contextlib.AbstractContextManager[None]:
-    """Around each collective, so that who does not come is found."""
-    return _watches[-1].arrive() if _watches else contextlib.nullcontext()
+@contextlib.contextmanager
+def _arrive() -> Iterator[None]:
+    """Around each collective, so that who does not come is found, and who is gone is said so."""
+    try:
+        with _watches[-1].arrive() if _watches else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"another rank has ended, or its machine is gone ({reason}); its own message says why; the last "
+            "checkpoint is good: continue with `mocokit resume`"
+        ) from error
 
 
 def work_alone() -> contextlib.AbstractContextManager[None]:
-    """Around long work of one rank that the others wait for: they do so for as long as its process lives."""
+    """Around long work of one rank that the others wait for: for as long as the session's `alone_timeout_s`."""
     return _watches[-1].excuse() if _watches else contextlib.nullcontext()
 
 

@@ -95,8 +95,10 @@ def resume(run: str | Path) -> RunResult:
 
 def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
-    timeout_s = config.run.rank_timeout_s
-    with distributed.session(device.type, rank_timeout_s=timeout_s), StopSignal() as signals, ExitStack() as lock:
+    session = distributed.session(
+        device.type, rank_timeout_s=config.run.rank_timeout_s, alone_timeout_s=config.run.alone_timeout_s
+    )
+    with session, StopSignal() as signals, ExitStack() as lock:
         distributed.raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
         if not resume:
             distributed.on_main(folder.require_free)

@@ -15,11 +15,13 @@ def test_a_task_runs_beside_the_caller_and_the_next_waits_for_it() -> None:
     writer.start(slow)
     assert done == []
     writer.raise_if_failed()  # still running: nothing to raise
+    assert writer.is_busy()
     threading.Timer(0.05, may_end.set).start()
     writer.start(lambda: done.append(2))
     assert done[0] == 1
     writer.close()
     assert done == [1, 2]
+    assert not writer.is_busy()
 
 
 def test_a_failure_is_raised_once_where_the_training_thread_looks() -> None:

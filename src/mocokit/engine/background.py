@@ -21,6 +21,10 @@ class BackgroundWriter:
         self.wait()
         self._pending = self._thread.submit(write)
 
+    def is_busy(self) -> bool:
+        """Whether a task is still on its way."""
+        return self._pending is not None and not self._pending.done()
+
     def raise_if_failed(self) -> None:
         """Raise what the task raised, if it has ended; does not wait."""
         if self._pending is not None and self._pending.done():

@@ -68,7 +68,7 @@ class Bookkeeper:
         self.metrics = MetricsLog(folder.path, from_step=start_step)
         self.latest: dict[str, float] = {}
         self._writer = BackgroundWriter()
-        self._last_save = time.monotonic()
+        self._last_save, self._newest_save = time.monotonic(), start_step
         self._warned: set[str] = set()
 
     def after_step(self, step: int, *, lr: float, stop: bool) -> bool:
@@ -79,12 +79,16 @@ class Bookkeeper:
         end_of_epoch = step % self.steps_per_epoch == 0
         if stop or end_of_epoch or step % self.config.run.log_every == 0:
             self._log(step, lr)
-            due = time.monotonic() - self._last_save > 60 * self.config.run.save_minutes
-            if stop or end_of_epoch or distributed.any_rank(due):
+            if stop or end_of_epoch or distributed.any_rank(self._is_due()):
                 self.save(step)
         if end_of_epoch and not stop:
             self._evaluate(step)
         return stop
+
+    def _is_due(self) -> bool:
+        """Whether the main rank's clock asks for a save; a slow disk is waited for at an epoch's end only."""
+        elapsed_s = time.monotonic() - self._last_save
+        return distributed.is_main() and elapsed_s > 60 * self.config.run.save_minutes and not self._writer.is_busy()
 
     def _log(self, step: int, lr: float) -> None:
         bad_step = self.board.bad_step()
@@ -126,7 +130,7 @@ class Bookkeeper:
 
         The state is copied here; a save that is still on its way is waited for.
         """
-        self._last_save = time.monotonic()
+        self._last_save, self._newest_save = time.monotonic(), step
         if not distributed.is_main():
             return
         self._writer.wait()  # before the copy: there is never more than one
@@ -134,7 +138,8 @@ class Bookkeeper:
 
         def write() -> None:
             save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.config.run.keep_last)
-            self.callbacks.export(state, step)
+            if step == self._newest_save:  # else the next save is waiting, perhaps with seconds to live
+                self.callbacks.export(state, step)
 
         self._writer.start(write)
 

@@ -1,0 +1,130 @@
+"""Faults of one process: killed, told to stop, given NaN, disturbed by a second run or by the clock."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from fault_runs import STEPS_PER_EPOCH, NotPossibleError, Row, Runs, kill, logged_steps
+
+from mocokit.engine.checkpoint import list_checkpoints
+
+
+def kill_process(runs: Runs, *, quick: bool) -> Row:
+    """SIGKILL the process at random steps."""
+    times, rng = 2 if quick else 20, random.Random(0)
+    process, run = runs.begin("kill_process", "--precision", "fp32", "--workers", "1")
+    found, back = [], []
+    for step in sorted(rng.sample(range(3, runs.steps - 2), times)):
+        runs.wait_for_step(run, step)
+        kill(process)
+        found.append(runs.until_end(process)[0])
+        begun, before = time.monotonic(), logged_steps(run)
+        process = runs.start(["resume", str(run)])
+        runs.wait_for_step(run, before + 1)
+        back.append(time.monotonic() - begun)
+    runs.finish(process, code=0)
+    return {"times": times, "detection_s": max(found), "recovery_s": max(back), **runs.lost(run, runs.undisturbed()),
+            "said": "the next `mocokit resume` goes on"}  # fmt: skip
+
+
+def term_while_saving(runs: Runs, *, quick: bool) -> Row:
+    """SIGTERM, with 30 s to live, while a save is on its way to a slow disk (2 s a file)."""
+    patch = (
+        "import time, mocokit.engine.checkpoint as c; old = c._flush\n"
+        "def slow(path):\n"
+        f"    time.sleep({1 if quick else 2} if path.name.endswith('.partial') else 0); old(path)\n"
+        "c._flush = slow\n"
+    )
+    process, run = runs.begin_patched("term_while_saving", patch)
+    runs.wait_for_checkpoint(run, ending=".pt.partial")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    seconds = time.monotonic() - begun
+    assert code == 128 + signal.SIGTERM and seconds < 30, (seconds, output)
+    said = next(line for line in output.splitlines() if line.startswith("stopped at step"))
+    saved = int(list_checkpoints(run / "checkpoints")[-1].stem.removeprefix("step_"))
+    assert f"stopped at step {saved} of" in said, said
+    recovery_s, _ = runs.end(run)
+    return {"times": 1, "detection_s": seconds, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()),
+            "said": said}  # fmt: skip
+
+
+def bad_gradient(runs: Runs, *, quick: bool) -> Row:
+    """NaN in one gradient of one parameter, in the last step of an epoch, which is saved at once."""
+    patch = (
+        "import mocokit.engine.train as t; old, calls = t.distributed.sum_gradients, []\n"
+        "def sum_gradients(parameters):\n"
+        "    parameters = list(parameters); old(parameters); calls.append(1)\n"
+        f"    if len(calls) == {2 * STEPS_PER_EPOCH}: parameters[1].grad[0] = float('nan')\n"
+        "t.distributed.sum_gradients = sum_gradients\n"
+    )
+    process, run = runs.begin_patched("bad_gradient", patch)
+    code, output = runs.finish(process)
+    said = f"loss or gradient is not finite at step {2 * STEPS_PER_EPOCH - 1}"
+    assert code == 1 and said in output, output
+    recovery_s, _ = runs.end(run)
+    return {"times": 1, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()), "said": said}
+
+
+def two_runs(runs: Runs, *, quick: bool) -> Row:
+    """A second `pretrain`, and a `resume`, on the folder of a run that goes on."""
+    process, run = runs.begin("two_runs")
+    runs.wait_for_step(run, 2)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it can't end before the second has started
+    begun = time.monotonic()
+    for second in (runs.arguments(run), ["resume", str(run)]):
+        code, output = runs.finish(runs.start(second))
+        assert code == 1 and f"in use by process {process.pid} on" in output, output
+    seconds = (time.monotonic() - begun) / 2
+    os.kill(process.pid, signal.SIGCONT)
+    runs.finish(process, code=0)
+    return {"times": 2, "detection_s": seconds, **runs.lost(run, runs.undisturbed()),
+            "said": "in use by process ... on ...; wait for it to end, or choose another folder"}  # fmt: skip
+
+
+JUMPING_CLOCK = r"""
+#define _GNU_SOURCE
+#include <sys/time.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+static long jump(void) { static long calls; return (calls++ / 50 % 2 ? 1 : -1) * 86400L; }
+int clock_gettime(clockid_t id, struct timespec *t) {
+  int failed = syscall(SYS_clock_gettime, id, t);
+  if (id == CLOCK_REALTIME) t->tv_sec += jump();
+  return failed;
+}
+int gettimeofday(struct timeval *t, void *zone) {
+  struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
+  t->tv_sec = now.tv_sec; t->tv_usec = now.tv_nsec / 1000; return 0;
+}
+time_t time(time_t *out) {
+  struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
+  if (out) *out = now.tv_sec;
+  return now.tv_sec;
+}
+"""
+
+
+def jumping_clock(runs: Runs, *, quick: bool) -> Row:
+    """The wall clock jumps by two days, back and forth, all the time (LD_PRELOAD)."""
+    source, library = runs.work / "clock.c", runs.work / "clock.so"
+    source.write_text(JUMPING_CLOCK, encoding="utf-8")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise NotPossibleError("no C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    check = [sys.executable, "-c", "import time; print(len({int(time.time()) // 80000 for _ in range(200)}))"]
+    seen = subprocess.run(
+        check, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True, check=True
+    )
+    assert int(seen.stdout) > 1, "the clock does jump"
+    process, run = runs.begin("clock", environment={"LD_PRELOAD": str(library)})
+    runs.finish(process, code=0)
+    return {"times": 1, **runs.lost(run, runs.undisturbed()),
+            "said": "nothing; durations come from the monotonic clock"}  # fmt: skip

@@ -1,0 +1,76 @@
+"""`mocokit` as one rank of torchrun that writes down what each step sends: python rank_traffic.py OUT pretrain ...
+
+Counted at torch.distributed: every collective that the package calls, with the bytes that this rank puts into it. The
+loopback device's counter, the wire of ranks on one machine, says how much really moved where nobody else uses that
+device (a network namespace of its own).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mocokit.cli import main
+from mocokit.engine.bookkeeping import Bookkeeper
+
+Step = dict[str, int]
+
+
+class Traffic:
+    """The steps so far, each a number of bytes by collective and element type."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._now: Step = {}
+        self._wire = _loopback_bytes()
+
+    def count(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, counted: the bytes of its last tensor, which is what a rank gives."""
+
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            given = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+            key = f"{name} {str(given[-1].dtype).removeprefix('torch.')}" if given else name
+            size = given[-1].numel() * given[-1].element_size() if given else 0
+            self._now[key] = self._now.get(key, 0) + size
+            return call(*arguments, **settings)
+
+        return counted
+
+    def end_step(self) -> None:
+        """What was counted since the last call was one step."""
+        wire = _loopback_bytes()
+        self.steps.append({**self._now, "wire of all ranks": wire - self._wire})
+        self._now, self._wire = {}, wire
+
+
+def _loopback_bytes() -> int:
+    """Bytes sent so far over the loopback device, headers included."""
+    lines = Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines()
+    loopback = next(line for line in lines if line.strip().startswith("lo:"))
+    return int(loopback.split(":")[1].split()[8])
+
+
+def run(out: Path, arguments: list[str]) -> int:
+    """Run the command and write `out`/rank_N.json."""
+    traffic, after_step = Traffic(), Bookkeeper.after_step
+
+    def ended(books: Bookkeeper, step: int, **settings: Any) -> bool:
+        stop = after_step(books, step, **settings)
+        traffic.end_step()
+        return stop
+
+    Bookkeeper.after_step = ended  # type: ignore[method-assign]
+    for name in ("all_reduce", "all_gather", "all_gather_object", "barrier"):
+        setattr(dist, name, traffic.count(name, getattr(dist, name)))
+    code = main(arguments)
+    (out / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(traffic.steps), encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]), sys.argv[2:]))

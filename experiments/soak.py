@@ -1,0 +1,142 @@
+"""Train on two ranks for an hour and see whether their memory, file handles or threads grow.
+
+python experiments/soak.py --minutes 60
+
+Every epoch (20 steps) it saves, exports the backbone and asks the kNN monitor: often, in an hour.
+Writes experiments/results/soak.json and the paragraph in docs/reliability.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+from fault_runs import children, logged_steps, rank_pids
+from fault_table import write_document
+
+from mocokit.demo import sample_path
+
+ROOT = Path(__file__).resolve().parent.parent
+RANKS = 2
+FLAGS = [
+    *("--data", str(sample_path("train")), "--test", str(sample_path("val")), "--epochs", "1000000"),
+    *("--global-batch-size", "112", "--bn-groups", "4", "--arch", "resnet10_w32", "--model.stem", "imagenet"),
+    *("--image-size", "32", "--method.queue-size", "1120", "--device", "cpu", "--precision", "fp32", "--workers", "1"),
+    *("--run.log-every", "1", "--run.knn-every", "1"),
+]
+STEPS_PER_EPOCH = 20
+SAMPLE_S = 10.0
+WARM_UP_SHARE = 1 / 6
+"""Of the time, left out of the lines: caches, pools and the queue fill first."""
+
+FLAT_MB_PER_HOUR = 5.0
+"""Memory that may be gained in an hour: under a gigabyte in a week."""
+
+Sample = dict[str, float]
+
+
+def sample(pid: int) -> Sample:
+    """Resident memory in MB, open file handles, threads and loader processes of one rank, from /proc."""
+    folder = Path("/proc", str(pid))
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text(encoding="utf-8").splitlines())
+    return {
+        "memory_mb": int(status["VmRSS"].split()[0]) / 1024,
+        "handles": len(list((folder / "fd").iterdir())),
+        "threads": int(status["Threads"]),
+        "processes": len(list(children(pid))),
+    }
+
+
+def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> dict[int, list[Sample]]:
+    """Samples of each rank, with `hours` since the first, for as long as asked; raises when a rank is gone."""
+    pids, samples, begun = rank_pids(launcher), dict[int, list[Sample]](), time.monotonic()
+    while (hours := (time.monotonic() - begun) / 3600) < minutes / 60:
+        assert launcher.poll() is None, f"the run ended; see {run.with_suffix('.out')}"
+        for rank, pid in pids.items():
+            samples.setdefault(rank, []).append({"hours": hours, **sample(pid)})
+        time.sleep(SAMPLE_S)
+    return samples
+
+
+def line_through(samples: list[Sample], name: str) -> dict[str, float]:
+    """Least-squares slope an hour and its standard error, after the warm-up; first and last value, least of halves."""
+    settled = [line for line in samples if line["hours"] >= WARM_UP_SHARE * samples[-1]["hours"]]
+    hours, values = (np.array([line[key] for line in settled]) for key in ("hours", name))
+    (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
+    half = len(values) // 2
+    return {
+        "first": float(values[0]), "last": float(values[-1]),
+        "least_in_first_half": float(values[:half].min()), "least_in_second_half": float(values[half:].min()),
+        "slope_per_hour": float(slope), "standard_error": float(covariance[0, 0] ** 0.5),
+    }  # fmt: skip
+
+
+def is_flat(name: str, line: dict[str, float]) -> bool:
+    """Memory: by the line, two standard errors included. What is counted comes and goes; what leaks never goes."""
+    if name == "memory_mb":
+        return line["slope_per_hour"] + 2 * line["standard_error"] < FLAT_MB_PER_HOUR
+    return line["least_in_second_half"] <= line["least_in_first_half"]
+
+
+def judge(samples: dict[int, list[Sample]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By rank and by what was counted: the line, and whether it is flat."""
+    names = ("memory_mb", "handles", "threads", "processes")
+    judged: dict[str, dict[str, dict[str, Any]]] = {}
+    for rank, lines in sorted(samples.items()):
+        found = {name: line_through(lines, name) for name in names}
+        judged[f"rank {rank}"] = {name: {**line, "flat": is_flat(name, line)} for name, line in found.items()}
+    return judged
+
+
+def soak(run: Path, *, minutes: float) -> tuple[dict[int, list[Sample]], dict[str, int]]:
+    """Train into an emptied folder, and sample; the samples, and how often the run did what."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    command += ["-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(run), *FLAGS]
+    with run.with_suffix(".out").open("w", encoding="utf-8") as printed:
+        launcher = subprocess.Popen(
+            command, stdout=printed, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            while logged_steps(run) < STEPS_PER_EPOCH:
+                assert launcher.poll() is None, f"the run did not start; see {printed.name}"
+                time.sleep(1)
+            samples = watch(launcher, run, minutes=minutes)
+        finally:
+            launcher.send_signal(signal.SIGTERM)
+            launcher.wait(600)
+    steps = logged_steps(run)
+    evaluations = (run / "metrics.jsonl").read_text(encoding="utf-8").count("knn_acc")
+    return samples, {"steps": steps, "saves": steps // STEPS_PER_EPOCH, "evaluations": evaluations}
+
+
+def main() -> None:
+    """Soak, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "soak.json")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "reliability.md")
+    args = parser.parse_args()
+    samples, counts = soak(args.out, minutes=args.minutes)
+    (args.out / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    ranks = judge(samples)
+    flat = all(line["flat"] for lines in ranks.values() for line in lines.values())
+    result = {"minutes": args.minutes, "samples": len(samples[0]), **counts, "flat": flat, "ranks": ranks}
+    measure.save(args.results, result)
+    write_document(args.document, args.results.with_name("faults.json"))
+    print(json.dumps(result))
+    sys.exit(not flat)
+
+
+if __name__ == "__main__":
+    main()
