@@ -64,8 +64,8 @@ def run(out: Path, arguments: list[str]) -> int:
         traffic.end_step()
         return stop
 
-    Bookkeeper.after_step = ended  # type: ignore[method-assign]
-    for name in ("all_reduce", "all_gather", "all_gather_object", "barrier"):
+    Bookkeeper.after_step = ended  # type: ignore[assignment, method-assign]
+    for name in ("all_reduce", "all_gather", "all_to_all_single", "all_gather_object", "barrier"):
         setattr(dist, name, traffic.count(name, getattr(dist, name)))
     code = main(arguments)
     (out / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(traffic.steps), encoding="utf-8")
