@@ -68,6 +68,8 @@ def build_encoder(config: Config) -> Encoder:
     model = config.model
     backbone = build_backbone(model.arch, stem=model.stem)
     require_image_size(backbone, config.data.image_size)
+    if config.augment.local_crops:
+        require_image_size(backbone, config.augment.local_size, setting="augment.local_size")
     if model.zero_init_residual:
         zero_init_residual(backbone)
     if model.vit_init == "moco-v3":

@@ -45,12 +45,12 @@ class InfoNce(NamedTuple):
         return (self.num_kept + 1).log() - self.row_losses.detach()
 
 
-def row_metrics(directions: Sequence[InfoNce], *, weight: float = 1.0) -> dict[str, Tensor]:
+def row_metrics(directions: Sequence[InfoNce], losses: Tensor) -> dict[str, Tensor]:
     """What a run is judged by, one value a row; no gradient.
 
     Args:
-        directions: One contrast, or the two of a symmetric loss: losses add up, the rest is their mean.
-        weight: What the method multiplies each loss by.
+        directions: One contrast, or the two of a symmetric loss, whose mean is taken.
+        losses: (N,) what is minimised.
 
     """
     values: dict[str, list[Tensor]] = {
@@ -60,7 +60,7 @@ def row_metrics(directions: Sequence[InfoNce], *, weight: float = 1.0) -> dict[s
         "mi_bound": [nce.mi_bound for nce in directions],
     }
     means = {name: torch.stack(rows).mean(dim=0) for name, rows in values.items()}
-    return {"loss": weight * torch.stack([nce.row_losses.detach() for nce in directions]).sum(dim=0), **means}
+    return {"loss": losses.detach(), **means}
 
 
 def info_nce(
@@ -123,7 +123,10 @@ def in_batch_info_nce(
     )
 
 
-def nt_xent(queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None)) -> tuple[InfoNce, InfoNce]:
+def nt_xent(
+    queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None),
+    instead: Tensor | None = None,
+) -> tuple[InfoNce, InfoNce]:  # fmt: skip
     """SimCLR's NT-Xent (eq. 1): each view against its other view and the 2B - 2 views of the other images.
 
     The official loss adds the means over both directions, which is twice the mean over all 2B views.
@@ -133,17 +136,17 @@ def nt_xent(queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = 
         keys: (B, C) unit rows, second views of the same images.
         temperature: Softmax temperature T > 0.
         rows: Images that are contrasted in this call; all are candidates.
+        instead: (N, C) other views of `rows`, contrasted in the place of both of theirs; None: no others.
 
     Returns:
         The contrasts of those images' queries, and of their keys.
 
     """
     own = torch.arange(len(queries), device=queries.device)[rows]  # (N,)
-    first = in_batch_info_nce(
-        queries[rows], torch.cat([keys, queries]), own, temperature=temperature, excluded=own + len(keys)
-    )
+    lead, follow = (queries[rows], keys[rows]) if instead is None else (instead, instead)
+    first = in_batch_info_nce(lead, torch.cat([keys, queries]), own, temperature=temperature, excluded=own + len(keys))
     second = in_batch_info_nce(
-        keys[rows], torch.cat([queries, keys]), own, temperature=temperature, excluded=own + len(keys)
+        follow, torch.cat([queries, keys]), own, temperature=temperature, excluded=own + len(keys)
     )
     return first, second
 
