@@ -21,6 +21,17 @@ def info_nce_loop(
     return losses
 
 
+def weighted_info_nce_loop(
+    positive: float, negatives: list[float], temperature: float, hardness: float, decoupled: bool
+) -> float:
+    """One row's loss: Robinson et al. 2021 eq. 4 without debiasing, Yeh et al. 2021 eq. 6; similarities in."""
+    tilts = [math.exp(hardness * s / temperature) for s in negatives]
+    mean = sum(tilts) / len(tilts)
+    total = sum(tilt / mean * math.exp(s / temperature) for tilt, s in zip(tilts, negatives, strict=True))
+    near = math.exp(positive / temperature)
+    return -math.log(near / (total if decoupled else near + total))
+
+
 def knn_loop(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float) -> float:
     """Weighted kNN by sorting all similarities of each query."""
     bank = bank / bank.norm(dim=1, keepdim=True)

@@ -75,7 +75,8 @@ def test_configs_are_frozen() -> None:
 
 
 IMAGENET: dict[str, dict[str, object]] = {
-    "data": {"source": "", "test": "", "image_size": 224, "global_batch_size": 256, "workers": -1, "pipeline": "fast",
+    "data": {"source": "", "test": "", "image_size": 224, "first_image_size": 0, "global_batch_size": 256,
+             "workers": -1, "pipeline": "fast",
              "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "eval_crop_ratio": 0.875,
              "max_bad_share": 0.01, "max_image_px": 89478485},
     "augment": {"on": "auto", "recipe": "moco", "aug_plus": True, "crop_scale": (0.2, 1.0), "jitter_p": None,
@@ -86,10 +87,12 @@ IMAGENET: dict[str, dict[str, object]] = {
               "predictor_bn": False, "zero_init_residual": False, "vit_init": "timm", "freeze_patch_embed": False},
     "method": {"name": "moco", "queue_size": 65536, "temperature": 0.2, "key_momentum": 0.999,
                "key_momentum_cos": False, "bn_groups": 8, "micro_groups": 0, "shuffle": True,
-               "mask_same_image": False, "symmetric": False, "num_negatives": 65536, "feature_momentum": 0.5},
+               "mask_same_image": False, "symmetric": False, "num_negatives": 65536, "feature_momentum": 0.5,
+               "decoupled": False, "hardness": 0.0, "patch_grid": 1, "patches_combined": 2},
     "optim": {"name": "sgd", "trust_coefficient": 0.001,
               "epochs": 200, "lr": 0.03, "cos": True, "milestones": (120, 160), "lr_by": "epoch",
-              "warmup_epochs": 0.0, "sgd_momentum": 0.9, "weight_decay": 1e-4},
+              "warmup_epochs": 0.0, "sgd_momentum": 0.9, "weight_decay": 1e-4,
+              "clip_norm": 0.0},
     "run": {"seed": 0, "device": "auto", "precision": "fp32", "channels_last": True, "compile": False,
             "log_every": 20, "save_minutes": 10.0, "keep_last": 2, "rank_timeout_s": 600.0, "knn_every": 10,
             "knn_k": 20, "knn_temperature": 0.07, "knn_max_images": 10000},
@@ -158,6 +161,12 @@ CHANGES: dict[str, dict[str, object]] = {
     },
     "moco-v3-vit-s": V3_VIT_S,
     "moco-v3-vit-b": {**V3_VIT_S, "model.arch": "vit_base_patch16_224"},
+    "fast-moco": {  # orashi/Fast-MoCo fastmoco_e100/config.yaml
+        "data.global_batch_size": 16 * 32, "model.dim": 256, "model.zero_init_residual": True,
+        "method.name": "moco-v3", "method.temperature": 1.0, "method.key_momentum": 0.99,
+        "method.key_momentum_cos": True, "method.bn_groups": 1, "method.patch_grid": 2, "optim.epochs": 100,
+        "optim.lr": 0.1, "optim.lr_by": "step", "optim.warmup_epochs": 1.0, "optim.clip_norm": 1.0,
+    },
 }  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mocokit import losses
-from mocokit.losses import in_batch_info_nce, info_nce, nt_xent, row_metrics
-from tests.oracles import info_nce_loop, nt_xent_loop
+from mocokit.losses import NegativeTerm, in_batch_info_nce, info_nce, nt_xent, row_metrics
+from tests.oracles import info_nce_loop, nt_xent_loop, weighted_info_nce_loop
 
 
 def _unit(*shape: int) -> torch.Tensor:
@@ -60,13 +61,84 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int, masks: bool, monke
     logits = torch.cat([(q * k).sum(1, keepdim=True), scores], dim=1) / 0.07
     want = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long), reduction="none")
     (gradient,) = torch.autograd.grad((want * weights).sum(), q)
-    own = {"ids": ids, "negative_ids": negative_ids} if masks else {}
+    own: dict[str, Any] = {"ids": ids, "negative_ids": negative_ids} if masks else {}
     got = info_nce(q, k, negatives, temperature=0.07, **own)
     torch.testing.assert_close(got.row_losses, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(
         torch.autograd.grad((got.row_losses * weights).sum(), q)[0], gradient, rtol=1e-11, atol=1e-14
     )
     assert got.correct.tolist() == (logits[:, 0] > logits[:, 1:].amax(1)).tolist()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(("hardness", "decoupled"), [(0.0, True), (0.7, False), (0.7, True)])
+def test_negative_terms_equal_a_slow_loop_in_value_and_gradient(
+    hardness: float, decoupled: bool, masks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient against autograd of the formula on whole (N, K) scores; 7 negatives at a time."""
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 7 * 5)
+    q, k, negatives = _unit(5, 8).requires_grad_(), _unit(5, 8), _unit(50, 8)
+    ids, negative_ids = torch.arange(5), torch.randint(0, 12, (50,))
+    kept = ids[:, None] != negative_ids if masks else torch.ones(5, 50, dtype=torch.bool)
+    own: dict[str, Any] = {"ids": ids, "negative_ids": negative_ids} if masks else {}
+    term = NegativeTerm(hardness=hardness, decoupled=decoupled)
+    got = info_nce(q, k, negatives, temperature=0.2, term=term, **own).row_losses
+    near, far = (q * k).sum(1).tolist(), [(negatives[kept[i]] @ q[i]).tolist() for i in range(5)]
+    wanted = [weighted_info_nce_loop(*row, 0.2, hardness, decoupled) for row in zip(near, far, strict=True)]
+    assert got.tolist() == pytest.approx(wanted, rel=1e-12)
+
+    scores, positive = q @ negatives.T / 0.2, (q * k).sum(1) / 0.2
+    tilt = (hardness * scores).exp() * kept
+    total = (tilt / tilt.sum(1, keepdim=True) * kept.sum(1, keepdim=True) * scores.exp()).sum(1)
+    formula = (total if decoupled else total + positive.exp()).log() - positive
+    weights = torch.rand(5, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((formula * weights).sum(), q)
+    torch.testing.assert_close(torch.autograd.grad((got * weights).sum(), q)[0], gradient, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(("hardness", "decoupled"), [(0.0, True), (0.7, False), (0.7, True)])
+def test_negative_terms_are_the_same_in_the_batch_and_out_of_a_queue(hardness: float, decoupled: bool) -> None:
+    q, keys = _unit(6, 8), _unit(6, 8)
+    term = NegativeTerm(hardness=hardness, decoupled=decoupled)
+    batch = in_batch_info_nce(q, keys, torch.arange(6), temperature=0.2, term=term)
+    for row in range(6):
+        own = slice(row, row + 1)
+        queue = info_nce(q[own], keys[own], torch.cat([keys[:row], keys[row + 1 :]]), temperature=0.2, term=term)
+        assert batch.row_losses[row].item() == pytest.approx(queue.row_losses.item(), rel=1e-12)
+        assert batch.negative_similarity[row].item() == pytest.approx(queue.negative_similarity.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("term", [NegativeTerm(), NegativeTerm(decoupled=True), NegativeTerm(hardness=2.0)])
+def test_the_chance_loss_is_that_of_equal_similarities(term: NegativeTerm) -> None:
+    row = _unit(1, 8)
+    got = info_nce(row, row, row.expand(16, 8), temperature=0.2, term=term).row_losses
+    assert got.item() == pytest.approx(term.chance_loss(16), rel=1e-12)
+
+
+def test_a_decoupled_gradient_does_not_fade_for_a_query_that_tells_its_positive() -> None:
+    """DCL's point (Yeh et al. 2021, sec. 3.1)."""
+    q, negatives = _unit(1, 8), _unit(30, 8)
+    lengths = {}
+    for decoupled in (False, True):
+        query = q.clone().requires_grad_()
+        term = NegativeTerm(decoupled=decoupled)
+        info_nce(query, q, negatives, temperature=0.01, term=term).row_losses.sum().backward()
+        lengths[decoupled] = float((query.grad if query.grad is not None else q).norm())
+    assert lengths[True] > 100 * lengths[False] > 0
+
+
+def test_only_the_plain_loss_reports_a_bound() -> None:
+    nce = info_nce(_unit(2, 8), _unit(2, 8), _unit(6, 8), temperature=0.2)
+    assert "mi_bound" in row_metrics([nce], nce.row_losses)
+    assert "mi_bound" not in row_metrics([nce], nce.row_losses, term=NegativeTerm(decoupled=True))
+
+
+def test_means_over_the_queries_of_an_image() -> None:
+    nce = info_nce(_unit(6, 8), _unit(6, 8), _unit(9, 8), temperature=0.2)
+    of_images = nce.per_image(3)
+    assert of_images.row_losses.tolist() == pytest.approx(nce.row_losses.view(2, 3).mean(1).tolist(), rel=1e-12)
+    assert of_images.correct.tolist() == pytest.approx(nce.correct.double().view(2, 3).mean(1).tolist())
+    assert nce.per_image(1) is nce
 
 
 def test_nothing_overflows_at_a_tiny_temperature() -> None:
@@ -202,9 +274,11 @@ def test_masked_negatives_do_not_count_in_the_bound() -> None:
     assert got.mi_bound.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
-def test_metrics_of_two_directions_add_losses_and_average_the_rest() -> None:
+def test_metrics_are_the_loss_and_means_over_both_directions() -> None:
     first, second = nt_xent(_unit(4, 8), _unit(4, 8), temperature=0.5)
-    metrics = row_metrics([first, second], weight=0.4)
-    assert torch.allclose(metrics["loss"], 0.4 * (first.row_losses + second.row_losses))
+    losses = torch.arange(4.0).requires_grad_()
+    metrics = row_metrics([first, second], losses)
+    assert torch.equal(metrics["loss"], losses.detach())
+    assert not metrics["loss"].requires_grad
     assert torch.allclose(metrics["mi_bound"], (first.mi_bound + second.mi_bound) / 2)
     assert set(metrics) == {"loss", "contrast_acc", "positive_similarity", "negative_similarity", "mi_bound"}

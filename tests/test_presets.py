@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mocokit
+from mocokit.assembly import assemble, build_batches
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.presets import PRESETS
 from mocokit.settings import replace_settings
@@ -35,6 +36,38 @@ def test_each_preset_trains_with_the_loss_of_its_oracle(name: str, photos: Path,
     assert len(losses) == len(set(losses)) == 20
     assert losses[:3] == pytest.approx(wanted[:3], rel=1e-10)
     assert losses == pytest.approx(wanted, rel=1e-6), "roundings grow along the run"
+
+
+HARD: dict[str, object] = {"method.hardness": 0.5}
+DECOUPLED: dict[str, object] = {"method.decoupled": True}
+OPTIONS: list[tuple[str, dict[str, object]]] = [
+    *((name, settings) for name in ONE_OF_EACH for settings in (HARD, DECOUPLED)),
+    ("moco-v2-small", {**HARD, **DECOUPLED}),
+    ("moco-v2-small", {"method.patch_grid": 2}),
+    ("moco-v2-cifar", {"method.patch_grid": 2}),
+    ("moco-v2", {"data.first_image_size": 16}),
+    ("fast-moco", {"data.first_image_size": 16, "optim.clip_norm": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), OPTIONS)
+def test_each_option_trains_with_the_loss_of_its_oracle(
+    name: str, settings: dict[str, object], photos: Path, tmp_path: Path
+) -> None:
+    plain = replace_settings(small(name, photos), {"optim.epochs": 2})
+    config = replace_settings(plain, settings)
+    mocokit.pretrain(config, out=tmp_path / "run")
+    losses, wanted = _losses(tmp_path / "run"), list(oracle_losses(config))
+    assert losses[:3] == pytest.approx(wanted[:3], rel=1e-10)
+    assert losses == pytest.approx(wanted, rel=1e-7), "roundings grow along the run"
+    assert losses[0] != pytest.approx(next(oracle_losses(plain)), rel=1e-6), "the option makes a difference"
+
+
+def test_growing_views_start_small_and_end_whole(photos: Path, tmp_path: Path) -> None:
+    config = replace_settings(small("moco-v2", photos), {"data.first_image_size": 16, "data.image_size": 48})
+    parts = assemble(config, torch.device("cpu"))
+    sizes = [batch.query.shape[-1] for batch in build_batches(config, parts, start_step=0, total_steps=20)]
+    assert sizes == [16] * 5 + [32] * 5 + [48] * 10
 
 
 def _losses(run: Path) -> list[float]:

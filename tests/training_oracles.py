@@ -53,11 +53,34 @@ class Oracle:
             rows[image] = slots[slot]
         return torch.stack(rows)
 
-    def cross_entropy(self, positive: Tensor, candidates: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Mean of -log(exp(s+ / T) / sum of exp(s / T)) over the candidates that count, the positive among them."""
-        t = self.method.temperature
-        weights = (candidates / t).exp() if counts is None else (candidates / t).exp() * counts
-        return -((positive / t).exp() / weights.sum(dim=1)).log().mean()
+    def cross_entropy(self, scores: Tensor, own: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Mean of -log(exp(s+ / T) / sum of exp(s / T)) over the candidates that count, the positive among them.
+
+        `own` is each row's positive. Hard negatives (Robinson et al. 2021) weigh exp(beta s / T), on average 1; the
+        decoupled sum (Yeh et al. 2021) is without the positive.
+        """
+        t, beta, rows = self.method.temperature, self.method.hardness, torch.arange(len(scores))
+        counts = torch.ones_like(scores) if counts is None else counts.to(scores.dtype).clone()
+        counts[rows, own] = 0.0
+        tilt = (beta * scores / t).exp() * counts
+        weights = tilt * counts.sum(1, keepdim=True) / tilt.sum(1, keepdim=True)
+        positive, negative = (scores[rows, own] / t).exp(), (weights * (scores / t).exp()).sum(1)
+        return -(positive / (negative if self.method.decoupled else negative + positive)).log().mean()
+
+    def queries(self, images: Tensor) -> list[Tensor]:
+        """Embeddings of each combination of patches, BatchNorm over all rows of a group at a time; or of the images."""
+        grid = self.method.patch_grid
+        if grid == 1:
+            return [self.embed(self.encoder, images)]
+        px, groups = images.shape[-1] // grid, []
+        for group in images.chunk(self.method.bn_groups):
+            cuts = [image[:, y * px : (y + 1) * px, x * px : (x + 1) * px]
+                    for image in group for y in range(grid) for x in range(grid)]  # fmt: skip
+            features = self.encoder.backbone(torch.stack(cuts)).view(len(group), grid * grid, -1)
+            pairs = [(features[:, a] + features[:, b]) / 2 for a in range(grid * grid) for b in range(a)]
+            z = self.encoder.predictor(self.encoder.head(torch.cat(pairs)))
+            groups.append((z / z.norm(dim=1, keepdim=True)).view(len(pairs), len(group), -1))
+        return list(torch.cat(groups, dim=1))
 
 
 def move_keys(encoder_k: nn.Module, encoder_q: nn.Module, m: float) -> None:
@@ -73,6 +96,7 @@ class MoCoOracle(Oracle):
     def __init__(self, config: Config, parts: Parts) -> None:
         super().__init__(config, parts)
         self.encoder_k = copy.deepcopy(self.encoder)
+        self.encoder_k.patches = None
         self.queue = parts.method.get_buffer("queue.keys").clone()
         self.queue_ids = torch.full((len(self.queue),), -1)
         self.fresh: list[tuple[Tensor, Tensor]] = []
@@ -83,14 +107,17 @@ class MoCoOracle(Oracle):
         ways = [(query, key), (key, query)] if self.method.symmetric else [(query, key)]
         losses = []
         for lead, follow in ways:
-            q = self.embed(self.encoder, lead)
             with torch.no_grad():
                 k = self.embed_shuffled(self.encoder_k, follow, step)
-            positive = (q * k).sum(1)
-            counts = torch.ones(len(q), 1 + len(self.queue), dtype=q.dtype)
+            counts = torch.ones(len(k), 1 + len(self.queue), dtype=k.dtype)
             if self.method.mask_same_image:
-                counts[:, 1:] = (ids[:, None] != self.queue_ids[None]).to(q.dtype)
-            losses.append(self.cross_entropy(positive, torch.cat([positive[:, None], q @ self.queue.T], 1), counts))
+                counts[:, 1:] = (ids[:, None] != self.queue_ids[None]).to(k.dtype)
+            each = []
+            for q in self.queries(lead):
+                positive = (q * k).sum(1)
+                scores = torch.cat([positive[:, None], q @ self.queue.T], 1)
+                each.append(self.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long), counts))
+            losses.append(torch.stack(each).mean())
             self.fresh.insert(0, (k, ids))
         return sum(losses, torch.zeros(()))
 
@@ -112,7 +139,7 @@ class EndToEndOracle(Oracle):
     def loss(self, step: int, views: Views) -> Tensor:
         q = self.embed(self.encoder, views[0])
         scores = q @ self.embed_shuffled(self.encoder_k, views[1], step).T
-        return self.cross_entropy(scores.diagonal(), scores)
+        return self.cross_entropy(scores, torch.arange(len(q)))
 
 
 class MemoryBankOracle(Oracle):
@@ -130,7 +157,8 @@ class MemoryBankOracle(Oracle):
         positive = (q * self.bank[ids]).sum(1)
         counts = torch.cat([torch.ones(len(q), 1), (ids[:, None] != drawn[None]).float()], 1)
         self.fresh = q.detach(), ids
-        return self.cross_entropy(positive, torch.cat([positive[:, None], q @ self.bank[drawn].T], 1), counts)
+        scores = torch.cat([positive[:, None], q @ self.bank[drawn].T], 1)
+        return self.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long), counts)
 
     def after_step(self) -> None:
         assert self.fresh is not None
@@ -148,7 +176,7 @@ class SimClrOracle(Oracle):
         z = torch.cat([half[0] for half in halves] + [half[1] for half in halves])  # (2B, C)
         partner = torch.arange(len(z)).roll(len(z) // 2)
         scores, others = z @ z.T, 1 - torch.eye(len(z), dtype=z.dtype)
-        return 2 * self.cross_entropy(scores[torch.arange(len(z)), partner], scores, others)
+        return 2 * self.cross_entropy(scores, partner, others)
 
 
 class MoCoV3Oracle(Oracle):
@@ -157,16 +185,18 @@ class MoCoV3Oracle(Oracle):
     def __init__(self, config: Config, parts: Parts) -> None:
         super().__init__(config, parts)
         self.encoder_k = copy.deepcopy(self.encoder)
-        self.encoder_k.predictor = nn.Identity()
+        self.encoder_k.predictor, self.encoder_k.patches = nn.Identity(), None
 
     def loss(self, step: int, views: Views) -> Tensor:
         start = self.method.key_momentum
         move_keys(self.encoder_k, self.encoder, 1 - (1 - start) * (1 + math.cos(math.pi * step / self.total_steps)) / 2)
-        queries = [self.embed(self.encoder, view) for view in views[:2]]
         with torch.no_grad():
             keys = [self.embed(self.encoder_k, view) for view in views[:2]]
-        scores = queries[0] @ keys[1].T, queries[1] @ keys[0].T
-        return 2 * self.method.temperature * sum((self.cross_entropy(s.diagonal(), s) for s in scores), torch.zeros(()))
+        total = torch.zeros(())
+        for view, k in zip(views[:2], reversed(keys), strict=True):
+            scores = [q @ k.T for q in self.queries(view)]
+            total = total + torch.stack([self.cross_entropy(s, torch.arange(len(k))) for s in scores]).mean()
+        return 2 * self.method.temperature * total
 
 
 ORACLES: dict[str, type[Oracle]] = {
@@ -218,6 +248,15 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
     return move
 
 
+def clip(parameters: list[nn.Parameter], longest: float) -> None:
+    """Scale the gradient down to that length; 0: never."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    length = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+    if longest and length > longest:
+        for gradient in gradients:
+            gradient.mul_(longest / length)
+
+
 def oracle_losses(config: Config) -> Iterator[float]:
     """The loss of each step of the run that `config` describes."""
     parts = assemble(config, torch.device("cpu"))
@@ -229,6 +268,7 @@ def oracle_losses(config: Config) -> Iterator[float]:
         for parameter in oracle.trained:
             parameter.grad = None
         loss.backward()
+        clip(oracle.trained, config.optim.clip_norm)
         move(rate(config, step, parts.steps_per_epoch))
         oracle.after_step()
         yield loss.item()

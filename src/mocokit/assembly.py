@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from mocokit import distributed
-from mocokit.build_method import AnyMethod, build_method
+from mocokit.build_method import AnyMethod, build_method, view_size
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
@@ -94,14 +94,14 @@ def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
 
 
 def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
-    """What makes the run's views; local crops are drawn as queries, but from smaller parts of the image."""
+    """What makes the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
     augment, (recipe, key_recipe) = config.augment, build_recipes(config)
     local = LocalCrops(
         num_crops=augment.local_crops, size_px=augment.local_size,
         recipe=replace(recipe, crop_scale=augment.local_scale),
     )  # fmt: skip
     return TwoViews(
-        reader, recipe, key_recipe=key_recipe, size_px=config.data.image_size, seed=config.run.seed,
+        reader, recipe, key_recipe=key_recipe, size_px=view_size(config), seed=config.run.seed,
         pipeline=config.data.pipeline, crops_only=crops_only, local=local if augment.local_crops else None,
     )  # fmt: skip
 

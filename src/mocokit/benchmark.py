@@ -114,7 +114,8 @@ def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]
 
 def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float], float]:
     """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
-    targets, limit, areas = [rows[0].numpy() for rows in views.empty(1)], config.data.max_image_px, list[float]()
+    limit, areas = config.data.max_image_px, list[float]()
+    targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
     drawn = draw_views(views.recipes, config.run.seed, 0, index)
 
     def draw(height: int, width: int) -> Sequence[ViewParams]:

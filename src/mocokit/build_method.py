@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mocokit.config import Config
+from mocokit.data.view_size import ViewSize
 from mocokit.engine.schedules import cosine_key_momentum
+from mocokit.losses import NegativeTerm
 from mocokit.methods.end_to_end import EndToEnd
 from mocokit.methods.group_forward import ShuffleOrder
 from mocokit.methods.groups import GroupLayout
@@ -18,6 +20,7 @@ from mocokit.methods.simclr import SimClr
 from mocokit.nets.backbones import build_backbone, build_seeded, feature_dim, require_image_size, zero_init_residual
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head, build_simclr_head, build_v3_mlp
+from mocokit.nets.patches import CombinedPatches, require_patches
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3
 from mocokit.randomness import Purpose, generator, permutation, torch_seed
@@ -67,16 +70,39 @@ def build_encoder(config: Config) -> Encoder:
     """
     model = config.model
     backbone = build_backbone(model.arch, stem=model.stem)
-    require_image_size(backbone, config.data.image_size)
+    for size_px in _view_sizes(config):
+        require_image_size(backbone, size_px)
     if config.augment.local_crops:
         require_image_size(backbone, config.augment.local_size, setting="augment.local_size")
+    patches = _build_patches(config, backbone)
     if model.zero_init_residual:
         zero_init_residual(backbone)
     if model.vit_init == "moco-v3":
         init_as_moco_v3(backbone)
     if model.freeze_patch_embed:
         freeze_patch_embed(backbone)
-    return Encoder(backbone, *_build_heads(config, feature_dim(backbone)))
+    return Encoder(backbone, *_build_heads(config, feature_dim(backbone)), patches=patches)
+
+
+def view_size(config: Config) -> ViewSize:
+    """The side of the run's views, epoch by epoch."""
+    full_px = config.data.image_size
+    return ViewSize(first_px=config.data.first_image_size or full_px, last_px=full_px, epochs=config.optim.epochs // 2)
+
+
+def _view_sizes(config: Config) -> set[int]:
+    """All that occur."""
+    return {view_size(config).in_epoch(epoch) for epoch in range(config.optim.epochs)}
+
+
+def _build_patches(config: Config, backbone: nn.Module) -> CombinedPatches | None:
+    grid, combined = config.method.patch_grid, config.method.patches_combined
+    if grid == 1:
+        return None
+    for size_px in _view_sizes(config):
+        require_patches(grid, combined, size_px)
+        require_image_size(backbone, size_px // grid)
+    return CombinedPatches(grid, combined)
 
 
 def _build_heads(config: Config, width: int) -> tuple[nn.Module, nn.Module | None]:
@@ -103,20 +129,24 @@ def _shuffle_order(config: Config) -> ShuffleOrder | None:
     return order if config.method.shuffle else None
 
 
+def _term(config: Config) -> NegativeTerm:
+    return NegativeTerm(decoupled=config.method.decoupled, hardness=config.method.hardness)
+
+
 def _moco(config: Config, given: Setting) -> MoCo:
     method = config.method
     return MoCo(
         given.encoder_q, dim=config.model.dim, queue_size=method.queue_size, temperature=method.temperature,
         key_momentum=method.key_momentum, layout=given.layout, pixels=given.pixels,
         shuffle_order=_shuffle_order(config), mask_same_image=method.mask_same_image, symmetric=method.symmetric,
-        seed=torch_seed(config.run.seed, Purpose.QUEUE_INIT),
+        seed=torch_seed(config.run.seed, Purpose.QUEUE_INIT), term=_term(config),
     )  # fmt: skip
 
 
 def _end_to_end(config: Config, given: Setting) -> EndToEnd:
     return EndToEnd(
         given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=config.method.temperature,
-        layout=given.layout, pixels=given.pixels, shuffle_order=_shuffle_order(config),
+        layout=given.layout, pixels=given.pixels, shuffle_order=_shuffle_order(config), term=_term(config),
     )  # fmt: skip
 
 
@@ -130,14 +160,14 @@ def _memory_bank(config: Config, given: Setting) -> MemoryBank:
     return MemoryBank(
         given.encoder_q, dim=config.model.dim, num_images=given.num_images, num_negatives=method.num_negatives,
         temperature=method.temperature, feature_momentum=method.feature_momentum, layout=given.layout, sample=sample,
-        pixels=given.pixels, seed=torch_seed(seed, Purpose.QUEUE_INIT),
+        pixels=given.pixels, seed=torch_seed(seed, Purpose.QUEUE_INIT), term=_term(config),
     )  # fmt: skip
 
 
 def _simclr(config: Config, given: Setting) -> SimClr:
     return SimClr(
         given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=config.method.temperature,
-        layout=given.layout, pixels=given.pixels,
+        layout=given.layout, pixels=given.pixels, term=_term(config),
     )  # fmt: skip
 
 
@@ -152,7 +182,7 @@ def _moco_v3(config: Config, given: Setting) -> MoCoV3:
 
     return MoCoV3(
         given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=method.temperature,
-        key_momentum=key_momentum, layout=given.layout, pixels=given.pixels,
+        key_momentum=key_momentum, layout=given.layout, pixels=given.pixels, term=_term(config),
     )  # fmt: skip
 
 

@@ -30,6 +30,9 @@ class DataConfig:
     """Labelled images for the kNN monitor; empty: a tenth of the training images when they have labels."""
     image_size: Annotated[int, flag("--image-size")] = 224
     """Side of a view (pixels)."""
+    first_image_size: int = 0
+    """Side of a view in the first epoch, which grows to image_size in the first half of the run: cheap epochs first; 0:
+    image_size all along."""
     global_batch_size: Annotated[int, flag("--global-batch-size")] = 256
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, flag("--workers")] = -1
@@ -50,6 +53,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
+        require(
+            self.first_image_size == 0 or 8 <= self.first_image_size <= self.image_size,
+            "data.first_image_size", self.first_image_size, f"must be 0 (off) or 8 to image_size={self.image_size}",
+        )  # fmt: skip
         require(
             self.global_batch_size >= 2,
             "data.global_batch_size",
@@ -217,17 +224,25 @@ class Config:
             section, name = setting.split(".")
             value, default = getattr(getattr(self, section), name), _default(getattr(self, section), name)
             require(value == default, setting, value, f"does nothing with {why}; leave it out")
-        require(
-            not self.augment.local_crops or self.augment.local_size <= self.data.image_size,
-            "augment.local_size", self.augment.local_size,
-            f"larger than data.image_size={self.data.image_size}; local crops are the smaller ones (SwAV: 96 of 224)",
-        )  # fmt: skip
+        if self.augment.local_crops:
+            self._require_that_local_crops_fit()
         method, views = self.method, 2 if self.method.symmetric else 1
         require(
             method.name != "moco" or method.queue_size >= views * self.data.global_batch_size,
             "method.queue_size", method.queue_size,
             f"smaller than data.global_batch_size={self.data.global_batch_size}"
             f"{' times 2 views' if method.symmetric else ''}; raise one or lower the other",
+        )  # fmt: skip
+
+    def _require_that_local_crops_fit(self) -> None:
+        augment, smallest_px = self.augment, self.data.first_image_size or self.data.image_size
+        require(
+            augment.local_size <= smallest_px, "augment.local_size", augment.local_size,
+            f"larger than the views of {smallest_px} px; local crops are the smaller ones (SwAV: 96 of 224)",
+        )  # fmt: skip
+        require(
+            self.method.patch_grid == 1, "augment.local_crops", augment.local_crops,
+            f"not with method.patch_grid={self.method.patch_grid}, which makes its queries of the view; choose one",
         )  # fmt: skip
 
 

@@ -35,6 +35,15 @@ class MethodConfig:
     """Leave out negatives that come from the query's own image (small data sets). moco."""
     symmetric: bool = False
     """Add the loss with the two views' roles exchanged. moco."""
+    decoupled: bool = False
+    """Leave the positive out of the loss's denominator (DCL, Yeh et al. 2021)."""
+    hardness: float = 0.0
+    """beta: negatives weigh exp(beta q.k/T), the harder the more (Robinson et al. 2021); 0: all alike."""
+    patch_grid: int = 1
+    """Cut a query view into so many patches a side, whose combinations each make a query (Fast-MoCo has 2); 1: none.
+    moco, moco-v3."""
+    patches_combined: int = 2
+    """Patches of a combination."""
     num_negatives: int = 65536
     """Features drawn from the bank each step, K. memory-bank."""
     feature_momentum: float = 0.5
@@ -43,6 +52,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         require(self.name in METHODS, "method.name", repr(self.name), f"choose one of {list(METHODS)}")
         require(self.num_negatives >= 1, "method.num_negatives", self.num_negatives, "must be at least 1")
+        require(self.hardness >= 0, "method.hardness", self.hardness, "must be 0 (all negatives alike) or more")
+        require(1 <= self.patch_grid <= 8, "method.patch_grid", self.patch_grid, "must be 1 (no patches) to 8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,8 @@ class OptimConfig:
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
     """On all parameters; LARS leaves out biases and BatchNorm."""
+    clip_norm: float = 0.0
+    """Scale a step's gradient down to this length (over all parameters) when it is longer; 0: never."""
     trust_coefficient: float = 0.001
     """LARS: share of its own length by which a weight moves at rate 1."""
 
@@ -75,6 +88,7 @@ class OptimConfig:
         require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
         require(0 <= self.sgd_momentum < 1, "optim.sgd_momentum", self.sgd_momentum, "must be in 0..1, below 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "must be 0 (never) or more")
         require(self.trust_coefficient > 0, "optim.trust_coefficient", self.trust_coefficient, "must be above 0")
         require(
             0 <= self.warmup_epochs < self.epochs,
@@ -95,6 +109,8 @@ USED_BY: dict[str, tuple[str, Container[object]]] = {
     "method.shuffle": ("method.name", ("moco", "end-to-end")),
     "method.mask_same_image": ("method.name", ("moco",)),
     "method.symmetric": ("method.name", ("moco",)),
+    "method.patch_grid": ("method.name", ("moco", "moco-v3")),
+    "method.patches_combined": ("method.patch_grid", (2, 3, 4, 5, 6, 7, 8)),
     "method.num_negatives": ("method.name", ("memory-bank",)),
     "method.feature_momentum": ("method.name", ("memory-bank",)),
     "model.mlp": ("method.name", ("moco", "end-to-end", "memory-bank")),

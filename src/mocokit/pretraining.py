@@ -165,7 +165,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         step = train(
             method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
             lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
-            seed=config.run.seed, books=books, signals=signals,
+            clip_norm=config.optim.clip_norm, seed=config.run.seed, books=books, signals=signals,
         )  # fmt: skip
         books.finish()
     return RunResult(

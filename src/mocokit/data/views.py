@@ -21,6 +21,7 @@ from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import PIPELINES, Draw, fast_views, warm_up
 from mocokit.data.sources import ImageSource, RawImage
+from mocokit.data.view_size import ViewSize
 from mocokit.randomness import Purpose, generator
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ class TwoViews(Dataset[ViewBatch]):
         reader: Reads the images.
         recipe: How the query view is drawn.
         key_recipe: How the key view is drawn; None: likewise.
-        size_px: S.
+        size_px: S, or how it grows from epoch to epoch.
         seed: Seed of the draws.
         pipeline: "fast" or "reference", see pipelines.py.
         crops_only: Leave color, blur and flip to `ViewBatch.augmented`.
@@ -166,10 +167,11 @@ class TwoViews(Dataset[ViewBatch]):
     """
 
     def __init__(
-        self, reader: ImageReader, recipe: Recipe, *, size_px: int, seed: int, pipeline: str, crops_only: bool = False,
-        key_recipe: Recipe | None = None, local: LocalCrops | None = None,
+        self, reader: ImageReader, recipe: Recipe, *, size_px: int | ViewSize, seed: int, pipeline: str,
+        crops_only: bool = False, key_recipe: Recipe | None = None, local: LocalCrops | None = None,
     ) -> None:  # fmt: skip
-        self.reader, self.size_px, self.seed, self.local = reader, size_px, seed, local
+        self.reader, self.seed, self.local = reader, seed, local
+        self.size = ViewSize(first_px=size_px, last_px=size_px, epochs=0) if isinstance(size_px, int) else size_px
         self.recipes = [recipe, key_recipe or recipe, *([local.recipe] * local.num_crops if local else [])]
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
         if self.pipeline is fast_views:
@@ -180,8 +182,8 @@ class TwoViews(Dataset[ViewBatch]):
         return self.make_batch(positions, map)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
-        """The views of a whole batch."""
-        pixels = self.empty(len(positions))
+        """The views of a whole batch, all of one epoch."""
+        pixels = self.empty(len(positions), epoch=positions[0][0])
         ids, draws, bad = zip(*each(self._make_row, positions, *(rows.numpy() for rows in pixels)), strict=True)
         pair, *local = (rows.permute(0, 1, 4, 2, 3) for rows in pixels)  # (n, views, 3, S, S) in channels_last memory
         return ViewBatch(
@@ -189,9 +191,10 @@ class TwoViews(Dataset[ViewBatch]):
             local=local[0] if local else None, params=_pack(draws) if self.crops_only else None,
         )  # fmt: skip
 
-    def empty(self, num_rows: int) -> list[Tensor]:
+    def empty(self, num_rows: int, *, epoch: int) -> list[Tensor]:
         """Room for the pixels of a batch: (n, 2, S, S, 3) and, with local crops, (n, V, s, s, 3)."""
-        pair = empty_pixels(2, num_rows, self.size_px, self.size_px, 3).transpose(0, 1)
+        size_px = self.size.in_epoch(epoch)
+        pair = empty_pixels(2, num_rows, size_px, size_px, 3).transpose(0, 1)
         if self.local is None:
             return [pair]
         return [pair, empty_pixels(num_rows, self.local.num_crops, self.local.size_px, self.local.size_px, 3)]

@@ -54,18 +54,26 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
+def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float = 0.0) -> Tensor:
     """An optimizer step that changes nothing when a gradient is NaN or infinite; whether all were finite.
+
+    A gradient longer than `clip_norm`, over all parameters, is scaled down to that length first; 0: never.
 
     The answer is a scalar on the device: neither it nor the step waits for the host. It is the same on all ranks,
     which step with the same sum of gradients. A loss scaler does the like, expects it, and mends it by itself.
     """
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if scaler.is_enabled():
+        if clip_norm:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
         scaler.step(optimizer)
         scaler.update()
         return torch.ones((), dtype=torch.bool, device=optimizer.param_groups[0]["params"][0].device)
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    finite = torch.isfinite(norm)
+    if clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a loss scaler tells fused optimizers
     optimizer.step()
     return finite

@@ -21,7 +21,7 @@ class Method(Protocol):
     """A contrastive method: the maths of one global batch. The engine owns order, optimizer and precision."""
 
     row_metrics: dict[str, Tensor]
-    """Values of each of this rank's rows in the last batch; `loss`, `contrast_acc` and `mi_bound` at least."""
+    """Values of each of this rank's rows in the last batch; `loss` and `contrast_acc` at least."""
     chance_loss: float
     """The loss while no positive is told from its negatives."""
 
@@ -55,6 +55,7 @@ def train(
     device: torch.device,
     lr_of_step: Callable[[int], float],
     start_step: int,
+    clip_norm: float = 0.0,
     seed: int,
     books: Bookkeeper,
     signals: StopSignal,
@@ -75,7 +76,7 @@ def train(
         for loss in precision.forward_each(method.micro_losses()):
             precision.scaler.scale(loss).backward()
         distributed.sum_gradients(method.parameters())
-        finite = step_if_finite(optimizer, precision.scaler)
+        finite = step_if_finite(optimizer, precision.scaler, clip_norm=clip_norm)
         optimizer.zero_grad(set_to_none=True)
         method.remember()
 

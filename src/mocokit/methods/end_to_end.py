@@ -8,14 +8,13 @@ Shapes: B global batch, n rows of it on this rank, C embedding dimension.
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import in_batch_info_nce, row_metrics
+from mocokit.losses import PLAIN, NegativeTerm, in_batch_info_nce, row_metrics
 from mocokit.methods.gradient_cache import cached_micro_losses
 from mocokit.methods.group_forward import GroupForward, ShuffleOrder, cat_rows, require_temperature, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
@@ -47,6 +46,7 @@ class EndToEnd(nn.Module):
         layout: BatchNorm groups of the global batch, and the part that this rank computes.
         pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
         shuffle_order: Permutation of shuffling BN for each step; None: no shuffle.
+        term: How negatives enter the loss.
 
     """
 
@@ -59,14 +59,15 @@ class EndToEnd(nn.Module):
         layout: GroupLayout,
         pixels: nn.Module | None = None,
         shuffle_order: ShuffleOrder | None = None,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
         self.encoder_q, self.encoder_k = encoder_q, copy.deepcopy(encoder_q)
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.shuffle_order = temperature, shuffle_order
-        self.chance_loss = math.log(global_batch_size)
+        self.temperature, self.shuffle_order, self.term = temperature, shuffle_order, term
+        self.chance_loss = term.chance_loss(global_batch_size - 1)
         self._batch: EndToEndBatch | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
@@ -96,9 +97,11 @@ class EndToEnd(nn.Module):
             keys = unshuffle(embeddings[:, 1], batch.order)  # (B, C)
             rows = torch.arange(own.start, own.stop, device=keys.device)[micro.rows]
             q, _, *crops = embeddings[rows].unbind(dim=1)  # (rows, C) each
-            contrasts = [in_batch_info_nce(z, keys, rows, temperature=self.temperature) for z in (q, *crops)]
+            contrasts = [
+                in_batch_info_nce(z, keys, rows, temperature=self.temperature, term=self.term) for z in (q, *crops)
+            ]
             losses = image_losses([[nce] for nce in contrasts])
-            metrics.append(row_metrics(contrasts[:1], losses))
+            metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
             return losses.sum() / size
 
         yield from cached_micro_losses(embed, score, layout=self.layout, global_batch_size=size)

@@ -8,14 +8,13 @@ InstDisc draws for each query: the same in expectation, and one product of matri
 Shapes: B global batch, n rows of it on this rank, C embedding dimension, K negatives, M images of the data set.
 """
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocokit.losses import info_nce, row_metrics
+from mocokit.losses import PLAIN, NegativeTerm, info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.local_crops import embed_crops, image_losses
@@ -39,6 +38,7 @@ class MemoryBank(nn.Module):
         sample: Draws the negatives of each step; a query's own image among them does not count.
         pixels: Module that turns views into what the encoder reads; runs a micro-batch at a time.
         seed: Seed of the bank's first rows.
+        term: How negatives enter the loss.
 
     """
 
@@ -58,18 +58,19 @@ class MemoryBank(nn.Module):
         sample: SampleImages,
         pixels: nn.Module | None = None,
         seed: int = 0,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
         if not 0 <= feature_momentum < 1:
             raise ValueError(f"method.feature_momentum={feature_momentum}: must be in 0..1, below 1; InstDisc has 0.5")
         self.encoder_q, self.temperature, self.feature_momentum = encoder_q, temperature, feature_momentum
-        self.pixels = pixels or nn.Identity()
+        self.pixels, self.term = pixels or nn.Identity(), term
         self.layout, self.forwards, self.sample = layout, GroupForward(layout, self.pixels), sample
         noise = torch.randn(num_images, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("features", F.normalize(noise, dim=1))  # (M, C); ImageNet: 1281167*128*4 B = 656 MB
         self.register_buffer("seen", torch.zeros(num_images, dtype=torch.bool))  # (M,)
-        self.chance_loss = math.log(num_negatives + 1)
+        self.chance_loss = term.chance_loss(num_negatives)
         self._batch: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
         self._fresh: Tensor | None = None
         self.row_metrics: dict[str, Tensor] = {}
@@ -91,13 +92,13 @@ class MemoryBank(nn.Module):
             with torch.autocast(q.device.type, enabled=False):
                 contrasts = [
                     info_nce(
-                        rows, self.features[ids], negatives, temperature=self.temperature,
-                        ids=ids, negative_ids=negative_ids,
+                        rows, self.features[ids], negatives, temperature=self.temperature, ids=ids,
+                        negative_ids=negative_ids, term=self.term,
                     )
                     for rows in (q, *crops)
                 ]  # fmt: skip
                 losses = image_losses([[nce] for nce in contrasts])
-            metrics.append(row_metrics(contrasts[:1], losses))
+            metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
             fresh.append(q.detach())
             yield losses.sum() / size
         self.row_metrics, self._fresh = cat_rows(metrics), torch.cat(fresh)

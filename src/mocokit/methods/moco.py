@@ -7,14 +7,13 @@ and a current key can never be a negative. The golden traces prove that the numb
 Shapes: B global batch, n rows of it on this rank, C embedding dimension, K queue size.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import InfoNce, info_nce, row_metrics
+from mocokit.losses import PLAIN, InfoNce, NegativeTerm, info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, ShuffleOrder, cat_rows, require_temperature, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.leak import bn_leak
@@ -56,13 +55,14 @@ class MoCo(nn.Module):
         symmetric: Add the loss of the views with their roles exchanged, as the official CIFAR notebook can; both ways
             share the step's permutation, and both views' keys enter the queue.
         seed: Seed of the queue's first rows.
+        term: How negatives enter the loss.
 
     """
 
     def __init__(
         self, encoder_q: Encoder, *, dim: int, queue_size: int, temperature: float, key_momentum: float,
         layout: GroupLayout, pixels: nn.Module | None = None, shuffle_order: ShuffleOrder | None = None,
-        mask_same_image: bool = False, symmetric: bool = False, seed: int = 0,
+        mask_same_image: bool = False, symmetric: bool = False, seed: int = 0, term: NegativeTerm = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__()
         require_temperature(temperature)
@@ -70,12 +70,13 @@ class MoCo(nn.Module):
             raise ValueError(f"method.key_momentum={key_momentum}: must be in 0..1; the papers use 0.999")
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
+        self.encoder_k.patches = None
         self.queue = KeyQueue(queue_size, dim, seed=seed)
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
         self.temperature, self.key_momentum, self.symmetric = temperature, key_momentum, symmetric
-        self.shuffle_order, self.mask_same_image = shuffle_order, mask_same_image
-        self.chance_loss = math.log(queue_size + 1) * (2 if symmetric else 1)
+        self.shuffle_order, self.mask_same_image, self.term = shuffle_order, mask_same_image, term
+        self.chance_loss = term.chance_loss(queue_size) * (2 if symmetric else 1)
         self._batch: MoCoBatch | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
@@ -119,24 +120,27 @@ class MoCo(nn.Module):
 
     def _contrast(self, q: Tensor, keys: Tensor, micro: MicroBatch) -> InfoNce:
         own = self.layout.own_rows(len(keys))
-        positives = keys[own.start : own.stop][micro.rows]  # (micro rows, C)
-        ids = (
-            (self._current_batch().own_ids[micro.rows], self.queue.image_ids) if self.mask_same_image else (None, None)
-        )
-        return info_nce(
-            q, positives, self.queue.negatives, temperature=self.temperature, ids=ids[0], negative_ids=ids[1]
-        )
+        queries = self.encoder_q.queries_per_image
+        positives = keys[own.start : own.stop][micro.rows].repeat_interleave(queries, dim=0)  # that of each query
+        ids = self._current_batch().own_ids[micro.rows].repeat_interleave(queries) if self.mask_same_image else None
+        nce = info_nce(
+            q, positives, self.queue.negatives, temperature=self.temperature, term=self.term, ids=ids,
+            negative_ids=self.queue.image_ids if self.mask_same_image else None,
+        )  # fmt: skip
+        return nce.per_image(queries)
 
     def _row_metrics(
         self, directions: list[InfoNce], losses: Tensor, q: Tensor, micro: MicroBatch
     ) -> dict[str, Tensor]:
         keys = self._current_batch().keys[0]
+        of_images = q.unflatten(0, (-1, self.encoder_q.queries_per_image)).mean(dim=1)  # (micro rows, C)
         leak = bn_leak(
-            q, keys, directions[0].positive_similarity, self.queue.newest(len(keys)),
+            of_images, keys, directions[0].positive_similarity, self.queue.newest(len(keys)),
             first_row=self.layout.own_rows(len(keys)).start + micro.rows.start,
             rows_per_group=self.layout.rows_per_group(len(keys)),
         )  # fmt: skip
-        return {**row_metrics(directions, losses), "bn_leak": leak, "masked_negatives": directions[0].num_masked}
+        metrics = row_metrics(directions, losses, term=self.term)
+        return {**metrics, "bn_leak": leak, "masked_negatives": directions[0].num_masked}
 
     def remember(self) -> None:
         """Enqueue the batch's keys; call after the optimizer step."""

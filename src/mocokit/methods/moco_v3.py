@@ -6,13 +6,12 @@ predictor; it is updated before it makes keys. q and k come from different encod
 Shapes: B global batch, n rows of it on this rank, C embedding dimension.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import InfoNce, in_batch_info_nce, row_metrics
+from mocokit.losses import PLAIN, InfoNce, NegativeTerm, in_batch_info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.local_crops import embed_crops, image_losses
@@ -30,6 +29,7 @@ class MoCoV3(nn.Module):
         key_momentum: step -> m of the key encoder's moving average, in 0..1.
         layout: BatchNorm groups of the global batch, and the part that this rank computes.
         pixels: Module that turns views into what the encoders read; runs a micro-batch at a time.
+        term: How negatives enter the loss.
 
     """
 
@@ -42,16 +42,17 @@ class MoCoV3(nn.Module):
         key_momentum: Callable[[int], float],
         layout: GroupLayout,
         pixels: nn.Module | None = None,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
-        self.encoder_k.predictor = nn.Identity()
+        self.encoder_k.predictor, self.encoder_k.patches = nn.Identity(), None
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.key_momentum = temperature, key_momentum
-        self.chance_loss = 2 * 2 * temperature * math.log(global_batch_size)
+        self.temperature, self.key_momentum, self.term = temperature, key_momentum, term
+        self.chance_loss = 2 * 2 * temperature * term.chance_loss(global_batch_size - 1)
         self._views: tuple[Tensor, Tensor] | None = None
         self._local: Tensor | None = None
         self._keys: tuple[Tensor, Tensor] | None = None
@@ -81,17 +82,17 @@ class MoCoV3(nn.Module):
             with torch.autocast(queries[0].device.type, enabled=False):
                 directions = self._contrast(queries, micro)
                 losses = weight * image_losses([directions, *(self._contrast([crop] * 2, micro) for crop in crops)])
-                metrics.append(row_metrics(directions, losses))
+                metrics.append(row_metrics(directions, losses, term=self.term))
             yield losses.sum() / size
         self.row_metrics = cat_rows(metrics)
 
-    def _contrast(self, queries: list[Tensor], micro: MicroBatch) -> list[InfoNce]:
+    def _contrast(self, queries: Sequence[Tensor], micro: MicroBatch) -> list[InfoNce]:
         """The first of `queries` (micro rows, C) with the second views' keys, and the other way round."""
         assert self._keys is not None, "call prepare() first"
-        own = self.layout.own_rows(len(self._keys[0]))
-        rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows]
+        own, several = self.layout.own_rows(len(self._keys[0])), self.encoder_q.queries_per_image
+        rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows].repeat_interleave(several)
         return [
-            in_batch_info_nce(q, keys, rows, temperature=self.temperature)
+            in_batch_info_nce(q, keys, rows, temperature=self.temperature, term=self.term).per_image(several)
             for q, keys in zip(queries, reversed(self._keys), strict=True)
         ]
 

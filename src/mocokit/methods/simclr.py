@@ -6,13 +6,12 @@ batch of 2B. The gradient goes through all 2B views on all ranks. v2 differs in 
 Shapes: B global batch, n rows of it on this rank, C embedding dimension.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.losses import nt_xent, row_metrics
+from mocokit.losses import PLAIN, NegativeTerm, nt_xent, row_metrics
 from mocokit.methods.gradient_cache import cached_micro_losses
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout, MicroBatch
@@ -29,6 +28,7 @@ class SimClr(nn.Module):
         temperature: Softmax temperature T.
         layout: BatchNorm groups of the global batch, and the part that this rank computes.
         pixels: Module that turns views into what the encoder reads; runs a micro-batch at a time.
+        term: How negatives enter the loss.
 
     """
 
@@ -40,13 +40,14 @@ class SimClr(nn.Module):
         temperature: float,
         layout: GroupLayout,
         pixels: nn.Module | None = None,
+        term: NegativeTerm = PLAIN,
     ) -> None:
         super().__init__()
         require_temperature(temperature)
-        self.encoder_q, self.temperature = encoder_q, temperature
+        self.encoder_q, self.temperature, self.term = encoder_q, temperature, term
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.chance_loss = 2 * math.log(2 * global_batch_size - 1)
+        self.chance_loss = 2 * term.chance_loss(2 * global_batch_size - 2)
         self._views: tuple[Tensor, Tensor, Tensor | None] | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
@@ -78,11 +79,11 @@ class SimClr(nn.Module):
             rows = slice(first + micro.rows.start, first + micro.rows.stop)
             q, k, *crops = embeddings.unbind(dim=1)  # (B, C) each
             contrasts = [
-                nt_xent(q, k, temperature=self.temperature, rows=rows, instead=instead)
+                nt_xent(q, k, temperature=self.temperature, rows=rows, term=self.term, instead=instead)
                 for instead in (None, *(crop[rows] for crop in crops))
             ]
             losses = image_losses(contrasts)
-            metrics.append(row_metrics(contrasts[0], losses))
+            metrics.append(row_metrics(contrasts[0], losses, term=self.term))
             return losses.sum() / size
 
         yield from cached_micro_losses(embed, score, layout=self.layout, global_batch_size=size)
