@@ -138,7 +138,7 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
 def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, device_type: str) -> dict[str, float]:
     """Bytes that one rank holds at the worst moment of a step, by part."""
     flat = 4.0 * counts.num_parameters
-    view_bytes = 3 * config.data.image_size**2
+    view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
     gathered = config.data.global_batch_size if world_size > 1 else counts.num_images
     return {
         "weights": 2.0 * counts.encoder_bytes,
@@ -147,7 +147,10 @@ def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, devic
         "activations": float(counts.activation_bytes),
         "queue": config.method.queue_size * (4.0 * config.model.dim + 8),
         "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
-        "views": float(view_bytes * (2 * counts.num_images + gathered)),  # uint8; keys are gathered to be shuffled
+        "views": float(  # uint8; keys are gathered to be shuffled
+            view_bytes * (2 * counts.num_images + gathered)
+            + local_bytes * config.augment.local_crops * counts.num_images
+        ),
     }
 
 
