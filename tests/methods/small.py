@@ -45,7 +45,8 @@ def local_crops(noise: Noise, num_crops: int, step: int = 0) -> Tensor | None:
     """Crops of half the views' side; None without any."""
     if not num_crops:
         return None
-    return noise(B * num_crops, size=8, seed=1000 + step).double().unflatten(0, (B, num_crops)) / 255
+    crops = noise(B * num_crops, size=8, seed=1000 + step).double() / 255
+    return crops.view(B, num_crops, 3, 8, 8)
 
 
 def step_of(method: Method, noise: Noise, step: int, lr: float = 0.05, num_crops: int = 0) -> list[float]:
