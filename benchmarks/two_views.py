@@ -28,7 +28,7 @@ from mocokit.data.augment import AUG_PLUS
 from mocokit.data.pack import pack
 from mocokit.data.pipelines import PIPELINES, warm_up
 from mocokit.data.shards import open_shards
-from mocokit.data.views import draw_pair
+from mocokit.data.views import draw_views
 
 Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
@@ -75,7 +75,7 @@ def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = Fal
         nonlocal epoch
         epoch += 1
         for index, raw in enumerate(files):
-            draw = draw_pair(AUG_PLUS, 0, epoch, index)
+            draw = draw_views((AUG_PLUS, AUG_PLUS), 0, epoch, index)
             PIPELINES[pipeline](raw, draw, target, max_image_px=10**8, crops_only=crops_only)
 
     return run

@@ -8,13 +8,18 @@ from mocokit import distributed
 from mocokit.settings import replace_settings
 from tests.small_presets import add_narrow_backbone, small
 
+CROPS: dict[str, object] = {"augment.local_crops": 2, "augment.local_size": 16}
+
 RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "moco-symmetric": ("moco-v2-cifar", {}),
     "moco-one-group": ("moco-v2", {"method.bn_groups": 1}),
+    "moco-crops": ("moco-v2-cifar", {**CROPS, "method.bn_groups": 2}),
     "end-to-end": ("end-to-end", {}),
     "end-to-end-cached": ("end-to-end", {"method.micro_groups": 1}),
     "memory-bank": ("memory-bank", {}),
+    "memory-bank-crops": ("memory-bank", CROPS),
     "simclr": ("simclr", {}),
+    "simclr-crops": ("simclr", CROPS),
     "simclr-two-groups": ("simclr", {"method.bn_groups": 2}),
     "moco-v3-resnet": ("moco-v3-r50-100ep", {}),
     "moco-v3-vit": ("moco-v3-vit-s", {}),

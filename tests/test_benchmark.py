@@ -78,7 +78,7 @@ def test_the_command_prints_a_table_and_writes_all_numbers(
     assert main(["bench", "moco-v2-small", *flags]) == 0
     printed = capsys.readouterr().out
     for words in (
-        "two views of an image (0.0023 megapixels), one core",
+        "views of an image (0.0023 megapixels), one core",
         "decode",
         "loader alone, 1 workers",
         "to change",

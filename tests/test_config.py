@@ -12,6 +12,12 @@ def test_a_config_survives_toml(name: str) -> None:
     assert from_toml(to_toml(PRESETS[name])) == PRESETS[name]
 
 
+def test_local_crops_survive_toml() -> None:
+    settings = {"augment.local_crops": 6, "augment.local_size": 80, "augment.local_scale": (0.1, 0.2)}
+    config = replace_settings(Config(), settings)
+    assert from_toml(to_toml(config)) == config
+
+
 def test_settings_are_replaced_by_dotted_names() -> None:
     config = replace_settings(Config(), {"optim.epochs": 7, "optim.lr": 1, "data.mean": [0.1, 0.2, 0.3]})
     assert (config.optim.epochs, config.optim.lr, config.data.mean) == (7, 1.0, (0.1, 0.2, 0.3))
@@ -46,6 +52,21 @@ def test_a_value_of_the_wrong_type_is_an_error(value: object) -> None:
         ({"data.mean": ()}, "data.mean=.*needs 3 numbers, and data.std too"),
         ({"data.max_bad_share": 1.5}, "data.max_bad_share=1.5"),
         ({"augment.crop_scale": (0.5, 0.2)}, "augment.crop_scale="),
+        ({"augment.local_crops": -1}, "augment.local_crops=-1: must be 0"),
+        ({"augment.local_crops": 2, "augment.local_size": 7}, "augment.local_size=7: must be at least 8 pixels"),
+        ({"augment.local_crops": 2, "augment.local_scale": (0.0, 0.1)}, r"augment.local_scale=\(0.0, 0.1\): needs 0 <"),
+        (
+            {"augment.local_crops": 2, "data.image_size": 64},
+            r"augment.local_size=96: larger than the views of 64 px; .* \(SwAV: 96 of 224\)",
+        ),
+        (
+            {"augment.local_crops": 2, "data.first_image_size": 64},
+            "augment.local_size=96: larger than the views of 64 px",
+        ),
+        (
+            {"augment.local_crops": 2, "method.patch_grid": 2},
+            "augment.local_crops=2: not with method.patch_grid=2",
+        ),
         ({"augment.blur_p": 2.0}, "augment.blur_p=2.0: must be in 0..1"),
         ({"augment.hue": 0.7}, "augment.hue=0.7"),
         ({"optim.lr": 0.0}, "optim.lr=0.0: must be above 0"),
@@ -82,7 +103,8 @@ IMAGENET: dict[str, dict[str, object]] = {
     "augment": {"on": "auto", "recipe": "moco", "aug_plus": True, "crop_scale": (0.2, 1.0), "jitter_p": None,
                 "brightness": None, "contrast": None, "saturation": None, "hue": None, "grayscale_p": None,
                 "blur_p": None,
-                "blur_radius_px": (0.1, 2.0), "flip_p": None},
+                "blur_radius_px": (0.1, 2.0), "flip_p": None,
+                "local_crops": 0, "local_size": 96, "local_scale": (0.05, 0.14)},
     "model": {"arch": "resnet50", "stem": "imagenet", "mlp": True, "dim": 128, "head_layers": 2, "head_width": 4096,
               "predictor_bn": False, "zero_init_residual": False, "vit_init": "timm", "freeze_patch_embed": False},
     "method": {"name": "moco", "queue_size": 65536, "temperature": 0.2, "key_momentum": 0.999,
@@ -221,6 +243,16 @@ def test_each_ablation_column_is_one_switch(switch: dict[str, object], fields: s
         ),
         ("moco-v3-vit-s", {"optim.sgd_momentum": 0.5}, "optim.sgd_momentum=0.5: does nothing with optim.name=adamw"),
         ("simclr", {"augment.aug_plus": False}, "augment.aug_plus=False: does nothing with augment.recipe=simclr"),
+        (
+            "moco-v2",
+            {"augment.local_size": 64},
+            "augment.local_size=64: does nothing with augment.local_crops=0; leave",
+        ),
+        (
+            "moco-v2",
+            {"augment.local_scale": (0.1, 0.2)},
+            r"augment.local_scale=\(0.1, 0.2\): does nothing with augment.local_crops=0",
+        ),
         ("memory-bank", {"method.symmetric": True}, "method.symmetric=True: does nothing with method.name=memory-bank"),
         (
             "end-to-end",
@@ -237,7 +269,7 @@ def test_a_setting_that_the_choice_ignores_is_an_error(preset: str, settings: di
 def test_the_toml_of_a_preset_names_only_what_it_uses() -> None:
     for name, absent in (
         ("simclr", ("queue_size", "key_momentum", "shuffle", "mlp", "num_negatives", "aug_plus")),
-        ("moco-v2", ("head_layers", "num_negatives", "trust_coefficient", "key_momentum_cos")),
+        ("moco-v2", ("head_layers", "num_negatives", "trust_coefficient", "key_momentum_cos", "local_size")),
         ("moco-v3-vit-s", ("queue_size", "sgd_momentum", "symmetric")),
     ):
         names = [line.split(" = ")[0] for line in to_toml(get_preset(name)).splitlines()]

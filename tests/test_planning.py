@@ -5,7 +5,7 @@ import torch
 from torchvision.models import resnet50
 
 from mocokit.cli import main
-from mocokit.planning import DEVICES, Surroundings, plan
+from mocokit.planning import DEVICES, Surroundings, memory_by_part, plan
 from mocokit.presets import get_preset
 from mocokit.settings import replace_settings
 from mocokit.step_counts import count_step
@@ -35,6 +35,19 @@ def test_half_precision_halves_what_is_held() -> None:
     config = replace_settings(get_preset("moco-v2-small"), TINY)
     half = count_step(replace_settings(config, {"run.precision": "bf16"}))
     assert half.activation_bytes == pytest.approx(count_step(config).activation_bytes / 2, rel=0.25)
+
+
+def test_local_crops_are_counted_as_queries_of_their_size() -> None:
+    """A forward and a backward pass of the query, twice a forward's work, and no key: 3 quarters of the 4 of a step;
+    four crops of half the side have the pixels of one view."""
+    settings = {**TINY, "data.image_size": 64, "data.global_batch_size": 16, "method.bn_groups": 1}
+    config = replace_settings(get_preset("moco-v2-small"), settings)
+    with_crops = replace_settings(config, {"augment.local_crops": 4, "augment.local_size": 32})
+    plain, more = count_step(config), count_step(with_crops)
+    assert more.flops == pytest.approx(1.75 * plain.flops, rel=0.02)
+    assert more.activation_bytes == pytest.approx(2 * plain.activation_bytes, rel=0.1)
+    held = [memory_by_part(each, plain, world_size=1, device_type="cpu")["views"] for each in (config, with_crops)]
+    assert held[1] - held[0] == 16 * 4 * 3 * 32**2
 
 
 def test_a_vision_transformer_can_be_counted() -> None:

@@ -40,7 +40,11 @@ def test_each_preset_trains_with_the_loss_of_its_oracle(name: str, photos: Path,
 
 HARD: dict[str, object] = {"method.hardness": 0.5}
 DECOUPLED: dict[str, object] = {"method.decoupled": True}
+CROPS: dict[str, object] = {"augment.local_crops": 2, "augment.local_size": 16}
 OPTIONS: list[tuple[str, dict[str, object]]] = [
+    *((name, CROPS) for name in ONE_OF_EACH),
+    ("moco-v2", {**CROPS, "method.micro_groups": 1}),
+    ("end-to-end", {**CROPS, "method.micro_groups": 3, "augment.on": "device"}),
     *((name, settings) for name in ONE_OF_EACH for settings in (HARD, DECOUPLED)),
     ("moco-v2-small", {**HARD, **DECOUPLED}),
     ("moco-v2-small", {"method.patch_grid": 2}),
@@ -119,7 +123,7 @@ def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) 
         code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
-    assert len(losses[0]) == 9
+    assert len(losses[0]) == 12
     for name, wanted in losses[0].items():
         assert len(wanted) == 5
         for ranks in (2, 4):

@@ -97,6 +97,10 @@ def test_an_out_folder_in_use_is_an_error_that_names_resume(tiny: Tiny, tmp_path
         ({"run.precision": "fp16"}, r"run.precision='fp16': needs a GPU"),
         ({"model.arch": "resnet19"}, r"model.arch='resnet19': unknown backbone"),
         ({"data.source": "/nowhere"}, r"data=/nowhere: no such file or folder"),
+        (
+            {"augment.local_crops": 2, "augment.local_size": 24, "model.arch": "timm/test_vit"},
+            r"augment.local_size=24: not a multiple of the backbone's patches of 16 px",
+        ),
     ],
 )
 def test_what_can_not_run_says_so_before_any_file_appears(

@@ -31,6 +31,8 @@ class Oracle:
         self.encoder = copy.deepcopy(parts.method.encoder_q)
         self.total_steps = parts.steps_per_epoch * config.optim.epochs
         self.trained: list[nn.Parameter] = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.local: Tensor | None = None
+        """(B, V, 3, s, s) local crops of the step, as the encoder reads them."""
 
     def loss(self, step: int, views: Views) -> Tensor:
         raise NotImplementedError
@@ -67,11 +69,22 @@ class Oracle:
         positive, negative = (scores[rows, own] / t).exp(), (weights * (scores / t).exp()).sum(1)
         return -(positive / (negative if self.method.decoupled else negative + positive)).log().mean()
 
+    def crops(self) -> list[Tensor]:
+        """V embeddings (B, C): SwAV sec. 3.2, BatchNorm over all crops of a group at a time."""
+        if self.local is None:
+            return []
+        images_of_groups = self.local.chunk(self.method.bn_groups)
+        groups = [torch.stack([crop for image in images for crop in image]) for images in images_of_groups]
+        z, num_crops = torch.cat([self.encoder(group) for group in groups]), self.local.shape[1]
+        return [z[v::num_crops] for v in range(num_crops)]
+
     def queries(self, images: Tensor) -> list[Tensor]:
-        """Embeddings of each combination of patches, BatchNorm over all rows of a group at a time; or of the images."""
+        """Embeddings of each combination of patches, BatchNorm over all rows of a group at a time; or of the images and
+        of their local crops. The loss is the mean over them.
+        """
         grid = self.method.patch_grid
         if grid == 1:
-            return [self.embed(self.encoder, images)]
+            return [self.embed(self.encoder, images), *self.crops()]
         px, groups = images.shape[-1] // grid, []
         for group in images.chunk(self.method.bn_groups):
             cuts = [image[:, y * px : (y + 1) * px, x * px : (x + 1) * px]
@@ -137,9 +150,9 @@ class EndToEndOracle(Oracle):
         self.trained = [*self.encoder.parameters(), *self.encoder_k.parameters()]
 
     def loss(self, step: int, views: Views) -> Tensor:
-        q = self.embed(self.encoder, views[0])
-        scores = q @ self.embed_shuffled(self.encoder_k, views[1], step).T
-        return self.cross_entropy(scores, torch.arange(len(q)))
+        k = self.embed_shuffled(self.encoder_k, views[1], step)
+        losses = [self.cross_entropy(q @ k.T, torch.arange(len(k))) for q in self.queries(views[0])]
+        return torch.stack(losses).mean()
 
 
 class MemoryBankOracle(Oracle):
@@ -151,14 +164,15 @@ class MemoryBankOracle(Oracle):
         self.fresh: tuple[Tensor, Tensor] | None = None
 
     def loss(self, step: int, views: Views) -> Tensor:
-        q, ids = self.embed(self.encoder, views[0]), views[2]
+        queries, ids = self.queries(views[0]), views[2]
         draws = generator(self.config.run.seed, Purpose.BANK_SAMPLE, step)
         drawn = torch.from_numpy(draws.integers(len(self.bank), size=self.method.num_negatives))
-        positive = (q * self.bank[ids]).sum(1)
-        counts = torch.cat([torch.ones(len(q), 1), (ids[:, None] != drawn[None]).float()], 1)
-        self.fresh = q.detach(), ids
-        scores = torch.cat([positive[:, None], q @ self.bank[drawn].T], 1)
-        return self.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long), counts)
+        counts = torch.cat([torch.ones(len(ids), 1), (ids[:, None] != drawn[None]).float()], 1)
+        self.fresh, losses = (queries[0].detach(), ids), []
+        for q in queries:
+            scores = torch.cat([(q * self.bank[ids]).sum(1)[:, None], q @ self.bank[drawn].T], 1)
+            losses.append(self.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long), counts))
+        return torch.stack(losses).mean()
 
     def after_step(self) -> None:
         assert self.fresh is not None
@@ -175,8 +189,11 @@ class SimClrOracle(Oracle):
         halves = [self.encoder(torch.cat(group)).chunk(2) for group in groups]
         z = torch.cat([half[0] for half in halves] + [half[1] for half in halves])  # (2B, C)
         partner = torch.arange(len(z)).roll(len(z) // 2)
-        scores, others = z @ z.T, 1 - torch.eye(len(z), dtype=z.dtype)
-        return 2 * self.cross_entropy(scores, partner, others)
+        others = 1 - torch.eye(len(z), dtype=z.dtype)
+        losses = [self.cross_entropy(z @ z.T, partner, others)]
+        for crop in self.crops():  # once in the place of each view of its image
+            losses.append(self.cross_entropy(torch.cat([crop, crop]) @ z.T, partner, others))
+        return 2 * torch.stack(losses).mean()
 
 
 class MoCoV3Oracle(Oracle):
@@ -264,7 +281,8 @@ def oracle_losses(config: Config) -> Iterator[float]:
     move = mover(config, oracle.trained)
     batches = build_batches(config, parts, start_step=0, total_steps=oracle.total_steps)
     for step, batch in enumerate(batches):
-        loss = oracle.loss(step, _read(batch, parts))
+        *views, oracle.local = _read(batch, parts)
+        loss = oracle.loss(step, (views[0], views[1], views[2]))
         for parameter in oracle.trained:
             parameter.grad = None
         loss.backward()
@@ -274,8 +292,9 @@ def oracle_losses(config: Config) -> Iterator[float]:
         yield loss.item()
 
 
-def _read(batch: ViewBatch, parts: Parts) -> Views:
+def _read(batch: ViewBatch, parts: Parts) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     mean, std = (torch.tensor(values, dtype=torch.float32).double().view(1, 3, 1, 1)
                  for values in (parts.card.mean, parts.card.std))  # fmt: skip
     views = batch.augmented()
-    return (views.query.double() / 255 - mean) / std, (views.key.double() / 255 - mean) / std, views.image_ids
+    query, key = ((pixels.double() / 255 - mean) / std for pixels in (views.query, views.key))
+    return query, key, views.image_ids, None if views.local is None else (views.local.double() / 255 - mean) / std

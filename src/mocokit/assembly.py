@@ -12,7 +12,7 @@ from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch
 from mocokit.engine.optim import build_optimizer
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
@@ -87,25 +87,35 @@ def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
     augment, pairs = asdict(config.augment), {"moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
     moco = AUG_PLUS if config.augment.aug_plus else AUG
     query, key = pairs.get(config.augment.recipe, (moco, moco))
-    for name in ("on", "recipe", "aug_plus"):
+    for name in ("on", "recipe", "aug_plus", "local_crops", "local_size", "local_scale"):
         augment.pop(name)
     changes = {name: value for name, value in augment.items() if value is not None}
     return replace(query, **changes), replace(key, **changes)
 
 
+def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
+    """What makes the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
+    augment, (recipe, key_recipe) = config.augment, build_recipes(config)
+    local = LocalCrops(
+        num_crops=augment.local_crops, size_px=augment.local_size,
+        recipe=replace(recipe, crop_scale=augment.local_scale),
+    )  # fmt: skip
+    return TwoViews(
+        reader, recipe, key_recipe=key_recipe, size_px=view_size(config), seed=config.run.seed,
+        pipeline=config.data.pipeline, crops_only=crops_only, local=local if augment.local_crops else None,
+    )  # fmt: skip
+
+
 def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
-    """Batches of this rank from `start_step` on; each starts as two crops when the device does the rest."""
-    data, seed, on_gpu = config.data, config.run.seed, parts.device.type == "cuda"
+    """Batches of this rank from `start_step` on; each starts as crops when the device does the rest."""
+    data, on_gpu = config.data, parts.device.type == "cuda"
     order = BatchOrder(
         num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
         own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
-        seed=seed,
+        seed=config.run.seed,
     )  # fmt: skip
-    recipe, key_recipe = build_recipes(config)
-    views = TwoViews(
-        parts.reader, recipe, key_recipe=key_recipe, size_px=view_size(config), seed=seed, pipeline=data.pipeline,
-        crops_only=config.augment.on == "device" or (config.augment.on == "auto" and on_gpu),
-    )  # fmt: skip
+    crops_only = config.augment.on == "device" or (config.augment.on == "auto" and on_gpu)
+    views = build_views(config, parts.reader, crops_only=crops_only)
     return build_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
 
 

@@ -13,17 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
-from mocokit.assembly import Parts, assemble, build_batches, build_recipes
+from mocokit.assembly import Parts, assemble, build_batches, build_views
 from mocokit.config import Config
 from mocokit.data.augment import ViewParams
 from mocokit.data.decode import DecodeError, decode
-from mocokit.data.pipelines import PIPELINES, decode_for_views, warm_up
+from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
-from mocokit.data.sources import ImageSource
-from mocokit.data.views import ViewBatch, draw_pair
+from mocokit.data.views import TwoViews, ViewBatch, draw_views
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.losses import info_nce
 from mocokit.methods.moco import MoCo
@@ -101,11 +99,10 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
 
 def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
     """Median milliseconds of each part on one core, over some of the images; and their median megapixels."""
-    warm_up()
-    source, costs, areas = parts.reader.source, list[list[float]](), list[float]()
-    for index in permutation(config.run.seed, Purpose.SUBSET, len(source))[:SAMPLE_IMAGES].tolist():
+    views, costs, areas = build_views(config, parts.reader, crops_only=False), list[list[float]](), list[float]()
+    for index in permutation(config.run.seed, Purpose.SUBSET, len(parts.reader.source))[:SAMPLE_IMAGES].tolist():
         with contextlib.suppress(DecodeError, OSError):  # bad images are counted by the run itself
-            milliseconds, area = _time_image(config, source, index)
+            milliseconds, area = _time_image(config, views, index)
             costs.append(milliseconds)
             areas.append(area)
     if not costs:
@@ -115,28 +112,27 @@ def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]
     return dict(zip(names, medians, strict=True)), statistics.median(areas)
 
 
-def _time_image(config: Config, source: ImageSource, index: int) -> tuple[list[float], float]:
+def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float], float]:
     """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
-    (recipe, key_recipe), size_px, limit = build_recipes(config), config.data.image_size, config.data.max_image_px
-    target, areas = np.empty((2, size_px, size_px, 3), np.uint8), list[float]()
-
-    pair = draw_pair(recipe, config.run.seed, 0, index, key_recipe=key_recipe)
+    limit, areas = config.data.max_image_px, list[float]()
+    targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
+    drawn = draw_views(views.recipes, config.run.seed, 0, index)
 
     def draw(height: int, width: int) -> Sequence[ViewParams]:
         """The same, noting the size."""
         areas.append(height * width / 1e6)
-        return pair(height, width)
+        return drawn(height, width)
 
     marks = [time.perf_counter()]
-    raw = source.read(index)
+    raw = views.reader.source.read(index)
     marks.append(time.perf_counter())
     if config.data.pipeline == "fast":
-        decode_for_views(raw, draw, size_px=size_px, max_image_px=limit)
+        decode_for_views(raw, draw, *targets, max_image_px=limit)
     else:
         decode(raw, max_image_px=limit)
     marks.append(time.perf_counter())
     for crops_only in (True, False):
-        PIPELINES[config.data.pipeline](raw, draw, target, max_image_px=limit, crops_only=crops_only)
+        views.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=crops_only)
         marks.append(time.perf_counter())
     read, decoded, cropped, whole = (1000 * (after - before) for before, after in itertools.pairwise(marks))
     return [read, decoded, max(0.0, cropped - decoded), max(0.0, whole - cropped)], areas[0]
@@ -167,7 +163,7 @@ def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
         last = now
 
     with precision.autocast():
-        method.prepare(batch.query, batch.key, batch.image_ids, step)
+        method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
     lap("momentum update and keys")
     for loss in precision.forward_each(method.micro_losses()):
         lap("queries and loss")

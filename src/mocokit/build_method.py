@@ -72,6 +72,8 @@ def build_encoder(config: Config) -> Encoder:
     backbone = build_backbone(model.arch, stem=model.stem)
     for size_px in _view_sizes(config):
         require_image_size(backbone, size_px)
+    if config.augment.local_crops:
+        require_image_size(backbone, config.augment.local_size, setting="augment.local_size")
     patches = _build_patches(config, backbone)
     if model.zero_init_residual:
         zero_init_residual(backbone)

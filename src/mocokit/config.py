@@ -100,10 +100,19 @@ class AugmentConfig:
     """Range of the blur's radius (pixels of the view)."""
     flip_p: float | None = None
     """Probability of a horizontal flip; None: the recipe's."""
+    local_crops: int = 0
+    """V small crops an image, each a further query of the image's keys: multi-crop (SwAV sec. 3.2, with V = 6)."""
+    local_size: int = 96
+    """Side of a local crop (pixels); SwAV's, beside views of 224."""
+    local_scale: tuple[float, float] = (0.05, 0.14)
+    """Share of the image's area that a local crop covers; SwAV's, whose views have crop_scale 0.14 1."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        require(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "needs 0 < low <= high <= 1")
+        for name in ("crop_scale", "local_scale"):
+            low, high = getattr(self, name)
+            require(0 < low <= high <= 1, f"augment.{name}", (low, high), "needs 0 < low <= high <= 1")
+        require(self.local_crops >= 0, "augment.local_crops", self.local_crops, "must be 0 (none) or more")
+        require(self.local_size >= 8, "augment.local_size", self.local_size, "must be at least 8 pixels")
         require(
             0 <= self.blur_radius_px[0] <= self.blur_radius_px[1],
             "augment.blur_radius_px", self.blur_radius_px, "needs 0 <= low <= high",
@@ -218,12 +227,25 @@ class Config:
             section, name = setting.split(".")
             value, default = getattr(getattr(self, section), name), _default(getattr(self, section), name)
             require(value == default, setting, value, f"does nothing with {why}; leave it out")
+        if self.augment.local_crops:
+            self._require_that_local_crops_fit()
         method, views = self.method, 2 if self.method.symmetric else 1
         require(
             method.name != "moco" or method.queue_size >= views * self.data.global_batch_size,
             "method.queue_size", method.queue_size,
             f"smaller than data.global_batch_size={self.data.global_batch_size}"
             f"{' times 2 views' if method.symmetric else ''}; raise one or lower the other",
+        )  # fmt: skip
+
+    def _require_that_local_crops_fit(self) -> None:
+        augment, smallest_px = self.augment, self.data.first_image_size or self.data.image_size
+        require(
+            augment.local_size <= smallest_px, "augment.local_size", augment.local_size,
+            f"larger than the views of {smallest_px} px; local crops are the smaller ones (SwAV: 96 of 224)",
+        )  # fmt: skip
+        require(
+            self.method.patch_grid == 1, "augment.local_crops", augment.local_crops,
+            f"not with method.patch_grid={self.method.patch_grid}, which makes its queries of the view; choose one",
         )  # fmt: skip
 
 

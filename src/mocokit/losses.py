@@ -88,12 +88,12 @@ class InfoNce(NamedTuple):
         return (self.num_kept + 1).log() - self.row_losses.detach()
 
 
-def row_metrics(directions: Sequence[InfoNce], *, weight: float = 1.0, term: NegativeTerm = PLAIN) -> dict[str, Tensor]:
+def row_metrics(directions: Sequence[InfoNce], losses: Tensor, *, term: NegativeTerm = PLAIN) -> dict[str, Tensor]:
     """What a run is judged by, one value a row; no gradient.
 
     Args:
-        directions: One contrast, or the two of a symmetric loss: losses add up, the rest is their mean.
-        weight: What the method multiplies each loss by.
+        directions: One contrast, or the two of a symmetric loss, whose means are taken.
+        losses: (N,) what the run minimises.
         term: What the losses were taken with; only the plain one bounds the mutual information.
 
     """
@@ -105,7 +105,7 @@ def row_metrics(directions: Sequence[InfoNce], *, weight: float = 1.0, term: Neg
     if term.is_plain:
         values["mi_bound"] = [nce.mi_bound for nce in directions]
     means = {name: torch.stack(rows).mean(dim=0) for name, rows in values.items()}
-    return {"loss": weight * torch.stack([nce.row_losses.detach() for nce in directions]).sum(dim=0), **means}
+    return {"loss": losses.detach(), **means}
 
 
 def info_nce(
@@ -175,8 +175,9 @@ def in_batch_info_nce(
 
 
 def nt_xent(
-    queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None), term: NegativeTerm = PLAIN
-) -> tuple[InfoNce, InfoNce]:
+    queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None), term: NegativeTerm = PLAIN,
+    instead: Tensor | None = None,
+) -> tuple[InfoNce, InfoNce]:  # fmt: skip
     """SimCLR's NT-Xent (eq. 1): each view against its other view and the 2B - 2 views of the other images.
 
     The official loss adds the means over both directions, which is twice the mean over all 2B views.
@@ -187,6 +188,7 @@ def nt_xent(
         temperature: Softmax temperature T > 0.
         rows: Images that are contrasted in this call; all are candidates.
         term: How negatives enter the denominator.
+        instead: (N, C) other views of `rows`, contrasted in the place of both of theirs; None: no others.
 
     Returns:
         The contrasts of those images' queries, and of their keys.
@@ -195,10 +197,11 @@ def nt_xent(
     own = torch.arange(len(queries), device=queries.device)[rows]  # (N,)
     first, second = (
         in_batch_info_nce(
-            lead[rows], torch.cat([follow, lead]), own, temperature=temperature, excluded=own + len(keys), term=term
+            lead[rows] if instead is None else instead, torch.cat([follow, lead]), own, temperature=temperature,
+            excluded=own + len(keys), term=term,
         )
         for lead, follow in ((queries, keys), (keys, queries))
-    )
+    )  # fmt: skip
     return first, second
 
 

@@ -1,5 +1,6 @@
 """Settings of the contrastive methods and of their optimizers, and which of them a choice makes meaningless."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -99,7 +100,9 @@ class OptimConfig:
 
 LARS = ("lars", "lars-classic")
 
-USED_BY: dict[str, tuple[str, tuple[object, ...]]] = {
+ABOVE_0 = range(1, 2**63)
+
+USED_BY: dict[str, tuple[str, Container[object]]] = {
     "method.queue_size": ("method.name", ("moco",)),
     "method.key_momentum": ("method.name", ("moco", "moco-v3")),
     "method.key_momentum_cos": ("method.name", ("moco-v3",)),
@@ -117,5 +120,7 @@ USED_BY: dict[str, tuple[str, tuple[object, ...]]] = {
     "optim.trust_coefficient": ("optim.name", LARS),
     "optim.sgd_momentum": ("optim.name", ("sgd", *LARS)),
     "augment.aug_plus": ("augment.recipe", ("moco",)),
+    "augment.local_size": ("augment.local_crops", ABOVE_0),
+    "augment.local_scale": ("augment.local_crops", ABOVE_0),
 }
 """Setting -> (the choice, the values of it that make use of the setting); all other settings are always used."""

@@ -139,7 +139,7 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
 def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, device_type: str) -> dict[str, float]:
     """Bytes that one rank holds at the worst moment of a step, by part."""
     flat = 4.0 * counts.num_parameters
-    view_bytes = 3 * config.data.image_size**2
+    view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
     shuffled = 3 if world_size > 1 else 1  # key views as sent, as received and in order
     return {
         "weights": 2.0 * counts.encoder_bytes,
@@ -148,7 +148,8 @@ def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, devic
         "activations": float(counts.activation_bytes),
         "queue": config.method.queue_size * (4.0 * config.model.dim + 8),
         "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
-        "views": float(view_bytes * (2 + shuffled) * counts.num_images),  # uint8
+        "views": float(view_bytes * (2 + shuffled) + local_bytes * config.augment.local_crops)  # uint8
+        * counts.num_images,
     }
 
 

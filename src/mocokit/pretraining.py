@@ -186,7 +186,7 @@ def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewB
     for number, batch in enumerate(batches):
         if number == 0:
             views = batch.augmented()
-            save_view_sheet(path, views.query, views.key)
+            save_view_sheet(path, views.query, views.key, views.local)
         yield batch
 
 

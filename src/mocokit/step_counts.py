@@ -97,11 +97,12 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         encoder = build_encoder(config).train()
     with FakeTensorMode():
         _give_shapes_a_device(encoder)
-        views = torch.empty(rows, 3, config.data.image_size, config.data.image_size)
+        views, augment = torch.empty(rows, 3, config.data.image_size, config.data.image_size), config.augment
+        local = torch.empty(rows * augment.local_crops, 3, augment.local_size, augment.local_size)
         flops, watch = FlopCounterMode(display=False), _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
         with flops, watch, batchnorm_groups(encoder, first.num_groups, updates_statistics=True):
-            _forward_and_backward(encoder, views, config)
+            _forward_and_backward(encoder, views, local, config)
     gradient_bytes = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
     images = len(layout.own_rows(config.data.global_batch_size))
     portions = images / rows
@@ -124,13 +125,14 @@ def _give_shapes_a_device(encoder: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _forward_and_backward(encoder: nn.Module, views: Tensor, config: Config) -> None:
-    """Keys without gradient, then queries with."""
+def _forward_and_backward(encoder: nn.Module, views: Tensor, local: Tensor, config: Config) -> None:
+    """Keys without gradient, then queries with, local crops among them."""
     with _autocast(config.run.precision):
         with torch.no_grad():
             encoder(views * 1.0)
-        query = encoder(views * 1.0)  # as PixelNormalize, a copy
-    query.float().sum().backward()
+        queries = [encoder(pixels * 1.0) for pixels in (views, local) if len(pixels)]  # as PixelNormalize, a copy
+    for query in queries:  # all are held when the first goes back
+        query.float().sum().backward()
 
 
 @contextmanager

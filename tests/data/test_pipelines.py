@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from mocokit.data.augment import AUG, AUG_PLUS, Recipe, ViewParams, draw_params
 from mocokit.data.augment_batch import augment_batch, pack_params
 from mocokit.data.decode import DecodeError
-from mocokit.data.pipelines import PIPELINES, Pipeline, fast_views, reference_views
+from mocokit.data.pipelines import PIPELINES, Pipeline, decode_for_views, fast_views, reference_views
 from mocokit.data.sources import RawImage
 from mocokit.randomness import Purpose, generator
 
@@ -102,6 +103,28 @@ def test_a_large_jpeg_decoded_small_gives_nearly_the_same_views() -> None:
         assert drawn == _views(reference_views, raw, seed=seed)[1]
         errors.append(np.abs(fast.astype(int) - reference).mean())
     assert 0 < np.mean(errors) < 1  # levels of 255; 0 would mean that it was not decoded small
+
+
+@pytest.mark.parametrize(
+    ("sizes_px", "num_decoded"), [((32,), 1), ((32, 8), 1), ((32, 32), 2), ((8, 32), 2), ((8, 8, 32, 32), 2)]
+)
+def test_a_jpeg_is_decoded_once_unless_a_later_target_needs_finer_pixels(
+    sizes_px: tuple[int, ...], num_decoded: int
+) -> None:
+    """Crops of 480 px, then of 120: enough pixels, with half as many to spare, for views of 32 at an eighth, then at
+    half."""
+    raw, sides = _file(_photo(600, 600), "JPEG"), (480, *[120] * (len(sizes_px) - 1))
+    still = draw_params(replace(AUG, jitter_p=0.0, grayscale_p=0.0), generator(0, Purpose.VIEW), height=600, width=600)
+    drawn = [replace(still, crop=(10, 20, side, side)) for side in sides]
+    targets = [np.empty((1, size_px, size_px, 3), np.uint8) for size_px in sizes_px]
+    decoded, _ = decode_for_views(raw, lambda height, width: drawn, *targets, max_image_px=10**6)
+    assert len({id(pixels) for pixels, _ in decoded}) == num_decoded
+    assert [fraction for _, fraction in decoded][:1] == [8]
+    fast_views(raw, lambda height, width: drawn, *targets, max_image_px=10**6, crops_only=False)
+    for number, target in enumerate(targets):
+        alone = np.empty_like(target)
+        fast_views(raw, lambda h, w, n=number: drawn[n : n + 1], alone, max_image_px=10**6, crops_only=False)  # type: ignore[misc]
+        assert np.abs(target.astype(int) - alone).mean() < 1.5
 
 
 def test_a_jpeg_is_decoded_whole_when_a_crop_needs_its_pixels() -> None:

@@ -8,19 +8,21 @@ from mocokit.data.augment import AUG_PLUS
 from mocokit.data.loader import BatchOrder, build_loader
 from mocokit.data.open_source import open_source
 from mocokit.data.prefetch import on_device
-from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch
 
 
 def _loader(photos: Path, *, crops_only: bool, workers: int = 0, pin_memory: bool = False) -> list[ViewBatch]:
     reader = ImageReader(open_source(photos), max_image_px=10**6, seed=0)
-    views = TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast", crops_only=crops_only)
+    local = LocalCrops(num_crops=2, size_px=12, recipe=replace(AUG_PLUS, crop_scale=(0.05, 0.14)))
+    views = TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast", crops_only=crops_only, local=local)
     order = BatchOrder(num_images=80, global_batch_size=10, own_rows=range(10), start_step=0, total_steps=6, seed=0)
     return list(build_loader(views, order, num_workers=workers, pin_memory=pin_memory))
 
 
 def _equal(one: ViewBatch, other: ViewBatch) -> bool:
-    pairs = [(one.query, other.query), (one.key, other.key), (one.image_ids, other.image_ids)]
-    return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
+    mine, theirs = one.tensors(), other.tensors()
+    assert mine.keys() == theirs.keys() == {"query", "key", "image_ids", "local"}
+    return all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

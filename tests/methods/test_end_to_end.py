@@ -26,9 +26,10 @@ def _end_to_end(micro: int = 0, *, shuffle: bool = True) -> EndToEnd:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_the_gradient_cache_is_exact(noise: Noise, micro: int) -> None:
-    assert_any_micro_batch_gives_the_same_run(_end_to_end, noise, micro)
+def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -> None:
+    assert_any_micro_batch_gives_the_same_run(_end_to_end, noise, micro, num_crops)
 
 
 def test_both_encoders_take_the_gradient_of_the_whole_batchs_loss(noise: Noise) -> None:

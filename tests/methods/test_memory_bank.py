@@ -20,9 +20,10 @@ def _bank(micro: int = 0, *, feature_momentum: float = 0.5) -> MemoryBank:
     ).double()  # fmt: skip
 
 
+@pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int) -> None:
-    assert_any_micro_batch_gives_the_same_run(_bank, noise, micro)
+def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops: int) -> None:
+    assert_any_micro_batch_gives_the_same_run(_bank, noise, micro, num_crops)
 
 
 def test_the_loss_is_info_nce_against_the_images_own_feature_and_sampled_ones(noise: Noise) -> None:

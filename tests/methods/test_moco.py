@@ -14,6 +14,7 @@ from mocokit.methods.moco import MoCo
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
 from mocokit.verification import TraceBackbone
+from tests.methods.small import local_crops
 
 B, C, K = 16, 8, 40
 Noise = Callable[..., Tensor]
@@ -57,9 +58,9 @@ def _views(noise: Noise, step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _step(moco: MoCo, noise: Noise, step: int, lr: float = 0.05) -> list[float]:
+def _step(moco: MoCo, noise: Noise, step: int, lr: float = 0.05, num_crops: int = 0) -> list[float]:
     optimizer = build_sgd(moco, lr=lr, sgd_momentum=0.0, weight_decay=0.0)
-    moco.prepare(*_views(noise, step), step)
+    moco.prepare(*_views(noise, step), step, local_crops(noise, num_crops, step))
     losses = []
     for loss in moco.micro_losses():
         loss.backward()
@@ -126,11 +127,13 @@ def test_the_shuffle_has_an_effect_exactly_with_two_groups_or_more(noise: Noise,
     assert torch.allclose(keys(True), keys(False), rtol=1e-9, atol=1e-12) != has_effect
 
 
+@pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int) -> None:
-    whole, parts = _moco(), _moco(micro=micro)
+def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops: int) -> None:
+    whole, parts = _moco(symmetric=num_crops == 2), _moco(symmetric=num_crops == 2, micro=micro)
     for step in range(4):
-        assert sum(_step(parts, noise, step)) == pytest.approx(sum(_step(whole, noise, step)), rel=1e-12)
+        losses = [sum(_step(moco, noise, step, num_crops=num_crops)) for moco in (whole, parts)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     for name, value in whole.state_dict().items():
         if isinstance(value, Tensor):
             assert torch.allclose(parts.state_dict()[name], value, rtol=1e-10, atol=1e-13), name

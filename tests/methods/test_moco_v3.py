@@ -20,9 +20,10 @@ def _moco_v3(micro: int = 0, *, m: float = 0.9) -> MoCoV3:
     ).double()  # fmt: skip
 
 
+@pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int) -> None:
-    assert_any_micro_batch_gives_the_same_run(_moco_v3, noise, micro)
+def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops: int) -> None:
+    assert_any_micro_batch_gives_the_same_run(_moco_v3, noise, micro, num_crops)
 
 
 def test_the_loss_is_algorithm_1s(noise: Noise) -> None:

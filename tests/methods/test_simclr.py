@@ -13,9 +13,10 @@ def _simclr(micro: int = 0, *, groups: int = 4) -> SimClr:
     return SimClr(encoder(), global_batch_size=B, temperature=0.1, layout=layout(groups, micro))
 
 
+@pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
-def test_the_gradient_cache_is_exact(noise: Noise, micro: int) -> None:
-    assert_any_micro_batch_gives_the_same_run(_simclr, noise, micro)
+def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -> None:
+    assert_any_micro_batch_gives_the_same_run(_simclr, noise, micro, num_crops)
 
 
 @pytest.mark.parametrize("micro", [0, 1])

@@ -68,6 +68,8 @@ def test_what_a_timm_model_can_not_do_is_told() -> None:
         require_image_size(build_backbone("vit_tiny_patch16_224"), 40)
     with pytest.raises(ValueError, match=r"data.image_size=64: this backbone reads 224 px only"):
         require_image_size(build_backbone("timm/mixer_s32_224"), 64)
+    with pytest.raises(ValueError, match=r"augment.local_size=24: not a multiple of the backbone's patches of 16 px"):
+        require_image_size(build_backbone("vit_tiny_patch16_224"), 24, setting="augment.local_size")
     require_image_size(build_backbone("resnet18"), 37)
 
 

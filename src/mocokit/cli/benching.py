@@ -49,7 +49,7 @@ def bench_command(arguments: list[str]) -> int:
 def _print_table(result: "BenchResult") -> None:
     size = result.global_batch_size
     whole = sum(result.pixels_ms.values())
-    print(f"two views of an image ({result.median_megapixels:.2g} megapixels), one core: {whole:.2f} ms")
+    print(f"views of an image ({result.median_megapixels:.2g} megapixels), one core: {whole:.2f} ms")
     for name, milliseconds in result.pixels_ms.items():
         print(f"  {name:26}{milliseconds:10.2f} ms{milliseconds / whole:8.0%}")
     step = sum(result.step_ms.values())

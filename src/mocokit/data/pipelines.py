@@ -3,11 +3,13 @@
 Both make the same draws and, from images of which they decode all, the same pixels (`mocokit verify --augment`). The
 fast one decodes a large JPEG at a fraction of its size, where every crop stays well above the size of a view.
 
-Shapes: V views of an image, S side of a view.
+Shapes: V views of an image that have the same size, S side of a view.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -31,9 +33,18 @@ class Pipeline(Protocol):
     """A way to make views."""
 
     def __call__(
-        self, raw: RawImage, draw: Draw, target: NDArray[np.uint8], *, max_image_px: int, crops_only: bool
+        self, raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
     ) -> Sequence[ViewParams]:
-        """Fill `target` (V, S, S, 3) and return what was drawn; with `crops_only`, color, blur and flip are left out.
+        """Fill each of `targets` (V, S, S, 3) in turn and return what was drawn.
+
+        V and S differ between targets; the views in one depend on no later one.
+
+        Args:
+            raw: The image as stored.
+            draw: Draws all views.
+            targets: Where they go.
+            max_image_px: Larger images are bad images.
+            crops_only: Leave out color, blur and flip.
 
         Raises:
             DecodeError: A bad image.
@@ -43,51 +54,71 @@ class Pipeline(Protocol):
 
 
 def reference_views(
-    raw: RawImage, draw: Draw, target: NDArray[np.uint8], *, max_image_px: int, crops_only: bool
+    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
 ) -> Sequence[ViewParams]:
     """Pillow and torchvision, operation by operation, as officially."""
     image = decode(raw, max_image_px=max_image_px)
     drawn = draw(image.height, image.width)
-    for view, params in zip(target, drawn, strict=True):
+    for view, params in zip(chain(*targets), drawn, strict=True):
         view[:] = apply_params(image, _crop_only(params) if crops_only else params, size_px=len(view))
     return drawn
 
 
 def fast_views(
-    raw: RawImage, draw: Draw, target: NDArray[np.uint8], *, max_image_px: int, crops_only: bool
+    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
 ) -> Sequence[ViewParams]:
     """libjpeg-turbo and machine code; what is not an ordinary JPEG is decoded by Pillow."""
-    pixels, fraction, drawn = decode_for_views(raw, draw, size_px=target.shape[1], max_image_px=max_image_px)
-    for view, params in zip(target, drawn, strict=True):
-        top, left, height, width = (side / fraction for side in params.crop)
-        todo = _crop_only(params) if crops_only else params
-        apply_params_compiled(pixels, todo, crop=(top, left, height, width), target=view)
+    decoded, drawn = decode_for_views(raw, draw, *targets, max_image_px=max_image_px)
+    for target, (pixels, fraction), views in zip(targets, decoded, _by_target(drawn, targets), strict=True):
+        for view, params in zip(target, views, strict=True):
+            top, left, height, width = (side / fraction for side in params.crop)
+            todo = _crop_only(params) if crops_only else params
+            apply_params_compiled(pixels, todo, crop=(top, left, height, width), target=view)
     return drawn
 
 
+Decoded = tuple[NDArray[np.uint8], int]
+"""Pixels (h, w, 3), and the image's size over theirs."""
+
+
 def decode_for_views(
-    raw: RawImage, draw: Draw, *, size_px: int, max_image_px: int
-) -> tuple[NDArray[np.uint8], int, Sequence[ViewParams]]:
-    """Decode once for all views, no larger than their crops need.
+    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int
+) -> tuple[list[Decoded], Sequence[ViewParams]]:
+    """Decode once for the views of all `targets` (V, S, S, 3), no larger than their crops need.
 
     Returns:
-        Pixels (h, w, 3), the image's size over theirs, and the draw.
+        What each target is cut from, and the draw.
 
     Raises:
         DecodeError: A bad image.
 
     """
-    header = read_jpeg_header(raw) if isinstance(raw, bytes) else None
-    if header is not None:
+    if isinstance(raw, bytes) and (header := read_jpeg_header(raw)) is not None:
         if header.height * header.width > max_image_px:
             raise DecodeError(f"{header.width}x{header.height} pixels, more than data.max_image_px={max_image_px}")
         drawn = draw(header.height, header.width)
-        fraction = _smallest_fraction(drawn, size_px)
-        small = _decode(raw, header, fraction)
-        if small is not None:
-            return small, fraction, drawn
+        with suppress(ValueError):  # Pillow, which forgives more, has the last word
+            return list(_decode_small(raw, header, drawn, targets)), drawn
     pixels = np.asarray(decode(raw, max_image_px=max_image_px))
-    return pixels, 1, draw(*pixels.shape[:2])
+    return [(pixels, 1)] * len(targets), draw(*pixels.shape[:2])
+
+
+def _decode_small(
+    raw: bytes, header: JpegHeader, drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
+) -> Iterator[Decoded]:
+    """What each target is cut from: what the one before is cut from, unless its crops need finer pixels."""
+    pixels, fraction = np.empty(0, np.uint8), max(FRACTIONS) + 1
+    for target, views in zip(targets, _by_target(drawn, targets), strict=True):
+        needed = _smallest_fraction(views, target.shape[1])
+        if needed < fraction:
+            pixels, fraction = decode_jpeg(raw, header, fraction=needed), needed
+        yield pixels, fraction
+
+
+def _by_target(drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]) -> list[Sequence[ViewParams]]:
+    """The draw of each target's views."""
+    stops = [0, *accumulate(len(target) for target in targets)]
+    return [drawn[start:stop] for start, stop in pairwise(stops)]
 
 
 def _crop_only(params: ViewParams) -> ViewParams:
@@ -97,14 +128,6 @@ def _crop_only(params: ViewParams) -> ViewParams:
 def _smallest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:
     shortest = min(min(params.crop[2:]) for params in drawn)
     return next((part for part in FRACTIONS if shortest >= part * LEAST_ENLARGED * size_px), 1)
-
-
-def _decode(raw: RawImage, header: JpegHeader, fraction: int) -> NDArray[np.uint8] | None:
-    assert isinstance(raw, bytes), "a header comes from bytes"
-    try:
-        return decode_jpeg(raw, header, fraction=fraction)
-    except ValueError:
-        return None  # Pillow, which forgives more, has the last word
 
 
 PIPELINES: dict[str, Pipeline] = {"fast": fast_views, "reference": reference_views}

@@ -33,6 +33,6 @@ def _handed_over(batch: ViewBatch, ready: torch.cuda.Event) -> ViewBatch:
     """Make the reader's stream wait for the batch, and the batch's memory wait for the reader's stream."""
     reader = torch.cuda.current_stream(batch.query.device)
     reader.wait_event(ready)
-    for tensor in (batch.query, batch.key, batch.image_ids):
+    for tensor in batch.tensors().values():
         tensor.record_stream(reader)
     return batch

@@ -1,6 +1,6 @@
-"""image -> (query view, key view): two independent draws, whole batches at a time.
+"""image -> (query view, key view), and small local crops if asked for: independent draws, whole batches at a time.
 
-Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8.
+Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8; V local crops an image, s their size.
 """
 
 import itertools
@@ -48,7 +48,7 @@ MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBatch:
-    """Two views of each image of (a rank's part of) a batch."""
+    """Two views, and perhaps local crops, of each image of (a rank's part of) a batch."""
 
     query: Tensor
     """(n, 3, S, S) uint8"""
@@ -57,8 +57,10 @@ class ViewBatch:
     image_ids: Tensor
     """(n,) index of the image that was read, which for a bad image is its replacement."""
     bad: tuple[BadImage, ...] = ()
-    params: tuple[BatchParams, BatchParams] | None = None
-    """What remains to be done to the query and the key views, which are only cropped yet; None: nothing."""
+    local: Tensor | None = None
+    """(n, V, 3, s, s) uint8; None: no local crops."""
+    params: tuple[BatchParams, ...] | None = None
+    """What remains to be done to query views, key views and local crops (n * V), only cropped yet; None: nothing."""
 
     def pin_memory(self) -> "ViewBatch":
         """The same batch in page-locked memory; called by torch's DataLoader."""
@@ -72,12 +74,24 @@ class ViewBatch:
         """The batch with all that remained to be done, done where the views are."""
         if self.params is None:
             return self
-        query, key = self.params
-        return replace(self, query=augment_batch(self.query, query), key=augment_batch(self.key, key), params=None)
+        query, key, local = (
+            augment_batch(self.query, self.params[0]),
+            augment_batch(self.key, self.params[1]),
+            self.local,
+        )
+        if local is not None:
+            local = augment_batch(local.flatten(0, 1), self.params[2]).view_as(local)
+        return replace(self, query=query, key=key, local=local, params=None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors."""
+        fields = {"query": self.query, "key": self.key, "image_ids": self.image_ids}
+        return fields if self.local is None else {**fields, "local": self.local}
 
     def _map(self, move: Callable[[Tensor], Tensor], move_params: Callable[[BatchParams], BatchParams]) -> "ViewBatch":
-        params = None if self.params is None else (move_params(self.params[0]), move_params(self.params[1]))
-        return replace(self, query=move(self.query), key=move(self.key), image_ids=move(self.image_ids), params=params)
+        params = None if self.params is None else tuple(map(move_params, self.params))
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, params=params, **moved)
 
 
 class ImageReader:
@@ -126,6 +140,17 @@ class ImageReader:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalCrops:
+    """Small crops of an image beside its two views: multi-crop (SwAV, Caron et al. 2020, sec. 3.2)."""
+
+    num_crops: int
+    """V, 1 at least."""
+    size_px: int
+    """s"""
+    recipe: Recipe
+
+
 class TwoViews(Dataset[ViewBatch]):
     """Maps (epoch, image index) to two augmented views; the draw depends on nothing but seed, epoch, index and view.
 
@@ -137,16 +162,17 @@ class TwoViews(Dataset[ViewBatch]):
         seed: Seed of the draws.
         pipeline: "fast" or "reference", see pipelines.py.
         crops_only: Leave color, blur and flip to `ViewBatch.augmented`.
+        local: Crops to make beside the two views, which they don't change; None: none.
 
     """
 
     def __init__(
         self, reader: ImageReader, recipe: Recipe, *, size_px: int | ViewSize, seed: int, pipeline: str,
-        crops_only: bool = False, key_recipe: Recipe | None = None,
+        crops_only: bool = False, key_recipe: Recipe | None = None, local: LocalCrops | None = None,
     ) -> None:  # fmt: skip
-        self.reader, self.recipe, self.seed = reader, recipe, seed
+        self.reader, self.seed, self.local = reader, seed, local
         self.size = ViewSize(first_px=size_px, last_px=size_px, epochs=0) if isinstance(size_px, int) else size_px
-        self.key_recipe = key_recipe
+        self.recipes = [recipe, key_recipe or recipe, *([local.recipe] * local.num_crops if local else [])]
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
         if self.pipeline is fast_views:
             warm_up()  # before workers are forked, which then have the machine code too
@@ -157,41 +183,53 @@ class TwoViews(Dataset[ViewBatch]):
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
         """The views of a whole batch, all of one epoch."""
-        size_px = self.size.in_epoch(positions[0][0])
-        pixels = empty_pixels(2, len(positions), size_px, size_px, 3)
-        targets = pixels.transpose(0, 1).numpy()  # (n, 2, S, S, 3): query, key
-        ids, draws, bad = zip(*each(self._make_row, positions, targets), strict=True)
-        query, key = pixels.permute(0, 1, 4, 2, 3)  # (n, 3, S, S) in channels_last memory
-        params = None
-        if self.crops_only:
-            params = pack_params([drawn[0] for drawn in draws]), pack_params([drawn[1] for drawn in draws])
+        pixels = self.empty(len(positions), epoch=positions[0][0])
+        ids, draws, bad = zip(*each(self._make_row, positions, *(rows.numpy() for rows in pixels)), strict=True)
+        pair, *local = (rows.permute(0, 1, 4, 2, 3) for rows in pixels)  # (n, views, 3, S, S) in channels_last memory
         return ViewBatch(
-            query=query, key=key, image_ids=torch.tensor(ids), bad=tuple(itertools.chain(*bad)), params=params
-        )
+            query=pair[:, 0], key=pair[:, 1], image_ids=torch.tensor(ids), bad=tuple(itertools.chain(*bad)),
+            local=local[0] if local else None, params=_pack(draws) if self.crops_only else None,
+        )  # fmt: skip
 
-    def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> MadeRow:
-        """Make the two views of the image at `position` in `target`."""
+    def empty(self, num_rows: int, *, epoch: int) -> list[Tensor]:
+        """Room for the pixels of a batch: (n, 2, S, S, 3) and, with local crops, (n, V, s, s, 3)."""
+        size_px = self.size.in_epoch(epoch)
+        pair = empty_pixels(2, num_rows, size_px, size_px, 3).transpose(0, 1)
+        if self.local is None:
+            return [pair]
+        return [pair, empty_pixels(num_rows, self.local.num_crops, self.local.size_px, self.local.size_px, 3)]
+
+    def _make_row(self, position: tuple[int, int], *targets: NDArray[np.uint8]) -> MadeRow:
+        """Make the views of the image at `position` in `targets`."""
         epoch, index = position
-        return self.reader.use_or_replace(index, epoch, self._maker(epoch, target))
+        return self.reader.use_or_replace(index, epoch, self._maker(epoch, targets))
 
-    def _maker(self, epoch: int, target: NDArray[np.uint8]) -> Callable[[RawImage, int], Sequence[ViewParams]]:
-        """Function that makes the two views of one image of `epoch` in `target`."""
+    def _maker(
+        self, epoch: int, targets: Sequence[NDArray[np.uint8]]
+    ) -> Callable[[RawImage, int], Sequence[ViewParams]]:
+        """Function that makes the views of one image of `epoch` in `targets`."""
 
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
-            """Fill `target` with the views of image `index`; what was drawn."""
-            draw = draw_pair(self.recipe, self.seed, epoch, index, key_recipe=self.key_recipe)
-            return self.pipeline(raw, draw, target, max_image_px=self.reader.max_image_px, crops_only=self.crops_only)
+            """Fill `targets` with the views of image `index`; what was drawn."""
+            draw, limit = draw_views(self.recipes, self.seed, epoch, index), self.reader.max_image_px
+            return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)
 
         return make
 
 
-def draw_pair(recipe: Recipe, seed: int, epoch: int, index: int, *, key_recipe: Recipe | None = None) -> Draw:
-    """How the query and the key view of image `index` in `epoch` are drawn; without `key_recipe`, both alike."""
-    recipes = recipe, key_recipe or recipe
+def _pack(draws: Sequence[Sequence[ViewParams]]) -> tuple[BatchParams, ...]:
+    """Parameters of the query views, of the key views and, if there are any, of the local crops."""
+    local = [params for drawn in draws for params in drawn[2:]]
+    pair = pack_params([drawn[0] for drawn in draws]), pack_params([drawn[1] for drawn in draws])
+    return (*pair, pack_params(local)) if local else pair
+
+
+def draw_views(recipes: Sequence[Recipe], seed: int, epoch: int, index: int) -> Draw:
+    """How the views of image `index` in `epoch` are drawn, view v by `recipes[v]`, whatever other views there are."""
 
     def draw(height: int, width: int) -> list[ViewParams]:
-        """Draw both for an image of that size."""
-        streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in (0, 1))
+        """Draw each for an image of that size."""
+        streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in range(len(recipes)))
         return [draw_params(each, rng, height=height, width=width) for each, rng in zip(recipes, streams, strict=True)]
 
     return draw

@@ -25,8 +25,8 @@ class Method(Protocol):
     chance_loss: float
     """The loss while no positive is told from its negatives."""
 
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
-        """All that needs no gradient, on the whole batch."""
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
+        """All that needs no gradient, on the whole batch; `local` crops are further queries of the same images."""
         ...
 
     def micro_losses(self) -> Iterator[Tensor]:
@@ -72,7 +72,7 @@ def train(
         torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
 
         with precision.autocast():
-            method.prepare(batch.query, batch.key, batch.image_ids, step)
+            method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
         for loss in precision.forward_each(method.micro_losses()):
             precision.scaler.scale(loss).backward()
         distributed.sum_gradients(method.parameters())

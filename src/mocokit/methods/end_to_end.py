@@ -18,6 +18,7 @@ from mocokit.losses import PLAIN, NegativeTerm, in_batch_info_nce, row_metrics
 from mocokit.methods.gradient_cache import cached_micro_losses
 from mocokit.methods.group_forward import GroupForward, ShuffleOrder, cat_rows, require_temperature, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
+from mocokit.methods.local_crops import embed_crops, image_losses
 from mocokit.nets.encoder import Encoder
 
 
@@ -31,6 +32,8 @@ class EndToEndBatch:
     """(n, 3, H, W) key views of the slots of the shuffled batch that this rank computes."""
     order: Tensor | None
     """(B,) the shuffle, or None."""
+    local: Tensor | None
+    """(n, V, 3, s, s) local crops of this rank's images."""
 
 
 class EndToEnd(nn.Module):
@@ -70,11 +73,11 @@ class EndToEnd(nn.Module):
         """(n,) values of each row of the last batch, on this rank; no gradient."""
 
     @torch.no_grad()
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
         """Shuffle the key views; see MoCo.prepare for the arguments."""
         size = self.layout.batch_size_of(len(query))
         order = None if self.shuffle_order is None else self.shuffle_order(step, size).to(key.device)  # (B,)
-        self._batch = EndToEndBatch(query=query, key=self.forwards.shuffle(key, order), order=order)
+        self._batch = EndToEndBatch(query=query, key=self.forwards.shuffle(key, order), order=order, local=local)
 
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
@@ -84,18 +87,22 @@ class EndToEnd(nn.Module):
         own = self.layout.own_rows(size)
 
         def embed(micro: MicroBatch, moves: bool) -> Tensor:
-            """(rows, 2, C): the query of each image, and the key of the slot with the same number."""
+            """(rows, 2 + V, C): the query of each image, the key of the slot with the same number, the local crops."""
             q = self.forwards.run(self.encoder_q, batch.query, micro, moves=moves)
             k = self.forwards.run(self.encoder_k, batch.key, micro, moves=moves)
-            return torch.stack([q, k], dim=1)
+            return torch.stack([q, k, *embed_crops(self.forwards, self.encoder_q, batch.local, micro)], dim=1)
 
         def score(embeddings: Tensor, micro: MicroBatch) -> Tensor:
             """Contrast the micro-batch's queries with all keys."""
             keys = unshuffle(embeddings[:, 1], batch.order)  # (B, C)
             rows = torch.arange(own.start, own.stop, device=keys.device)[micro.rows]
-            nce = in_batch_info_nce(embeddings[rows, 0], keys, rows, temperature=self.temperature, term=self.term)
-            metrics.append(row_metrics([nce], term=self.term))
-            return nce.row_losses.sum() / size
+            q, _, *crops = embeddings[rows].unbind(dim=1)  # (rows, C) each
+            contrasts = [
+                in_batch_info_nce(z, keys, rows, temperature=self.temperature, term=self.term) for z in (q, *crops)
+            ]
+            losses = image_losses([[nce] for nce in contrasts])
+            metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
+            return losses.sum() / size
 
         yield from cached_micro_losses(embed, score, layout=self.layout, global_batch_size=size)
         self.row_metrics = cat_rows(metrics)

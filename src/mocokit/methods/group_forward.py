@@ -35,7 +35,8 @@ class GroupForward:
 
         Args:
             encoder: Network with grouped BatchNorm.
-            views: (micro rows * views_per_image, 3, H, W), or this rank's rows, of which the micro-batch is cut.
+            views: (micro rows * views_per_image, 3, H, W), or this rank's rows, of which the micro-batch is cut:
+                (n, 3, H, W), or (n, V, 3, H, W) of V views each, which give (micro rows * V, C).
             micro: Which groups.
             views_per_image: Above 1, `views` are the micro-batch's own, and as many views share a group.
             moves: Whether BatchNorm's running statistics may follow group 0.
@@ -44,7 +45,7 @@ class GroupForward:
         rows = views[micro.rows] if views_per_image == 1 else views
         moves = moves and micro.has_group_0
         with batchnorm_groups(encoder, micro.num_groups, updates_statistics=moves, ranks=micro.ranks):
-            embeddings: Tensor = encoder(self.pixels(rows))
+            embeddings: Tensor = encoder(self.pixels(rows.flatten(0, -4)))
         return embeddings
 
     def run_all(self, encoder: nn.Module, views: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mocokit.losses import PLAIN, NegativeTerm, info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
 from mocokit.methods.groups import GroupLayout
+from mocokit.methods.local_crops import embed_crops, image_losses
 from mocokit.nets.encoder import Encoder
 
 SampleImages = Callable[[int], Tensor]
@@ -70,31 +71,36 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", F.normalize(noise, dim=1))  # (M, C); ImageNet: 1281167*128*4 B = 656 MB
         self.register_buffer("seen", torch.zeros(num_images, dtype=torch.bool))  # (M,)
         self.chance_loss = term.chance_loss(num_negatives)
-        self._batch: tuple[Tensor, Tensor, Tensor] | None = None
+        self._batch: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
         self._fresh: Tensor | None = None
         self.row_metrics: dict[str, Tensor] = {}
         """(n,) values of each row of the last batch, on this rank; no gradient."""
 
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
         """Draw the negatives; see MoCo.prepare for the arguments. Key views are not used."""
-        self._batch = query, image_ids, self.sample(step).to(image_ids.device)
+        self._batch = query, image_ids, self.sample(step).to(image_ids.device), local
 
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
         assert self._batch is not None, "call prepare() first"
-        query, image_ids, negative_ids = self._batch
+        query, image_ids, negative_ids, local = self._batch
         size, metrics, fresh = self.layout.batch_size_of(len(query)), list[dict[str, Tensor]](), list[Tensor]()
         negatives = self.features[negative_ids]  # (K, C)
         for micro in self.layout.micro_batches(size):
             q, ids = self.forwards.run(self.encoder_q, query, micro), image_ids[micro.rows]
+            crops = embed_crops(self.forwards, self.encoder_q, local, micro)
             with torch.autocast(q.device.type, enabled=False):
-                nce = info_nce(
-                    q, self.features[ids], negatives, temperature=self.temperature, ids=ids, negative_ids=negative_ids,
-                    term=self.term,
-                )  # fmt: skip
-            metrics.append(row_metrics([nce], term=self.term))
+                contrasts = [
+                    info_nce(
+                        rows, self.features[ids], negatives, temperature=self.temperature, ids=ids,
+                        negative_ids=negative_ids, term=self.term,
+                    )
+                    for rows in (q, *crops)
+                ]  # fmt: skip
+                losses = image_losses([[nce] for nce in contrasts])
+            metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
             fresh.append(q.detach())
-            yield nce.row_losses.sum() / size
+            yield losses.sum() / size
         self.row_metrics, self._fresh = cat_rows(metrics), torch.cat(fresh)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from mocokit.losses import PLAIN, InfoNce, NegativeTerm, info_nce, row_metrics
 from mocokit.methods.group_forward import GroupForward, ShuffleOrder, cat_rows, require_temperature, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.leak import bn_leak
+from mocokit.methods.local_crops import embed_crops, image_losses
 from mocokit.methods.momentum import copy_for_keys, momentum_update
 from mocokit.methods.queue import KeyQueue
 from mocokit.nets.encoder import Encoder
@@ -34,6 +35,8 @@ class MoCoBatch:
     """(n,) image index of each of this rank's rows."""
     image_ids: Tensor
     """(B,) image index of each row of the whole batch."""
+    local: Tensor | None
+    """(n, V, 3, s, s) local crops of this rank's images."""
 
 
 class MoCo(nn.Module):
@@ -79,7 +82,7 @@ class MoCo(nn.Module):
         """(n,) values of each row of the last batch, on this rank; no gradient."""
 
     @torch.no_grad()
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int) -> None:
+    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
         """All that needs no gradient: the momentum update, then the keys.
 
         Args:
@@ -87,6 +90,7 @@ class MoCo(nn.Module):
             key: (n, 3, H, W) the key views of the same images.
             image_ids: (n,) index of each image in the data set.
             step: Counter that the shuffle is drawn from.
+            local: (n, V, 3, s, s) smaller crops of the same images, further queries of their keys (local_crops.py).
 
         """
         momentum_update(self.encoder_k, self.encoder_q, self.key_momentum)
@@ -96,7 +100,7 @@ class MoCo(nn.Module):
         slots = [self.forwards.run_all(self.encoder_k, self.forwards.shuffle(views, order)) for views in key_views]
         keys = [unshuffle(self.forwards.gather(rows), order) for rows in slots]  # (B, C), row i is that of image i
         ids = self.forwards.gather(image_ids)
-        self._batch = MoCoBatch(queries=queries, keys=keys, own_ids=image_ids, image_ids=ids)
+        self._batch = MoCoBatch(queries=queries, keys=keys, own_ids=image_ids, image_ids=ids, local=local)
 
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
@@ -104,11 +108,14 @@ class MoCo(nn.Module):
         size, metrics = len(batch.image_ids), list[dict[str, Tensor]]()
         for micro in self.layout.micro_batches(size):
             rows = [self.forwards.run(self.encoder_q, views, micro) for views in batch.queries]  # (micro rows, C)
+            crops = embed_crops(self.forwards, self.encoder_q, batch.local, micro)
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
             with torch.autocast(rows[0].device.type, enabled=False):
                 directions = [self._contrast(q, keys, micro) for q, keys in zip(rows, batch.keys, strict=True)]
-                metrics.append(self._row_metrics(directions, rows[0].detach(), micro))
-            yield torch.stack([nce.row_losses.sum() for nce in directions]).sum() / size
+                of_crops = [[self._contrast(crop, keys, micro) for keys in batch.keys] for crop in crops]
+                losses = image_losses([directions, *of_crops])
+                metrics.append(self._row_metrics(directions, losses, rows[0].detach(), micro))
+            yield losses.sum() / size
         self.row_metrics = cat_rows(metrics)
 
     def _contrast(self, q: Tensor, keys: Tensor, micro: MicroBatch) -> InfoNce:
@@ -122,7 +129,9 @@ class MoCo(nn.Module):
         )  # fmt: skip
         return nce.per_image(queries)
 
-    def _row_metrics(self, directions: list[InfoNce], q: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
+    def _row_metrics(
+        self, directions: list[InfoNce], losses: Tensor, q: Tensor, micro: MicroBatch
+    ) -> dict[str, Tensor]:
         keys = self._current_batch().keys[0]
         of_images = q.unflatten(0, (-1, self.encoder_q.queries_per_image)).mean(dim=1)  # (micro rows, C)
         leak = bn_leak(
@@ -130,7 +139,7 @@ class MoCo(nn.Module):
             first_row=self.layout.own_rows(len(keys)).start + micro.rows.start,
             rows_per_group=self.layout.rows_per_group(len(keys)),
         )  # fmt: skip
-        metrics = row_metrics(directions, term=self.term)
+        metrics = row_metrics(directions, losses, term=self.term)
         return {**metrics, "bn_leak": leak, "masked_negatives": directions[0].num_masked}
 
     def remember(self) -> None:

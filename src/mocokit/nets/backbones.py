@@ -110,11 +110,11 @@ def feature_dim(backbone: nn.Module) -> int:
     return width
 
 
-def require_image_size(backbone: nn.Module, image_size: int) -> None:
-    """Raise ValueError when `backbone` can't read images of `image_size` pixels."""
+def require_image_size(backbone: nn.Module, image_size: int, *, setting: str = "data.image_size") -> None:
+    """Raise ValueError about `setting` when `backbone` can't read images of `image_size` pixels."""
     patch_px = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch_px and image_size % patch_px[0]:
-        raise ValueError(f"data.image_size={image_size}: not a multiple of the backbone's patches of {patch_px[0]} px")
+        raise ValueError(f"{setting}={image_size}: not a multiple of the backbone's patches of {patch_px[0]} px")
     declared = getattr(backbone, "default_cfg", {})
     native_px = declared.get("input_size", (3, image_size))[1]
     if (
@@ -122,7 +122,7 @@ def require_image_size(backbone: nn.Module, image_size: int) -> None:
         and not getattr(backbone, "dynamic_img_size", False)
         and image_size != native_px
     ):
-        raise ValueError(f"data.image_size={image_size}: this backbone reads {native_px} px only")
+        raise ValueError(f"{setting}={image_size}: this backbone reads {native_px} px only")
 
 
 def build_seeded(build: Callable[[], M], seed: int) -> M:

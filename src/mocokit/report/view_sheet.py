@@ -1,28 +1,36 @@
-"""A picture of what the network is asked to match: the first batch's view pairs."""
+"""A picture of what the network is asked to match: the first batch's view pairs, and their local crops."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 MARGIN_PX = 4
 MIN_SIDE_PX = 64
 
 
-def save_view_sheet(path: Path, query: Tensor, key: Tensor, *, num_pairs: int = 24, num_columns: int = 6) -> None:
-    """Write a PNG of up to `num_pairs` pairs, query left and key right.
+def save_view_sheet(
+    path: Path, query: Tensor, key: Tensor, local: Tensor | None = None, *, num_pairs: int = 24, num_columns: int = 6
+) -> None:
+    """Write a PNG of up to `num_pairs` pairs, query left and key right, then the local crops.
 
     Args:
         path: PNG file to write.
         query: (N, 3, S, S) uint8.
         key: (N, 3, S, S) uint8.
+        local: (N, V, 3, s, s) uint8, s up to S.
         num_pairs: Pairs to show.
         num_columns: Pairs in a row.
 
     """
-    pairs = np.concatenate([query[:num_pairs].numpy(), key[:num_pairs].numpy()], axis=3)  # (n, 3, S, 2S)
-    pairs = pairs.transpose(0, 2, 3, 1)
+    views = [query, key]
+    if local is not None:
+        below = (0, 0, 0, query.shape[2] - local.shape[3])
+        views += [pad(crop, below, value=255) for crop in local.unbind(dim=1)]  # (N, 3, S, s)
+    pairs = torch.cat([view[:num_pairs] for view in views], dim=3).permute(0, 2, 3, 1).numpy()  # (n, S, 2S + V s, 3)
     scale = -(-MIN_SIDE_PX // pairs.shape[1])  # small views are enlarged so that a person sees them
     pairs = pairs.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = pairs.shape[1] + MARGIN_PX, pairs.shape[2] + MARGIN_PX
