@@ -31,8 +31,6 @@ class MoCoBatch:
     """(n, 3, H, W) this rank's query views; when symmetric, the key views second."""
     keys: list[Tensor]
     """(B, C) keys of the whole batch that belong to each of `queries`, in batch order."""
-    own_ids: Tensor
-    """(n,) image index of each of this rank's rows."""
     image_ids: Tensor
     """(B,) image index of each row of the whole batch."""
     local: Tensor | None
@@ -100,7 +98,7 @@ class MoCo(nn.Module):
         slots = [self.forwards.run_all(self.encoder_k, self.forwards.shuffle(views, order)) for views in key_views]
         keys = [unshuffle(self.forwards.gather(rows), order) for rows in slots]  # (B, C), row i is that of image i
         ids = self.forwards.gather(image_ids)
-        self._batch = MoCoBatch(queries=queries, keys=keys, own_ids=image_ids, image_ids=ids, local=local)
+        self._batch = MoCoBatch(queries=queries, keys=keys, image_ids=ids, local=local)
 
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
@@ -111,36 +109,34 @@ class MoCo(nn.Module):
             crops = embed_crops(self.forwards, self.encoder_q, batch.local, micro)
             # Scores are taken in float32 at least: q . k / T in bfloat16 would be off by up to 0.02.
             with torch.autocast(rows[0].device.type, enabled=False):
-                directions = [self._contrast(q, keys, micro) for q, keys in zip(rows, batch.keys, strict=True)]
+                ways = [self._contrast(q, keys, micro) for q, keys in zip(rows, batch.keys, strict=True)]
                 of_crops = [[self._contrast(crop, keys, micro) for keys in batch.keys] for crop in crops]
-                losses = image_losses([directions, *of_crops])
-                metrics.append(self._row_metrics(directions, losses, rows[0].detach(), micro))
+                losses = image_losses([ways, *of_crops])
+                metrics.append(self._row_metrics(ways, losses, rows[0].detach(), micro))
             yield losses.sum() / size
         self.row_metrics = cat_rows(metrics)
 
     def _contrast(self, q: Tensor, keys: Tensor, micro: MicroBatch) -> InfoNce:
-        own = self.layout.own_rows(len(keys))
-        queries = self.encoder_q.queries_per_image
-        positives = keys[own.start : own.stop][micro.rows].repeat_interleave(queries, dim=0)  # that of each query
-        ids = self._current_batch().own_ids[micro.rows].repeat_interleave(queries) if self.mask_same_image else None
+        start, queries = self.layout.own_rows(len(keys)).start, self.encoder_q.queries_per_image
+        rows = slice(start + micro.rows.start, start + micro.rows.stop)  # of the batch
+        positives = keys[rows].repeat_interleave(queries, dim=0)  # that of each query
+        ids = self._current_batch().image_ids[rows].repeat_interleave(queries) if self.mask_same_image else None
         nce = info_nce(
             q, positives, self.queue.negatives, temperature=self.temperature, term=self.term, ids=ids,
             negative_ids=self.queue.image_ids if self.mask_same_image else None,
         )  # fmt: skip
         return nce.per_image(queries)
 
-    def _row_metrics(
-        self, directions: list[InfoNce], losses: Tensor, q: Tensor, micro: MicroBatch
-    ) -> dict[str, Tensor]:
+    def _row_metrics(self, ways: list[InfoNce], losses: Tensor, q: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
         keys = self._current_batch().keys[0]
         of_images = q.unflatten(0, (-1, self.encoder_q.queries_per_image)).mean(dim=1)  # (micro rows, C)
         leak = bn_leak(
-            of_images, keys, directions[0].positive_similarity, self.queue.newest(len(keys)),
+            of_images, keys, ways[0].positive_similarity, self.queue.newest(len(keys)),
             first_row=self.layout.own_rows(len(keys)).start + micro.rows.start,
             rows_per_group=self.layout.rows_per_group(len(keys)),
         )  # fmt: skip
-        metrics = row_metrics(directions, losses, term=self.term)
-        return {**metrics, "bn_leak": leak, "masked_negatives": directions[0].num_masked}
+        metrics = row_metrics(ways, losses, term=self.term)
+        return {**metrics, "bn_leak": leak, "masked_negatives": ways[0].num_masked}
 
     def remember(self) -> None:
         """Enqueue the batch's keys; call after the optimizer step."""
