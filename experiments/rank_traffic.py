@@ -59,8 +59,8 @@ def run(out: Path, arguments: list[str]) -> int:
     """Run the command and write `out`/rank_N.json."""
     traffic, after_step = Traffic(), Bookkeeper.after_step
 
-    def ended(books: Bookkeeper, step: int, **settings: Any) -> bool:
-        stop = after_step(books, step, **settings)
+    def ended(self: Bookkeeper, step: int, *, lr: float, stop: bool) -> bool:
+        stop = after_step(self, step, lr=lr, stop=stop)
         traffic.end_step()
         return stop
 

@@ -37,6 +37,7 @@ class _Ranks:
         self.watches = [
             RankWatch(
                 self.store,
+                generation="a",
                 rank=rank,
                 world_size=3,
                 timeout_s=TIMEOUT_S,
