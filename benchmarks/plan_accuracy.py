@@ -50,7 +50,7 @@ def measure(row: tuple[str, int, int, int]) -> dict[str, float]:
 
 
 def _predicted_bytes(config: Config, counts: StepCounts) -> float:
-    return sum(memory_by_part(config, counts, world_size=1, device_type="cpu").values())
+    return sum(memory_by_part(config, counts, world_size=1, num_images=0, device_type="cpu").values())
 
 
 def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:

@@ -27,11 +27,11 @@ busy machine are that much longer.
 HEADER = ("fault", "how injected", "times", "steps", "lost", "detection", "recovery", "load", "what was said")
 
 SOAK = """
-## An hour without a fault
+## {minutes:g} minutes without a fault
 
-`python experiments/soak.py --minutes {minutes:g}`: two ranks trained for {minutes:g} minutes, {steps:,} steps with
-{saves:,} saves and {evaluations:,} kNN evaluations between them; {samples} samples of each rank from /proc. Slopes are
-of least squares after the first sixth of the time, +- two standard errors.
+`python experiments/soak.py --minutes {minutes:g}`: two ranks trained, {steps:,} steps with {saves:,} saves and
+{evaluations:,} kNN evaluations between them; {samples} samples of each rank from /proc. Slopes are of least squares
+after the first sixth of the time ({steps_after_warm_up:,} steps), +- two standard errors.
 
 {table}
 

@@ -26,7 +26,11 @@ def _ranks_hit(runs: Runs, name: str, hit: Callable[[subprocess.Popen[str]], Non
 
 def kill_rank(runs: Runs, *, quick: bool) -> Row:
     """SIGKILL one rank of several."""
-    return _ranks_hit(runs, "kill_rank", lambda process: os.kill(rank_pids(process)[1], signal.SIGKILL), "SIGKILL")
+
+    def hit(process: subprocess.Popen[str]) -> None:
+        os.kill(rank_pids(process)[1], signal.SIGKILL)
+
+    return _ranks_hit(runs, "kill_rank", hit, "another rank has ended")
 
 
 def kill_launcher(runs: Runs, *, quick: bool) -> Row:

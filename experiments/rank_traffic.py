@@ -59,12 +59,12 @@ def run(out: Path, arguments: list[str]) -> int:
     """Run the command and write `out`/rank_N.json."""
     traffic, after_step = Traffic(), Bookkeeper.after_step
 
-    def ended(books: Bookkeeper, step: int, **settings: Any) -> bool:
-        stop = after_step(books, step, **settings)
+    def ended(self: Bookkeeper, step: int, *, lr: float, stop: bool) -> bool:
+        stop = after_step(self, step, lr=lr, stop=stop)
         traffic.end_step()
         return stop
 
-    Bookkeeper.after_step = ended  # type: ignore[assignment, method-assign]
+    Bookkeeper.after_step = ended  # type: ignore[method-assign]
     for name in ("all_reduce", "all_gather", "all_to_all_single", "all_gather_object", "barrier"):
         setattr(dist, name, traffic.count(name, getattr(dist, name)))
     code = main(arguments)

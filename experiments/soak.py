@@ -56,20 +56,26 @@ def sample(pid: int) -> Sample:
 
 
 def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> dict[int, list[Sample]]:
-    """Samples of each rank, with `hours` since the first, for as long as asked; raises when a rank is gone."""
+    """Samples of each rank, with `hours` since the first, for as long as asked; raises when the run has ended."""
     pids, samples, begun = rank_pids(launcher), dict[int, list[Sample]](), time.monotonic()
-    while (hours := (time.monotonic() - begun) / 3600) < minutes / 60:
-        assert launcher.poll() is None, f"the run ended; see {run.with_suffix('.out')}"
-        for rank, pid in pids.items():
-            samples.setdefault(rank, []).append({"hours": hours, **sample(pid)})
-        time.sleep(SAMPLE_S)
+    with (run / "samples.jsonl").open("w", encoding="utf-8", buffering=1) as log:
+        while (hours := (time.monotonic() - begun) / 3600) < minutes / 60:
+            assert launcher.poll() is None, f"the run ended; see {run.with_suffix('.out')}"
+            for rank, pid in pids.items():
+                samples.setdefault(rank, []).append({"hours": hours, "steps": logged_steps(run), **sample(pid)})
+                log.write(json.dumps({"rank": rank, **samples[rank][-1]}) + "\n")
+            time.sleep(SAMPLE_S)
     return samples
+
+
+def settled(samples: list[Sample]) -> list[Sample]:
+    """Those after the warm-up."""
+    return [line for line in samples if line["hours"] >= WARM_UP_SHARE * samples[-1]["hours"]]
 
 
 def line_through(samples: list[Sample], name: str) -> dict[str, float]:
     """Least-squares slope an hour and its standard error, after the warm-up; first and last value, least of halves."""
-    settled = [line for line in samples if line["hours"] >= WARM_UP_SHARE * samples[-1]["hours"]]
-    hours, values = (np.array([line[key] for line in settled]) for key in ("hours", name))
+    hours, values = (np.array([line[key] for line in settled(samples)]) for key in ("hours", name))
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
     half = len(values) // 2
     return {
@@ -114,9 +120,12 @@ def soak(run: Path, *, minutes: float) -> tuple[dict[int, list[Sample]], dict[st
         finally:
             launcher.send_signal(signal.SIGTERM)
             launcher.wait(600)
-    steps = logged_steps(run)
+    steps, kept = logged_steps(run), settled(samples[0])
     evaluations = (run / "metrics.jsonl").read_text(encoding="utf-8").count("knn_acc")
-    return samples, {"steps": steps, "saves": steps // STEPS_PER_EPOCH, "evaluations": evaluations}
+    return samples, {
+        "steps": steps, "steps_after_warm_up": int(kept[-1]["steps"] - kept[0]["steps"]),
+        "saves": steps // STEPS_PER_EPOCH, "evaluations": evaluations,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -128,7 +137,6 @@ def main() -> None:
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "reliability.md")
     args = parser.parse_args()
     samples, counts = soak(args.out, minutes=args.minutes)
-    (args.out / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     ranks = judge(samples)
     flat = all(line["flat"] for lines in ranks.values() for line in lines.values())
     result = {"minutes": args.minutes, "samples": len(samples[0]), **counts, "flat": flat, "ranks": ranks}

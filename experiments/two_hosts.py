@@ -199,4 +199,4 @@ def lost_host(runs: Runs, *, quick: bool) -> Row:
         hosts.wait_until(lambda: not ranks & hosts.ranks(), "the end of the other rank")
         return time.monotonic() - begun
 
-    return _hit(runs, "lost_host", kill, lambda hosts: None, "")
+    return _hit(runs, "lost_host", kill, lambda hosts: None, "another rank has ended")

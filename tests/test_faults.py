@@ -54,6 +54,13 @@ def test_ranks_that_were_hit_end_bit_equal_on_as_many_ranks(fault: str, work: Pa
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("fault", ["short_cut", "long_cut", "lost_host"])
+def test_two_hosts_whose_cable_or_second_host_failed_end_bit_equal_to_one_host(fault: str, work: Path) -> None:
+    row = _inject(fault, work)
+    assert (row["bits_differing"], row["images_miscounted"]) == (0, 0)
+
+
+@pytest.mark.dist
 def test_a_rank_that_starts_with_other_weights_is_named(work: Path) -> None:
     assert "rank 1 differs from the others in encoder_q" in _inject("different_rank", work)["said"]
 

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 
+from mocokit.build_method import build_method
 from mocokit.cli import main
+from mocokit.methods.groups import GroupLayout
+from mocokit.nets.pixels import PixelNormalize
 from mocokit.planning import DEVICES, Surroundings, memory_by_part, plan
 from mocokit.presets import get_preset
 from mocokit.settings import replace_settings
@@ -21,6 +25,57 @@ def test_resnet50_counts_are_the_known_ones() -> None:
     body = sum(parameter.numel() for parameter in resnet50().parameters()) - 2_049_000
     assert counts.num_parameters == body + 2048 * 2048 + 2048 + 2048 * 128 + 128
     assert counts.flops / 32 == pytest.approx(4 * 2 * 4.09e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        ("moco-v2-small", {"method.queue_size": 64}),
+        ("moco-v2-small", {"method.queue_size": 64, "method.symmetric": True}),
+        ("end-to-end", {}),
+        ("end-to-end", {"method.micro_groups": 1}),
+        ("memory-bank", {"method.num_negatives": 16}),
+        ("simclr", {"method.bn_groups": 2}),
+        ("simclr", {"method.bn_groups": 2, "method.micro_groups": 1}),
+        ("moco-v3-r50-100ep", {"model.head_width": 64}),
+    ],
+)
+def test_every_method_is_counted_as_its_real_step(preset: str, settings: dict[str, object]) -> None:
+    """Operations but the loss's (a few rows of 16 numbers), weights, and what takes a gradient."""
+    narrow = {**TINY, "data.global_batch_size": 32, "model.dim": 16}
+    groups = {} if preset.startswith(("simclr", "moco-v3")) else {"method.bn_groups": 4}
+    config = replace_settings(get_preset(preset), {**narrow, **groups, **settings})
+    layout = GroupLayout(bn_groups=config.method.bn_groups, micro_groups=config.method.micro_groups)
+    pixels = PixelNormalize((0.5,) * 3, (0.2,) * 3)
+    method = build_method(config, layout=layout, pixels=pixels, num_images=100, total_steps=10)
+    query, key = torch.randint(256, (2, 32, 3, 32, 32), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as flops:
+        method.prepare(query, key, torch.arange(32), 0)
+        for loss in method.micro_losses():
+            loss.backward()
+    counts = count_step(config)
+    assert counts.flops == pytest.approx(flops.get_total_flops(), rel=0.005)
+    assert counts.num_trained == sum(p.numel() for p in method.parameters() if p.grad is not None)
+    states = [tensor for name, tensor in method.state_dict().items() if name.startswith(("encoder_q.", "encoder_k."))]
+    assert counts.weight_bytes == sum(tensor.numel() * tensor.element_size() for tensor in states)
+
+
+def test_a_memory_bank_grows_with_the_data_set() -> None:
+    """MoCo v1 sec. 3.2: a feature of each image; ImageNet's 1,281,167 of 128 numbers."""
+    counts = count_step(config := replace_settings(get_preset("memory-bank"), TINY))
+    parts = memory_by_part(config, counts, world_size=8, num_images=1_281_167, device_type="cuda")
+    assert parts["queue or bank"] == 1_281_167 * (128 * 4 + 1)
+    assert memory_by_part(config, counts, world_size=8, num_images=0, device_type="cuda")["queue or bank"] == 0
+
+
+def test_resnet50_of_moco_v3_has_the_paper_s_projector_and_predictor() -> None:
+    """Chen et al. 2021, sec. 4.1: MLPs of width 4096 to 256; one view forward is 4.1 G multiply-adds."""
+    counts = count_step(get_preset("moco-v3-r50-100ep"), world_size=128)
+    body = sum(parameter.numel() for parameter in resnet50().parameters()) - 2_049_000
+    projector = 2048 * 4096 + 4096 * 256 + 2 * 4096
+    predictor = 256 * 4096 + 4096 * 256 + 2 * 4096
+    assert counts.num_parameters == pytest.approx(body + projector + predictor, rel=1e-3)
+    assert counts.flops / counts.num_images == pytest.approx((2 + 2 * 3) * 2 * 4.09e9, rel=0.03)
 
 
 def test_saved_activations_grow_with_the_micro_batch_alone() -> None:
@@ -46,7 +101,10 @@ def test_local_crops_are_counted_as_queries_of_their_size() -> None:
     plain, more = count_step(config), count_step(with_crops)
     assert more.flops == pytest.approx(1.75 * plain.flops, rel=0.02)
     assert more.activation_bytes == pytest.approx(2 * plain.activation_bytes, rel=0.1)
-    held = [memory_by_part(each, plain, world_size=1, device_type="cpu")["views"] for each in (config, with_crops)]
+    held = [
+        memory_by_part(each, plain, world_size=1, num_images=0, device_type="cpu")["views"]
+        for each in (config, with_crops)
+    ]
     assert held[1] - held[0] == 16 * 4 * 3 * 32**2
 
 

@@ -1,7 +1,7 @@
 """What a run will need, before it is started: memory by part, time, energy, money, network and storage.
 
 The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
-gradients' ring all-reduce, the exchange of shuffled views and the keys' gathering, which nothing overlaps
+gradients' ring all-reduce, the exchange of shuffled views and the gathering of embeddings, which nothing overlaps
 (engine/train.py). Storage has to deliver the images meanwhile. What is counted comes from step_counts.py, what devices
 do from their makers' sheets.
 """
@@ -12,7 +12,7 @@ from mocokit.config import Config
 from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.losses import CHUNK_ELEMENTS
 from mocokit.settings import replace_settings
-from mocokit.step_counts import StepCounts, count_step
+from mocokit.step_counts import StepCounts, count_step, passes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     if config.run.precision == "auto":  # every one of DEVICES has a half precision; V100's, fp16, counts alike
         config = replace_settings(config, {"run.precision": "bf16"})
     counts = count_step(config, world_size=world_size)
-    memory = memory_by_part(config, counts, world_size=world_size, device_type="cuda")
+    memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
     memory["context"] = card.overhead_bytes
     compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES)
     communication, sent = _communication(config, counts, card, world_size, around)
@@ -136,17 +136,21 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     )  # fmt: skip
 
 
-def memory_by_part(config: Config, counts: StepCounts, *, world_size: int, device_type: str) -> dict[str, float]:
-    """Bytes that one rank holds at the worst moment of a step, by part."""
-    flat = 4.0 * counts.num_parameters
+def memory_by_part(
+    config: Config, counts: StepCounts, *, world_size: int, num_images: int, device_type: str
+) -> dict[str, float]:
+    """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
+    flat, row_bytes = 4.0 * counts.num_trained, 4.0 * config.model.dim
     view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
-    shuffled = 3 if world_size > 1 else 1  # key views as sent, as received and in order
+    copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
+    shuffled = copies * passes_of(config).shuffled_views
+    memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
     return {
-        "weights": 2.0 * counts.encoder_bytes,
+        "weights": float(counts.weight_bytes),
         "gradients": flat * (2 if world_size > 1 else 1),  # the all-reduce has a flat copy
-        "optimizer": flat,
+        "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
         "activations": float(counts.activation_bytes),
-        "queue": config.method.queue_size * (4.0 * config.model.dim + 8),
+        "queue or bank": memories.get(config.method.name, 0.0),
         "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
         "views": float(view_bytes * (2 + shuffled) + local_bytes * config.augment.local_crops)  # uint8
         * counts.num_images,
@@ -162,12 +166,16 @@ def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
 def _communication(
     config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
 ) -> tuple[float, float]:
-    """(seconds, bytes sent by a node) of a step: rings that sum gradients and gather keys, and the shuffled views."""
+    """(seconds, bytes sent by a node) of a step: rings that sum gradients and gather embeddings, and shuffled views.
+
+    Statistics of groups that ranks share are left out.
+    """
     if world_size == 1:
         return 0.0, 0.0
-    share, node = (world_size - 1) / world_size, min(world_size, around.gpus_per_node)
-    ring = share * (2 * 4 * counts.num_parameters + config.data.global_batch_size * 4 * config.model.dim)
-    views = counts.num_images * 3 * config.data.image_size**2 if config.method.shuffle else 0  # of a rank
+    share, passes, node = (world_size - 1) / world_size, passes_of(config), min(world_size, around.gpus_per_node)
+    gathered = passes.gathered_rows * config.data.global_batch_size * 4 * config.model.dim
+    ring = share * (2 * 4 * counts.num_trained + gathered)
+    views = passes.shuffled_views * counts.num_images * 3 * config.data.image_size**2  # of a rank
     if world_size == node:
         sent = ring + share * views
         return sent / card.link, sent

@@ -20,7 +20,10 @@ BEAT_S = 2.0
 """Between beats, at most; one small message each."""
 
 SILENT_BEATS = 4
-"""Beats that may be missed before a process counts as stopped."""
+"""Beats that may be missed before a process counts as stopped, at least."""
+
+SILENT_SHARE = 0.1
+"""The same as a share of the timeout: a process on a crowded machine may get no turn for many seconds."""
 
 STORE_SILENT_S = 20.0
 """Without an answer of the store after which the network counts as gone; its own limit is 10 s."""
@@ -141,7 +144,7 @@ class RankWatch:
     def _find_missing(self) -> str | None:
         """Who keeps this rank waiting; None: someone who asked for patience, or who came meanwhile."""
         entered, before = self._entered, self._read_beats()
-        for _ in range(SILENT_BEATS):
+        for _ in range(max(SILENT_BEATS, round(SILENT_SHARE * self._timeout_s / self._interval_s))):
             self._closed.wait(self._interval_s)
             self._beat()
         after = self._read_beats()

@@ -3,10 +3,11 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,44 @@ from mocokit.build_method import build_encoder
 from mocokit.config import Config
 from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.methods.groups import GroupLayout
+from mocokit.nets.encoder import Encoder
 from mocokit.nets.grouped_batchnorm import batchnorm_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """What a step of a method does with an image's views."""
+
+    trained_views: int
+    """Go forward and backward."""
+    key_views: int = 0
+    """Go forward alone, through an encoder without predictor that follows the first."""
+    num_trained: int = 1
+    """Encoders that take a gradient."""
+    joins_batch: bool = False
+    """The gradient goes through all embeddings of the batch: with micro-batches, trained views go forward twice."""
+    shuffled_views: int = 0
+    """Views that all ranks exchange, to shuffle them."""
+    gathered_rows: int = 0
+    """Embeddings of an image that all ranks gather; an all-reduce of as many bytes counts as two."""
+
+
+PASSES = {
+    "moco": Passes(trained_views=1, key_views=1, shuffled_views=1, gathered_rows=1),
+    "end-to-end": Passes(trained_views=2, num_trained=2, joins_batch=True, shuffled_views=1, gathered_rows=2 + 2 * 2),
+    "memory-bank": Passes(trained_views=1, gathered_rows=1),
+    "simclr": Passes(trained_views=2, joins_batch=True, gathered_rows=2 + 2 * 2),
+    "moco-v3": Passes(trained_views=2, key_views=2, gathered_rows=2),
+}
+
+
+def passes_of(config: Config) -> Passes:
+    """The passes of the config's method."""
+    passes, method = PASSES[config.method.name], config.method
+    if method.symmetric:
+        names = ("trained_views", "key_views", "shuffled_views", "gathered_rows")
+        passes = replace(passes, **{name: 2 * getattr(passes, name) for name in names})
+    return passes if method.shuffle else replace(passes, shuffled_views=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +65,12 @@ class StepCounts:
     num_images: int
     num_parameters: int
     """Of one encoder."""
-    encoder_bytes: int
-    """Parameters and buffers of one encoder."""
+    num_trained: int
+    """Parameters that take a gradient, in all encoders."""
+    weight_bytes: int
+    """Parameters and buffers of all encoders."""
     flops: int
-    """Query forward and backward, key forward; a multiply-add is 2."""
+    """Of all forward and backward passes; a multiply-add is 2."""
     moved_bytes: int
     """Read and written by all operations, as if no cache kept anything."""
     num_operations: int
@@ -85,13 +125,11 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         ValueError: A setting does not allow the run.
 
     """
-    if config.method.name != "moco":
-        raise ValueError(f"method.name={config.method.name!r}: only the step of moco can be planned yet")
     layout = GroupLayout(
         bn_groups=config.method.bn_groups, world_size=world_size, micro_groups=config.method.micro_groups
     )
     micro_batches = layout.micro_batches(config.data.global_batch_size)
-    first = micro_batches[0]
+    first, passes = micro_batches[0], passes_of(config)
     rows = first.rows.stop - first.rows.start
     with torch.device("meta"):
         encoder = build_encoder(config).train()
@@ -102,37 +140,49 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         flops, watch = FlopCounterMode(display=False), _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
         with flops, watch, batchnorm_groups(encoder, first.num_groups, updates_statistics=True):
-            _forward_and_backward(encoder, views, local, config)
-    gradient_bytes = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
+            embeds_again = passes.joins_batch and len(micro_batches) > 1
+            _forward_and_backward(encoder, views, local, passes, config.run.precision, embeds_again=embeds_again)
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     images = len(layout.own_rows(config.data.global_batch_size))
     portions = images / rows
     return StepCounts(
         num_images=images, num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
-        encoder_bytes=sum(tensor.numel() * tensor.element_size()
-                          for tensor in (*encoder.parameters(), *encoder.buffers())),
-        flops=round(flops.get_total_flops() * portions), moved_bytes=round(watch.moved_bytes * portions),
-        num_operations=round(watch.num_operations * portions),
-        activation_bytes=max(0, watch.peak_bytes - gradient_bytes),
+        num_trained=passes.num_trained * sum(parameter.numel() for parameter in trained),
+        weight_bytes=_size_of(encoder) * passes.num_trained + _size_of(encoder.backbone, encoder.head)
+        * (passes.key_views > 0), flops=round(flops.get_total_flops() * portions),
+        moved_bytes=round(watch.moved_bytes * portions), num_operations=round(watch.num_operations * portions),
+        activation_bytes=max(0, watch.peak_bytes - sum(4 * parameter.numel() for parameter in trained)),
     )  # fmt: skip
+
+
+def _size_of(*modules: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _give_shapes_a_device(encoder: nn.Module) -> None:
     """Put fake CPU tensors, which autocast knows, in the place of meta tensors, with which timm can build."""
     for module in encoder.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _forward_and_backward(encoder: nn.Module, views: Tensor, local: Tensor, config: Config) -> None:
-    """Keys without gradient, then queries with, local crops among them."""
-    with _autocast(config.run.precision):
+def _forward_and_backward(
+    encoder: Encoder, views: Tensor, local: Tensor, passes: Passes, precision: str, *, embeds_again: bool
+) -> None:
+    """What needs no gradient first, then the rest; each pass begins with a copy, as PixelNormalize does."""
+    trained = [*[views] * passes.trained_views, *([local] if len(local) else [])]
+    with _autocast(precision):
         with torch.no_grad():
-            encoder(views * 1.0)
-        queries = [encoder(pixels * 1.0) for pixels in (views, local) if len(pixels)]  # as PixelNormalize, a copy
-    for query in queries:  # all are held when the first goes back
-        query.float().sum().backward()
+            for pixels in trained if embeds_again else []:
+                encoder(pixels * 1.0)
+            for _ in range(passes.key_views):
+                F.normalize(encoder.head(encoder.backbone(views * 1.0)), dim=1)
+        embeddings = [encoder(pixels * 1.0) for pixels in trained]
+    torch.cat(embeddings).float().sum().backward()  # all are held when the first goes back
 
 
 @contextmanager

@@ -55,7 +55,9 @@ def _print_measured(config: "Config", num_images: int) -> None:
 
     device = pick_device(config.run.device, local_rank=0).type
     cost = measure_step(config)
-    predicted = sum(memory_by_part(config, count_step(config), world_size=1, device_type=device).values())
+    predicted = sum(
+        memory_by_part(config, count_step(config), world_size=1, num_images=num_images, device_type=device).values()
+    )
     hours = steps_per_epoch(num_images, config.data.global_batch_size) * config.optim.epochs * cost.step_s / 3600
     print(f"\nmeasured on this machine ({device}), one process, views not counted")
     print(f"  memory {cost.peak_megabytes * 2**20 / 1e9:.2f} GB, computed {predicted / 1e9:.2f} without libraries")
