@@ -167,10 +167,16 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
-def logged_steps(run: Path) -> int:
-    """Steps that a run has logged so far."""
+def logged_lines(run: Path) -> list[str]:
+    """The line of each step that a run has logged so far."""
     log = run / "metrics.jsonl"
-    return log.read_text(encoding="utf-8").count('"loss"') if log.exists() else 0
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [line for line in lines if '"loss"' in line]
+
+
+def logged_steps(run: Path) -> int:
+    """How many these are."""
+    return len(logged_lines(run))
 
 
 def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:

@@ -1,13 +1,13 @@
 """Faults of disks and files: full, damaged, half-written, vanished, blocked."""
 
+import json
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fault_runs import NotPossibleError, Row, Runs, kill
+from fault_runs import NotPossibleError, Row, Runs, kill, logged_lines
 
 from mocokit.engine.checkpoint import list_checkpoints
 
@@ -99,26 +99,22 @@ def images_vanish(runs: Runs, *, quick: bool) -> Row:
 
 
 def blocked_mount(runs: Runs, *, quick: bool) -> Row:
-    """An image whose read blocks (a FIFO that nobody fills)."""
-    data, blocked_s = runs.copy_photos("blocking"), 3 if quick else 30
-    path = sorted(data.rglob("*.jpg"))[7]
-    content = path.read_bytes()
-    path.unlink()
-    os.mkfifo(path)
-
-    def serve() -> None:
-        for number in range(runs.steps):  # read about once an epoch
-            if number == 1:
-                time.sleep(blocked_s)
-            with path.open("wb") as pipe:  # waits for a reader
-                pipe.write(content)
-            time.sleep(0.05)  # let the reader see the end
-
-    threading.Thread(target=serve, daemon=True).start()
+    """The second read of one image blocks for 30 s, in the call that reads files (real pipes are refused)."""
+    name, blocked_s = sorted(runs.photos.rglob("*.jpg"))[7].name, 3 if quick else 30
+    patch = (
+        "import pathlib, time; old, reads = pathlib.Path.read_bytes, []\n"
+        "def read_bytes(path):\n"
+        f"    if path.name == {name!r} and path.parent.name == 'brick':\n"
+        f"        reads.append(1); time.sleep({blocked_s} if len(reads) == 2 else 0)\n"
+        "    return old(path)\n"
+        "pathlib.Path.read_bytes = read_bytes\n"
+    )
     begun = time.monotonic()
-    process, run = runs.begin("blocked", data=data)
+    process, run = runs.begin_patched("blocked_mount", patch)
     runs.finish(process, code=0)
     assert "bad image" not in (run / "log.txt").read_text(encoding="utf-8")
+    waited = [json.loads(line)["data_wait_share"] for line in logged_lines(run)]
+    assert max(waited) > 0.5, "the run did wait for the image"
     assert time.monotonic() - begun > blocked_s
     return {"times": 1, "recovery_s": float(blocked_s), **runs.lost(run, runs.undisturbed()),
             "said": f"nothing; the run waits {blocked_s} s and goes on"}  # fmt: skip

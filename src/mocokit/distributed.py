@@ -90,7 +90,7 @@ def _arrive() -> Iterator[None]:
         with _watches[-1].arrive() if _watches else contextlib.nullcontext():
             yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]  # without gloo's file and advice
         raise ConnectionError(
             f"another rank has ended, or its machine is gone ({reason}); its own message says why; the last "
             "checkpoint is good: continue with `mocokit resume`"
