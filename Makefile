@@ -1,7 +1,7 @@
 # Everything on a fresh machine: Python 3.11 or newer, pip and make; nothing else.
 #   make demo   install, pre-train on the embedded sample with the CPU, print kNN accuracies
 #   make test   install, lint, types, tests
-#   make faults break real runs in every way, measure what is lost (docs/reliability.md); about 20 minutes
+#   make faults break real runs in every way, measure what is lost (docs/reliability.md); an hour on a busy machine
 #   make lock   write down the versions that are installed; make audit: ask pip-audit for known flaws in them
 # A torch that is already in .venv (a small CPU build, for example) is kept.
 

@@ -29,6 +29,7 @@ def test_the_commands_are_these() -> None:
         "import",
         "detect",
         "plan",
+        "reproduce",
         "slurm",
         "presets",
         "verify",
