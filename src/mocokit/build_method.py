@@ -92,7 +92,8 @@ def view_size(config: Config) -> ViewSize:
 
 def _view_sizes(config: Config) -> set[int]:
     """All that occur."""
-    return {view_size(config).in_epoch(epoch) for epoch in range(config.optim.epochs)}
+    size = view_size(config)
+    return {size.in_epoch(epoch) for epoch in range(config.optim.epochs)}
 
 
 def _build_patches(config: Config, backbone: nn.Module) -> CombinedPatches | None:

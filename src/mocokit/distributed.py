@@ -147,17 +147,17 @@ def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
     Args:
         rows: (counts[rank], ...) this rank's rows.
         counts: Rows that each rank holds.
-        order: (B,) the same on all ranks: slot i takes row order[i].
+        order: (B,) in the host's memory, the same on all ranks: slot i takes row order[i].
 
     Returns:
         (counts[rank], ...)
 
     """
     if not dist.is_initialized():
-        return rows[order]
+        return rows[order.to(rows.device)]
     me, numbers = rank(), torch.arange(len(counts))
     holder = numbers.repeat_interleave(torch.tensor(counts))  # (B,) rank of each row
-    wanted = [slots.cpu() for slots in order.split(counts)]  # rows that each rank's slots take
+    wanted = order.split(counts)  # rows that each rank's slots take
     to_send = [slots[holder[slots] == me] - sum(counts[:me]) for slots in wanted]
     sources = holder[wanted[me]]
     sent = rows[torch.cat(to_send).to(rows.device)].contiguous()

@@ -158,7 +158,7 @@ def in_batch_info_nce(
     positive = similarity.gather(1, positives[:, None])[:, 0]  # (N,)
     left_out = positives[:, None] if excluded is None else torch.stack([positives, excluded], dim=1)
     negatives = similarity.scatter(1, left_out, -torch.inf)  # (N, M)
-    num_kept = (torch.full_like(positive, keys.shape[0]) - left_out.shape[1]).detach()
+    num_kept = torch.full_like(positive, keys.shape[0] - left_out.shape[1])  # (N,)
     log_negative = (negatives * ((1 + term.hardness) / temperature)).logsumexp(dim=1)
     if term.hardness:
         log_negative = log_negative + num_kept.log() - (negatives * (term.hardness / temperature)).logsumexp(dim=1)

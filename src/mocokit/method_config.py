@@ -110,7 +110,7 @@ USED_BY: dict[str, tuple[str, Container[object]]] = {
     "method.mask_same_image": ("method.name", ("moco",)),
     "method.symmetric": ("method.name", ("moco",)),
     "method.patch_grid": ("method.name", ("moco", "moco-v3")),
-    "method.patches_combined": ("method.patch_grid", (2, 3, 4, 5, 6, 7, 8)),
+    "method.patches_combined": ("method.patch_grid", range(2, 9)),
     "method.num_negatives": ("method.name", ("memory-bank",)),
     "method.feature_momentum": ("method.name", ("memory-bank",)),
     "model.mlp": ("method.name", ("moco", "end-to-end", "memory-bank")),

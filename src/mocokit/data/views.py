@@ -74,13 +74,11 @@ class ViewBatch:
         """The batch with all that remained to be done, done where the views are."""
         if self.params is None:
             return self
-        query, key, local = (
-            augment_batch(self.query, self.params[0]),
-            augment_batch(self.key, self.params[1]),
-            self.local,
-        )
+        of_query, of_key, *of_local = self.params
+        local = self.local
         if local is not None:
-            local = augment_batch(local.flatten(0, 1), self.params[2]).view_as(local)
+            local = augment_batch(local.flatten(0, 1), of_local[0]).view_as(local)
+        query, key = augment_batch(self.query, of_query), augment_batch(self.key, of_key)
         return replace(self, query=query, key=key, local=local, params=None)
 
     def tensors(self) -> dict[str, Tensor]:

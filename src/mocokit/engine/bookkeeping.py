@@ -137,6 +137,7 @@ class Bookkeeper:
         state = copied_to_cpu({**self.callbacks.state(), "step": step, "config": to_toml(self.config)})
 
         def write() -> None:
+            """The checkpoint, then the backbone; beside the training."""
             save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.config.run.keep_last)
             if step == self._newest_save:  # else the next save is waiting, perhaps with seconds to live
                 self.callbacks.export(state, step)

@@ -76,7 +76,7 @@ class EndToEnd(nn.Module):
     def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
         """Shuffle the key views; see MoCo.prepare for the arguments."""
         size = self.layout.batch_size_of(len(query))
-        order = None if self.shuffle_order is None else self.shuffle_order(step, size).to(key.device)  # (B,)
+        order = None if self.shuffle_order is None else self.shuffle_order(step, size)  # (B,)
         self._batch = EndToEndBatch(query=query, key=self.forwards.shuffle(key, order), order=order, local=local)
 
     def micro_losses(self) -> Iterator[Tensor]:

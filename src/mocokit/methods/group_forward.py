@@ -13,7 +13,8 @@ from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.nets.grouped_batchnorm import batchnorm_groups
 
 ShuffleOrder = Callable[[int, int], Tensor]
-"""(step, B) -> (B,) permutation: slot i of the shuffled batch holds key view order[i]. The same on every rank."""
+"""(step, B) -> (B,) permutation in the host's memory: slot i of the shuffled batch holds key view order[i]. The same on
+every rank."""
 
 
 class GroupForward:
@@ -67,7 +68,7 @@ class GroupForward:
 
 def unshuffle(slots: Tensor, order: Tensor | None) -> Tensor:
     """(B, C) of shuffled slots -> row i is again that of image i; differentiable."""
-    return slots if order is None else slots[torch.argsort(order)]
+    return slots if order is None else slots[torch.argsort(order).to(slots.device)]
 
 
 def cat_rows(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

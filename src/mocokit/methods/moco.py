@@ -68,7 +68,6 @@ class MoCo(nn.Module):
             raise ValueError(f"method.key_momentum={key_momentum}: must be in 0..1; the papers use 0.999")
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
-        self.encoder_k.patches = None
         self.queue = KeyQueue(queue_size, dim, seed=seed)
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
@@ -93,7 +92,7 @@ class MoCo(nn.Module):
         """
         momentum_update(self.encoder_k, self.encoder_q, self.key_momentum)
         size = self.layout.batch_size_of(len(query))
-        order = None if self.shuffle_order is None else self.shuffle_order(step, size).to(key.device)  # (B,)
+        order = None if self.shuffle_order is None else self.shuffle_order(step, size)  # (B,)
         queries, key_views = ([query, key], [key, query]) if self.symmetric else ([query], [key])
         slots = [self.forwards.run_all(self.encoder_k, self.forwards.shuffle(views, order)) for views in key_views]
         keys = [unshuffle(self.forwards.gather(rows), order) for rows in slots]  # (B, C), row i is that of image i

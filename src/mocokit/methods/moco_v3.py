@@ -48,7 +48,7 @@ class MoCoV3(nn.Module):
         require_temperature(temperature)
         self.encoder_q = encoder_q
         self.encoder_k = copy_for_keys(encoder_q)
-        self.encoder_k.predictor, self.encoder_k.patches = nn.Identity(), None
+        self.encoder_k.predictor = nn.Identity()
         self.pixels = pixels or nn.Identity()
         self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
         self.temperature, self.key_momentum, self.term = temperature, key_momentum, term

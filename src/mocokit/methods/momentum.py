@@ -1,17 +1,17 @@
 """The momentum update: encoder_k follows encoder_q (MoCo v1 eq. 2)."""
 
 import copy
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-M = TypeVar("M", bound=nn.Module)
+from mocokit.nets.encoder import Encoder
 
 
-def copy_for_keys(encoder_q: M) -> M:
-    """An exact copy of `encoder_q` that no gradient reaches (Algorithm 1: f_k.params = f_q.params)."""
+def copy_for_keys(encoder_q: Encoder) -> Encoder:
+    """A copy that no gradient reaches (Algorithm 1: f_k.params = f_q.params), and that reads whole images."""
     encoder_k = copy.deepcopy(encoder_q)
+    encoder_k.patches = None
     for parameter in encoder_k.parameters():
         parameter.requires_grad_(False)
     return encoder_k
