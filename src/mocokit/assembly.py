@@ -54,25 +54,18 @@ def assemble(config: Config, device: torch.device) -> Parts:
     mean, std = data.mean, data.std
     if not mean:
         mean, std = measure_mean_std(reader, size_px=data.image_size, seed=config.run.seed)
-    layout = GroupLayout(
-        bn_groups=config.method.bn_groups,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_groups=config.method.micro_groups,
+    method, optimizer, layout = build_trained(
+        config,
+        precision,
+        device,
+        mean=mean,
+        std=std,
+        num_images=len(source),
+        total_steps=per_epoch * config.optim.epochs,
     )
-    layout.rows_per_group(data.global_batch_size)
     card = BackboneCard(
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
-    )  # fmt: skip
-    method = build_method(
-        config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
-        num_images=len(source), total_steps=per_epoch * config.optim.epochs,
-    ).to(device=device, dtype=precision.dtype)  # fmt: skip
-    optim = config.optim
-    optimizer = build_optimizer(
-        method, name=optim.name, lr=optim.lr, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
-        trust_coefficient=optim.trust_coefficient,
     )  # fmt: skip
     num_workers = choose_workers(data.workers, on_cpu=device.type == "cpu", location=data.source)
     return Parts(
@@ -80,6 +73,41 @@ def assemble(config: Config, device: torch.device) -> Parts:
         steps_per_epoch=per_epoch, card=card, num_workers=num_workers,
         evaluate=_build_monitor(config, reader, method, precision, device, num_workers),
     )  # fmt: skip
+
+
+def build_trained(
+    config: Config,
+    precision: Precision,
+    device: torch.device,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    num_images: int,
+    total_steps: int,
+) -> tuple[AnyMethod, torch.optim.Optimizer, GroupLayout]:
+    """The config's method and optimizer in their first state on `device`, and this rank's part of a batch.
+
+    Raises:
+        ValueError: A setting does not allow the run.
+
+    """
+    layout = GroupLayout(
+        bn_groups=config.method.bn_groups,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_groups=config.method.micro_groups,
+    )
+    layout.rows_per_group(config.data.global_batch_size)
+    method = build_method(
+        config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
+        num_images=num_images, total_steps=total_steps,
+    ).to(device=device, dtype=precision.dtype)  # fmt: skip
+    optim = config.optim
+    optimizer = build_optimizer(
+        method, name=optim.name, lr=optim.lr, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
+        trust_coefficient=optim.trust_coefficient,
+    )  # fmt: skip
+    return method, optimizer, layout
 
 
 def build_recipes(config: Config) -> tuple[Recipe, Recipe]:

@@ -11,17 +11,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from mocokit.build_method import AnyMethod, build_method
+from mocokit.assembly import build_trained
 from mocokit.config import Config
-from mocokit.engine.optim import build_optimizer
+from mocokit.data.views import ViewBatch
 from mocokit.engine.precision import Precision, pick_device
-from mocokit.methods.groups import GroupLayout
-from mocokit.nets.pixels import PixelNormalize
+from mocokit.engine.train import train_step
 from mocokit.settings import from_toml, to_toml
 
 MEAN_STD = (0.5, 0.5, 0.5)
@@ -62,18 +64,13 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
     precision, batch = Precision(config.run.precision, device), config.data.global_batch_size
     torch.nn.Conv2d(3, 3, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()  # libraries load
     before = _reset_peak(device)
-    layout = GroupLayout(bn_groups=config.method.bn_groups, micro_groups=config.method.micro_groups)
     mean, std = (known or MEAN_STD for known in (config.data.mean, config.data.std))
-    pixels = PixelNormalize(mean, std, channels_last=config.run.channels_last)
-    method = build_method(config, layout=layout, pixels=pixels, num_images=max(batch, 10_000), total_steps=100)
-    method = method.to(device=device, dtype=precision.dtype)
-    optim = config.optim
-    optimizer = build_optimizer(
-        method, name=optim.name, lr=1e-3, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
-        trust_coefficient=optim.trust_coefficient,
-    )  # fmt: skip
+    method, optimizer, _ = build_trained(
+        config, precision, device, mean=mean, std=std, num_images=max(batch, 10_000), total_steps=100
+    )
     _reset_peak(device)  # what drawing the first queue took is not a step's
-    times = [_step(config, method, optimizer, precision, number, device) for number in range(1 + steps)][1:]
+    step = partial(train_step, method, optimizer=optimizer, precision=precision, clip_norm=config.optim.clip_norm)
+    times = [_time(step, config, number, device) for number in range(1 + steps)][1:]
     wall, cpu = zip(*times, strict=True)
     return StepCost(
         peak_megabytes=_peak(device) - before, step_s=statistics.median(wall), fastest_s=min(wall),
@@ -81,23 +78,25 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
     )  # fmt: skip
 
 
-def _step(
-    config: Config, method: AnyMethod, optimizer: torch.optim.Optimizer, precision: Precision, number: int,
-    device: torch.device,
-) -> tuple[float, float]:  # fmt: skip
+def _time(
+    step: Callable[[ViewBatch, int], object], config: Config, number: int, device: torch.device
+) -> tuple[float, float]:
     """Seconds of one optimizer step, and of processors' time; the drawing of its pixels not counted."""
-    batch, side = config.data.global_batch_size, config.data.image_size
-    query, key = (torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device) for _ in "qk")
+    size, side = config.data.global_batch_size, config.data.image_size
+    crops, crop_side = config.augment.local_crops, config.augment.local_size
+
+    def pixels(*shape: int) -> Tensor:
+        """Noise."""
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    batch = ViewBatch(
+        query=pixels(size, 3, side, side), key=pixels(size, 3, side, side),
+        image_ids=torch.arange(size, device=device),
+        local=pixels(size, crops, 3, crop_side, crop_side) if crops else None,
+    )  # fmt: skip
     _wait(device)
     start, cpu_start = time.perf_counter(), time.process_time()
-    with precision.autocast():
-        method.prepare(query, key, torch.arange(batch, device=device), number)
-    for loss in precision.forward_each(method.micro_losses()):
-        precision.scaler.scale(loss).backward()
-    precision.scaler.step(optimizer)
-    precision.scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    method.remember()
+    step(batch, number)
     _wait(device)
     return time.perf_counter() - start, time.process_time() - cpu_start
 

@@ -71,15 +71,7 @@ def train(
         set_lr(optimizer, lr)
         torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
 
-        with precision.autocast():
-            method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
-        for loss in precision.forward_each(method.micro_losses()):
-            precision.scaler.scale(loss).backward()
-        distributed.sum_gradients(method.parameters())
-        finite = step_if_finite(optimizer, precision.scaler, clip_norm=clip_norm)
-        optimizer.zero_grad(set_to_none=True)
-        method.remember()
-
+        finite = train_step(method, batch, step, optimizer=optimizer, precision=precision, clip_norm=clip_norm)
         books.board.add(method.row_metrics, step=step, finite=finite)
         books.bad_images.add(batch.bad)
         books.clock.trained(len(batch.image_ids) * distributed.world_size())
@@ -87,6 +79,27 @@ def train(
         if books.after_step(step, lr=lr, stop=signals.received is not None):
             break
     return step
+
+
+def train_step(
+    method: Method,
+    batch: ViewBatch,
+    step: int,
+    *,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    clip_norm: float = 0.0,
+) -> Tensor:
+    """One optimizer step on a batch; whether its gradient was finite, a scalar on the device (see `step_if_finite`)."""
+    with precision.autocast():
+        method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
+    for loss in precision.forward_each(method.micro_losses()):
+        precision.scaler.scale(loss).backward()
+    distributed.sum_gradients(method.parameters())
+    finite = step_if_finite(optimizer, precision.scaler, clip_norm=clip_norm)
+    optimizer.zero_grad(set_to_none=True)
+    method.remember()
+    return finite
 
 
 def _next_batch(stream: Iterator[ViewBatch], books: Bookkeeper) -> ViewBatch | None:
