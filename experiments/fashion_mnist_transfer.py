@@ -11,6 +11,7 @@ first weights and the random-init network; the pre-trained run is one.
 
 import argparse
 import json
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
     return exam, subjects_of(loaded, baselines=True, device=measure.CPU, seed=seed)
 
 
-IDENTITY = ("asked", "features", "seed", "train_images", "test_images", "epochs_scale")
+GIVEN = ("train_images", "test_images", "epochs_scale")
+"""What a cell has of images and time."""
+IDENTITY = ("asked", "features", "seed", *GIVEN)
 """What makes a cell the same."""
 
 
@@ -73,8 +76,8 @@ def compare_linear(cells: list[Cell]) -> dict[str, dict[str, float]]:
     By the images and the schedule that both were given.
     """
     found: dict[str, dict[str, float]] = {}
-    for given in dict.fromkeys(tuple(cell[name] for name in IDENTITY[3:]) for cell in cells):
-        own = [cell for cell in cells if tuple(cell[name] for name in IDENTITY[3:]) == given]
+    for given in dict.fromkeys(tuple(cell[name] for name in GIVEN) for cell in cells):
+        own = [cell for cell in cells if tuple(cell[name] for name in GIVEN) == given]
         trained = [cell for cell in own if cell["features"] == "pre-trained"]
         official = [cell for cell in trained if cell["asked"] == "linear/moco" and "best" not in cell["protocol"]]
         fast = [cell for cell in trained if cell["asked"] == "linear/fast"]
@@ -87,7 +90,7 @@ def compare_linear(cells: list[Cell]) -> dict[str, dict[str, float]]:
 
 
 def _mean(cells: list[Cell], key: str) -> float:
-    return sum(float(cell[key]) for cell in cells) / len(cells)
+    return statistics.fmean(float(cell[key]) for cell in cells)
 
 
 def main() -> None:
@@ -108,7 +111,7 @@ def main() -> None:
         train = str(next(args.data.glob("train-images-idx3-ubyte*")))
         flags = [*FLAGS, "--data", train, "--seed", "0", "--epochs", str(args.pretrain_epochs)]
         measure.train("moco-v2-small", flags, args.run)
-    settings = {name: getattr(args, name) for name in IDENTITY[3:]}
+    settings = {name: getattr(args, name) for name in GIVEN}
     cells: list[Cell] = []
     if args.results.exists():
         cells = json.loads(args.results.read_text(encoding="utf-8"))["cells"]

@@ -25,6 +25,12 @@ from mocokit.export.backbone import load_backbone
 CPU = torch.device("cpu")
 
 
+def torchrun(ranks: int) -> list[str]:
+    """The command in front of a program's name; Python's alone for one rank."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, *(launcher if ranks > 1 else [])]
+
+
 def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
     """Run `mocokit pretrain` into an emptied folder; minutes of wall clock and of both cores' work, all included."""
     shutil.rmtree(out, ignore_errors=True)

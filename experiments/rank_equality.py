@@ -12,7 +12,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,6 @@ CASES = {  # name: (ranks, BatchNorm groups that go through the network at once)
 Lines = list[dict[str, float]]
 
 
-def torchrun(ranks: int) -> list[str]:
-    """The command in front of a program's name."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [sys.executable, *(launcher if ranks > 1 else [])]
-
-
 def train(out: Path, command: list[str]) -> Lines:
     """Run one case; its line of each step."""
     shutil.rmtree(out, ignore_errors=True)
@@ -58,7 +51,7 @@ def train(out: Path, command: list[str]) -> Lines:
 
 def train_case(out: Path, precision: str, ranks: int, micro_groups: int) -> Lines:
     """One of CASES."""
-    command = [*torchrun(ranks), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(out), *FLAGS]
+    command = [*measure.torchrun(ranks), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(out), *FLAGS]
     lines = train(out, [*command, "--precision", precision, "--method.micro-groups", str(micro_groups)])
     assert len(lines) == STEPS
     return lines
@@ -74,7 +67,7 @@ def drift(runs: dict[str, Lines]) -> dict[str, float]:
 
 def traffic(out: Path, ranks: int) -> dict[str, Any]:
     """Bytes of a step: what a rank gives, what a ring sends for it, what the wire says, and the least."""
-    program = [*torchrun(ranks), str(Path(__file__).with_name("rank_traffic.py")), str(out), "pretrain"]
+    program = [*measure.torchrun(ranks), str(Path(__file__).with_name("rank_traffic.py")), str(out), "pretrain"]
     command = [*program, "moco-v2-small", "--out", str(out / "run"), *FLAGS, "--epochs", "1", "--precision", "fp32"]
     out.mkdir(parents=True, exist_ok=True)
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -84,10 +77,8 @@ def traffic(out: Path, ranks: int) -> dict[str, Any]:
     given = {name: statistics.median(step.get(name, 0) for step in steps[0]) for name in sorted(steps[0][5])}
     wire = given.pop("wire of all ranks") / ranks
     share = (ranks - 1) / ranks
-    sent = sum(
-        size * (2 * share if name.startswith("all_reduce") else ranks - 1)
-        for name, size in given.items() if name.startswith(("all_reduce", "all_gather "))
-    )  # fmt: skip
+    times_sent = {"all_reduce": 2 * share, "all_gather": ranks - 1, "all_to_all_single": share}
+    sent = sum(size * times_sent.get(name.split(" ")[0], 0) for name, size in given.items())
     gradients = given["all_reduce float32"]
     least = {"gradients": 2 * share * gradients, "keys": share * BATCH * DIM * 4}
     return {

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import measure
 
 from mocokit.demo import SETTINGS, sample_path
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import to_flags
 
 BASELINE = "MoCo v2"
@@ -77,7 +79,7 @@ def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """(CPU minutes, kNN accuracy), means over seeds, epoch by epoch."""
     points = zip(*(run["curve"] for run in runs), strict=True)
     return [
-        (sum(one["minutes"] for one in same) / len(same), sum(one["knn"] for one in same) / len(same))
+        (statistics.fmean(one["minutes"] for one in same), statistics.fmean(one["knn"] for one in same))
         for same in points
     ]
 
@@ -98,14 +100,14 @@ def table_of(cells: dict[str, list[dict[str, Any]]]) -> str:
     wanted = curves[BASELINE][-1][1]
     protocols = list(cells[BASELINE][0]["test"])
     header = ["variant", "seeds", "CPU minutes", f"until {wanted:.1f} % on val", "val kNN", *protocols]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = list[list[str]]()
     for name, curve in curves.items():
         runs, reached = cells[name], minutes_to(curve, wanted)
         row = [name, str(len(runs)), f"{curve[-1][0]:.1f}", "not reached" if reached is None else f"{reached:.1f}"]
         row.append(measure.mean_and_spread([run["curve"][-1]["knn"] for run in runs]))
         row += [measure.mean_and_spread([run["test"][protocol] for run in runs]) for protocol in protocols]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        lines.append(row)
+    return markdown_columns(header, lines)
 
 
 def main() -> None:

@@ -106,8 +106,7 @@ def soak(run: Path, *, minutes: float) -> tuple[dict[int, list[Sample]], dict[st
     """Train into an emptied folder, and sample; the samples, and how often the run did what."""
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    command += ["-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(run), *FLAGS]
+    command = [*measure.torchrun(RANKS), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(run), *FLAGS]
     with run.with_suffix(".out").open("w", encoding="utf-8") as printed:
         launcher = subprocess.Popen(
             command, stdout=printed, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
