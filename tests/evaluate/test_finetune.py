@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_ima
 from mocokit.evaluate.finetune import build_optimizer, fine_tune, fine_tune_and_test
 from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.protocols import FINETUNE_PROTOCOLS, FineTuneProtocol
+from mocokit.evaluate.splits import balanced_subset
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
 
@@ -48,6 +51,41 @@ def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
 
 
 def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = _spied(monkeypatch)
+    train, test = images.only(images.indices[::2]), images.only(images.indices[1::2])
+    protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,))
+    result = fine_tune_and_test(
+        _backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0
+    )  # fmt: skip
+    assert [set(part) <= set(train.indices) for part in judged] == [True, True, False]
+    assert judged[-1] == test.indices
+    assert result.lr in (0.1, 0.001) and 0 <= result.accuracy <= 1
+
+
+def test_a_part_of_the_labels_may_choose_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(finetune, "fine_tune", _noting(trained))
+    judged = _spied(monkeypatch)
+    protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,), choose_on=20)
+    fine_tune_and_test(_backbone(), PIXELS, images, images, protocol, device=CPU, precision=FP32, seed=0)
+    part = set(balanced_subset(images, 20, seed=0))
+    assert [set(held) < part for held in judged] == [True, True, False]
+    assert trained == [20 - len(judged[0])] * 2 + [len(images.indices)], "the chosen rates train on all"
+
+
+def _noting(counts: list[int]) -> Callable[..., nn.Module]:
+    """`fine_tune` that notes how many images it was given."""
+    train = finetune.fine_tune
+
+    def noted(backbone: nn.Module, pixels: nn.Module, labelled: LabelledImages, *args: Any, **named: Any) -> nn.Module:
+        counts.append(len(labelled.indices))
+        return train(backbone, pixels, labelled, *args, **named)
+
+    return noted
+
+
+def _spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The images of each later call of `judge`."""
     judged: list[tuple[int, ...]] = []
     judge = finetune.judge
 
@@ -58,14 +96,7 @@ def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkey
         return judge(network, part, device=device, precision=precision)
 
     monkeypatch.setattr(finetune, "judge", spy)
-    train, test = images.only(images.indices[::2]), images.only(images.indices[1::2])
-    protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,))
-    result = fine_tune_and_test(
-        _backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0
-    )  # fmt: skip
-    assert [set(part) <= set(train.indices) for part in judged] == [True, True, False]
-    assert judged[-1] == test.indices
-    assert result.lr in (0.1, 0.001) and 0 <= result.accuracy <= 1
+    return judged
 
 
 def test_the_head_learns_at_its_multiple() -> None:

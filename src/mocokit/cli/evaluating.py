@@ -99,7 +99,7 @@ def finetune_command(arguments: list[str]) -> int:
         *,
         fraction: float = 0.01,
         ids: str = "",
-        protocol: Literal["lr-grid", "simclr"] = "lr-grid",
+        protocol: Literal["lr-grid", "lr-grid-6000", "simclr"] = "lr-grid",
         baselines: bool = False,
     ) -> int:
         """Fine-tune the backbone with a new classifier on a part of the labels.
@@ -108,7 +108,8 @@ def finetune_command(arguments: list[str]) -> int:
             flags: Images, length and machine.
             fraction: Share of the training images whose labels are used, equally many a class; 1: all.
             ids: File that names the images to use instead, such as SimCLR's 1percent.txt.
-            protocol: lr-grid: SGD, 9 pairs of rates, chosen on a fifth of the labelled images; simclr: LARS.
+            protocol: lr-grid: SGD, 9 pairs of rates, chosen on a fifth of the labelled images; lr-grid-6000: the same
+                on 6,000 of them at most; simclr: LARS.
             baselines: Fine-tune random weights too, which is training from scratch.
 
         """

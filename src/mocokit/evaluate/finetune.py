@@ -15,7 +15,7 @@ from mocokit.evaluate.fast_linear import best_pair
 from mocokit.evaluate.features import LabelledImages, embed_with, extract_features
 from mocokit.evaluate.linear import build_classifier, build_training_loader
 from mocokit.evaluate.protocols import FineTuneProtocol
-from mocokit.evaluate.splits import hold_out
+from mocokit.evaluate.splits import balanced_subset, hold_out
 from mocokit.nets.backbones import feature_dim
 
 CHOOSING_SHARE = 0.2
@@ -46,8 +46,8 @@ def fine_tune_and_test(
 ) -> FineTuneResult:
     """Fine-tune a copy of `backbone` and test it once.
 
-    Where the protocol has several rates, each is trained on four fifths of the labelled images and judged on the rest;
-    the chosen one is then trained on all of them. Test images have no say.
+    Where the protocol has several rates, each is trained on four fifths of the labelled images, or of as many as the
+    protocol chooses on, and judged on the rest; the chosen one is then trained on all. Test images have no say.
 
     Args:
         backbone: Where training starts; not changed.
@@ -75,7 +75,7 @@ def fine_tune_and_test(
     pairs = protocol.pairs
     chosen = pairs[0]
     if len(pairs) > 1:
-        rest, held = hold_out(labelled, CHOOSING_SHARE, seed=seed)
+        rest, held = hold_out(_part_that_chooses(labelled, protocol, seed=seed), CHOOSING_SHARE, seed=seed)
         judged: list[tuple[float, float]] = []
         for number, (lr, multiplier) in enumerate(pairs, start=1):
             say(f"choosing a rate, {number} of {len(pairs)}: lr {lr:g}, head x{multiplier:g}")
@@ -84,6 +84,12 @@ def fine_tune_and_test(
     say(f"training on all {len(labelled.indices):,} labelled images: lr {chosen[0]:g}, head x{chosen[1]:g}")
     accuracy, _ = judge(train(labelled, *chosen), test, device=device, precision=precision)
     return FineTuneResult(accuracy=accuracy, lr=chosen[0], head_multiplier=chosen[1])
+
+
+def _part_that_chooses(labelled: LabelledImages, protocol: FineTuneProtocol, *, seed: int) -> LabelledImages:
+    if protocol.choose_on is None or protocol.choose_on >= len(labelled.indices):
+        return labelled
+    return labelled.only(balanced_subset(labelled, protocol.choose_on, seed=seed))
 
 
 def fine_tune(

@@ -107,6 +107,8 @@ class FineTuneProtocol:
     """sqrt: the rate is for one image a step and grows with the root of the batch."""
     head_multipliers: tuple[float, ...] = (1.0,)
     """Rate of the classifier over that of the backbone."""
+    choose_on: int | None = None
+    """Most labelled images that choose the rates, those that train and those that judge together; None: all."""
     batch_size: int
     weight_decay: float
     schedule: Schedule
@@ -139,7 +141,10 @@ LR_GRID = FineTuneProtocol(
     batch_size=256, weight_decay=5e-4, schedule=Schedule(epochs=20, cos=False, milestones=(12, 16), drop=0.2),
 )  # fmt: skip
 
-FINETUNE_PROTOCOLS = {protocol.name: protocol for protocol in (SIMCLR_FINETUNE, LR_GRID)}
+# Ours: on many labels nine trainings on all of them cost nine times the one that counts.
+LR_GRID_6000 = replace(LR_GRID, name="lr-grid-6000", choose_on=6000)
+
+FINETUNE_PROTOCOLS = {protocol.name: protocol for protocol in (SIMCLR_FINETUNE, LR_GRID, LR_GRID_6000)}
 
 
 @dataclass(frozen=True, kw_only=True)
