@@ -24,6 +24,7 @@ def _measured(way: str, batch: int, negatives: int, megabytes: float) -> Measure
     return Measured(
         point=CostPoint(way=way, batch=batch, negatives=negatives),
         cost=StepCost(peak_megabytes=megabytes, step_s=1.0, fastest_s=1.0, slowest_s=1.0, cpu_s=1.0),
+        machine={"threads": 1},
     )
 
 
@@ -76,9 +77,11 @@ def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(cost, "measure", count)
     points = [CostPoint(way="moco", batch=batch, negatives=256) for batch in (32, 64)]
-    for _ in range(2):
+    for machine in ("that measures", "that resumes"):
+        monkeypatch.setattr(cost, "describe_machine", lambda machine=machine: {"processor": machine})
         done = measure_all(points, tmp_path, on_point=lambda _point, _cost, problem: told.append(problem))
         assert [one.point.batch for one in done] == [32]
+        assert done[0].machine == {"processor": "that measures"}
     assert calls == [32, 64, 64]
     assert told == ["", "cost: no memory"] * 2
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.machine import describe_machine
@@ -24,6 +25,8 @@ class Measured:
 
     point: CostPoint
     cost: StepCost
+    machine: dict[str, Any]
+    """That measured it, which need not be the one that writes the table."""
 
 
 def peak_megabytes(one: Measured) -> float:
@@ -55,25 +58,27 @@ def measure_all(
     done = []
     for point in points:
         path = out / "points" / f"{point.way.replace(', ', '-')}_b{point.batch}_k{point.negatives}.json"
-        kept = _load(path, point)
-        try:
-            cost = kept or measure(point)
-        except ValueError as error:
-            on_point(point, None, str(error))
-            continue
-        if kept is None:
-            _save(path, {"point": asdict(point), "cost": asdict(cost)})
-        on_point(point, cost, "")
-        done.append(Measured(point=point, cost=cost))
+        one = _load(path, point)
+        if one is None:
+            try:
+                one = Measured(point=point, cost=measure(point), machine=describe_machine())
+            except ValueError as error:
+                on_point(point, None, str(error))
+                continue
+            _save(path, asdict(one))
+        on_point(point, one.cost, "")
+        done.append(one)
     return done
 
 
-def _load(path: Path, point: CostPoint) -> StepCost | None:
-    """The cost measured before; that of another network or machine setting doesn't count."""
+def _load(path: Path, point: CostPoint) -> Measured | None:
+    """What was measured before; that of another network or machine setting doesn't count."""
     if not path.is_file():
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
-    return StepCost(**saved["cost"]) if saved["point"] == asdict(point) else None
+    if saved["point"] != asdict(point):
+        return None
+    return Measured(point=point, cost=StepCost(**saved["cost"]), machine=saved["machine"])
 
 
 def _save(path: Path, numbers: object) -> None:
@@ -177,5 +182,11 @@ def save_cost(measured: Sequence[Measured], out: Path) -> None:
         + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{markdown_columns(*published_cells())}"
     )  # fmt: skip
     write_text_atomically(out / "table.md", text)
-    points = [{**asdict(one.point), **asdict(one.cost)} for one in measured]
-    _save(out / "table.json", {"points": points, "findings": findings(measured), "machine": describe_machine()})
+    machines = list[dict[str, Any]]()
+    for one in measured:
+        if one.machine not in machines:
+            machines.append(one.machine)
+    points = [
+        {**asdict(one.point), **asdict(one.cost), "machine": machines.index(one.machine)} for one in measured
+    ]  # fmt: skip
+    _save(out / "table.json", {"points": points, "findings": findings(measured), "machines": machines})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def plot_cost(measured: Sequence[Measured], path: Path) -> None:
     """Three panels as PNG: memory and seconds over negatives, the crossover marked; memory at equal batch."""
-    figure = new_figure(11, 3.4)
+    figure = new_figure(11, 3.8)
     memory, time, equal = figure.subplots(1, 3)
     _over_negatives(memory, measured, peak_megabytes, "peak memory (MB)")
     _over_negatives(time, measured, step_s, "seconds a step")
@@ -22,7 +22,7 @@ def plot_cost(measured: Sequence[Measured], path: Path) -> None:
         own = sorted(_at_equal_batch(measured, way), key=lambda one: one.point.batch)
         equal.plot([one.point.batch for one in own], [peak_megabytes(one) for one in own], marker=marker, label=way)
     _log_log(equal, "batch (MoCo: K = 65,536)", "peak memory (MB)")
-    memory.legend(fontsize=7, loc="lower right")
+    figure.legend(*memory.get_legend_handles_labels(), fontsize=8, ncols=len(WAYS), loc="outside lower center")
     save_figure(figure, path)
 
 
