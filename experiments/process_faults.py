@@ -57,11 +57,12 @@ def term_while_saving(runs: Runs, *, quick: bool) -> Row:
 def bad_gradient(runs: Runs, *, quick: bool) -> Row:
     """NaN in one gradient of one parameter, in the last step of an epoch, which is saved at once."""
     patch = (
-        "import mocokit.engine.train as t; old, calls = t.distributed.sum_gradients, []\n"
-        "def sum_gradients(parameters):\n"
-        "    parameters = list(parameters); old(parameters); calls.append(1)\n"
-        f"    if len(calls) == {2 * STEPS_PER_EPOCH}: parameters[1].grad[0] = float('nan')\n"
-        "t.distributed.sum_gradients = sum_gradients\n"
+        "import mocokit.engine.train as t; old, calls = t.step_if_finite, []\n"
+        "def step_if_finite(optimizer, *given, **settings):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {2 * STEPS_PER_EPOCH}: optimizer.param_groups[0]['params'][1].grad[0] = float('nan')\n"
+        "    return old(optimizer, *given, **settings)\n"
+        "t.step_if_finite = step_if_finite\n"
     )
     process, run = runs.begin_patched("bad_gradient", patch)
     code, output = runs.finish(process)

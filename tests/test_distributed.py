@@ -30,3 +30,54 @@ def test_each_rank_gets_its_rows_of_the_permuted_batch(tmp_path: Path) -> None:
     script.write_text(EXCHANGE, encoding="utf-8")
     code, output = finish(start([], ranks=3, program=(str(script),)))
     assert code == 0, output
+
+
+SUMS = """
+import torch
+from torch import nn
+from mocokit import distributed
+from mocokit.distributed import GradientSum
+
+torch.manual_seed(0)
+network = nn.Sequential(*(nn.Linear(300, 300) for _ in range(8)))  # 2.9 MB: more than one bucket
+network[0].weight.requires_grad_(False)
+inputs = torch.randn(4, 3, 5, 300)  # (ranks, micro-batches, N, C)
+counts = [3, 1, 2, 3]
+
+def losses(rank):
+    for number in range(counts[rank]):
+        yield network(inputs[rank, number]).square().mean()
+
+def gradients():
+    found = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
+    network.zero_grad(set_to_none=True)
+    return found
+
+for rank in range(4):
+    for loss in losses(rank):
+        loss.backward()
+wanted, steps = gradients(), []
+with distributed.session("cpu"):
+    gradient_sum = GradientSum(network.parameters())
+    for _ in range(4):
+        for loss in gradient_sum.each(losses(distributed.rank()), counts[distributed.rank()]):
+            gradient_sum.backward(loss)
+        steps.append(gradients())
+    torch.testing.assert_close(steps[0], wanted, rtol=1e-4, atol=1e-8)
+    assert all(torch.equal(steps[0], step) for step in steps), "a step adds up as the first one does"
+    try:
+        list(gradient_sum.each(losses(0), 1))
+    except AssertionError as error:
+        assert "more than 1 losses" in str(error)
+    else:
+        raise SystemExit("a loss too many went unnoticed")
+"""
+
+
+@pytest.mark.dist
+def test_gradients_are_the_sum_over_ranks_and_micro_batches_always_in_one_order(tmp_path: Path) -> None:
+    script = tmp_path / "sums.py"
+    script.write_text(SUMS, encoding="utf-8")
+    code, output = finish(start([], ranks=4, program=(str(script),)))
+    assert code == 0, output
+    assert "Warning" not in output, output

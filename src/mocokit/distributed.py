@@ -3,14 +3,14 @@
 import contextlib
 import os
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mocokit.rank_watch import RankWatch, limited
 
@@ -169,45 +169,70 @@ def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
     return received[torch.argsort(torch.argsort(sources, stable=True)).to(rows.device)]
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up each parameter's gradient over all ranks, in place.
+class GradientSum:
+    """Adds up gradients over ranks while the last backward of a step still runs: torch's DistributedDataParallel.
 
     Losses are scaled by the global batch before `backward`, so the sum over ranks (not the mean) is the gradient,
-    also when ranks hold different numbers of groups. One flat buffer an element type: one collective a step.
+    also when ranks hold different numbers of groups. Gradients are views of the buckets that travel.
+
+    Args:
+        parameters: The same ones on all ranks; those that take no gradient are left out, every other takes one in
+            each step.
+
     """
-    if not dist.is_initialized():
-        return
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:  # a rank without work still takes part
-                parameter.grad = torch.zeros_like(parameter)
-            by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_type.values():
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._ddp: DistributedDataParallel | None = None
+        self._is_last = False
+        if not dist.is_initialized():
+            return
         with _arrive():
-            dist.all_reduce(flat)
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, summed in zip(gradients, flat.split(sizes), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+            self._ddp = DistributedDataParallel(_NextLoss(parameters), gradient_as_bucket_view=True)
+            self._ddp.register_comm_hook(None, _sum_bucket)
+            self._settle_buckets(list(self._ddp.parameters()))
+
+    def _settle_buckets(self, trained: list[nn.Parameter]) -> None:
+        """DDP makes its buckets anew after a first step; were that a real one, a resumed run would add up otherwise."""
+        assert self._ddp is not None
+        for _ in range(2):
+            nothing = torch.stack([parameter.sum().float() * 0 for parameter in trained]).sum()
+            self._ddp(iter([nothing])).backward()
+            for parameter in trained:
+                parameter.grad = None
+
+    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """The same losses, of which this rank has `count`; each has to go through `backward` before the next."""
+        if self._ddp is None:
+            yield from losses
+            return
+        for number in range(1, count + 1):
+            self._is_last = number == count
+            with contextlib.nullcontext() if self._is_last else self._ddp.no_sync():
+                loss: Tensor = self._ddp(losses)
+            yield loss
+        if next(losses, None) is not None:
+            raise AssertionError(f"more than {count} losses: the gradients of the others were not added up")
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients; after the step's last one they are those of all ranks."""
+        with _arrive() if self._is_last else contextlib.nullcontext():
+            torch.autograd.backward(loss)
 
 
-def raise_on_disagreement(describe: Callable[[], Mapping[str, str]]) -> None:
-    """Raise ValueError on every rank when one of the values that `describe` names is not the same on all ranks.
+class _NextLoss(nn.Module):
+    """Takes the next loss as its forward, so that DistributedDataParallel sees the parameters at work."""
 
-    The message names the ranks that differ from what most have, and in what. A single process describes nothing.
-    """
-    if not dist.is_initialized():
-        return
-    values = describe()
-    of_ranks = all_gather_objects(dict(values))
-    usual = {name: Counter(other[name] for other in of_ranks).most_common(1)[0][0] for name in values}
-    odd = {number: [name for name in values if other[name] != usual[name]] for number, other in enumerate(of_ranks)}
-    problems = [
-        f"rank {number} differs from the others in {', '.join(names)}" for number, names in odd.items() if names
-    ]
-    if problems:
-        raise ValueError("; ".join(problems) + "; start every rank with the same command, package and files")
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(parameter for parameter in parameters if parameter.requires_grad)
+
+    def forward(self, losses: Iterator[Tensor]) -> Tensor:
+        """A scalar."""
+        return next(losses)
+
+
+def _sum_bucket(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def on_main(action: Callable[[], object]) -> None:

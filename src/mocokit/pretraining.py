@@ -16,7 +16,7 @@ from mocokit.config import Config
 from mocokit.data.open_source import absolute_location
 from mocokit.data.views import ImageReader, ViewBatch
 from mocokit.engine import health
-from mocokit.engine.agreement import code_version, fingerprints
+from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
@@ -99,7 +99,7 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
         device.type, rank_timeout_s=config.run.rank_timeout_s, alone_timeout_s=config.run.alone_timeout_s
     )
     with session, StopSignal() as signals, ExitStack() as lock:
-        distributed.raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
+        raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
         if not resume:
             distributed.on_main(folder.require_free)
         parts = assemble(config, device)  # all that can be wrong with settings and data shows before files appear
@@ -127,9 +127,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
-    distributed.raise_on_disagreement(
-        lambda: {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())}
-    )
+    raise_on_disagreement(lambda: {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())})
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,

@@ -85,13 +85,14 @@ class RankWatch:
 
     @contextlib.contextmanager
     def arrive(self) -> Iterator[None]:
-        """Around each collective."""
+        """Around each collective; and around work that holds some, which starts to wait anew after each of them."""
+        outermost = self._since == float("inf")
         self._entered += 1
         self._since = time.monotonic()
         try:
             yield
         finally:
-            self._since = float("inf")
+            self._since = float("inf") if outermost else time.monotonic()
 
     @contextlib.contextmanager
     def excuse(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mocokit.assembly import build_trained
 from mocokit.config import Config
 from mocokit.data.views import ViewBatch
+from mocokit.distributed import GradientSum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.settings import from_toml, to_toml
@@ -69,7 +70,10 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
         config, precision, device, mean=mean, std=std, num_images=max(batch, 10_000), total_steps=100
     )
     _reset_peak(device)  # what drawing the first queue took is not a step's
-    step = partial(train_step, method, optimizer=optimizer, precision=precision, clip_norm=config.optim.clip_norm)
+    step = partial(
+        train_step, method, gradients=GradientSum(method.parameters()), optimizer=optimizer, precision=precision,
+        clip_norm=config.optim.clip_norm,
+    )  # fmt: skip
     times = [_time(step, config, number, device) for number in range(1 + steps)][1:]
     wall, cpu = zip(*times, strict=True)
     return StepCost(

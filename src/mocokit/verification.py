@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mocokit import distributed
+from mocokit.distributed import GradientSum
 from mocokit.engine.optim import build_sgd
 from mocokit.methods import official_names
 from mocokit.methods.groups import GroupLayout
@@ -125,13 +126,13 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
     meta = json.loads(str(trace["meta"]))
     method = build_method(trace, micro_groups=micro_groups)
     optimizer = build_sgd(method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"])
+    gradients = GradientSum(method.parameters())
     rows = method.layout.own_rows(trace["views"].shape[2])
     losses, similarities, pointers = [], [], []
     for step, (query, key) in enumerate(torch.from_numpy(trace["views"])[:, :, rows.start : rows.stop]):
         method.prepare(query, key, torch.arange(rows.start, rows.stop), step)
-        for loss in method.micro_losses():
-            loss.backward()
-        distributed.sum_gradients(method.parameters())
+        for loss in gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(query)))):
+            gradients.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         method.remember()

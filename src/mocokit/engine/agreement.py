@@ -1,14 +1,17 @@
-"""What all ranks of a run must have in common, as short texts that can be compared."""
+"""What all ranks of a run must have in common, as short texts that are compared at the start."""
 
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mocokit import distributed
 
 
 @functools.cache
@@ -38,3 +41,21 @@ def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:
         digest.update(f"{name} {getattr(value, 'shape', '')} {getattr(value, 'dtype', '')}".encode())
         digest.update(content)
     return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
+def raise_on_disagreement(describe: Callable[[], Mapping[str, str]]) -> None:
+    """Raise ValueError on every rank when one of the values that `describe` names is not the same on all ranks.
+
+    The message names the ranks that differ from what most have, and in what. A single process describes nothing.
+    """
+    if distributed.world_size() == 1:
+        return
+    values = describe()
+    of_ranks = distributed.all_gather_objects(dict(values))
+    usual = {name: Counter(other[name] for other in of_ranks).most_common(1)[0][0] for name in values}
+    odd = {number: [name for name in values if other[name] != usual[name]] for number, other in enumerate(of_ranks)}
+    problems = [
+        f"rank {number} differs from the others in {', '.join(names)}" for number, names in odd.items() if names
+    ]
+    if problems:
+        raise ValueError("; ".join(problems) + "; start every rank with the same command, package and files")

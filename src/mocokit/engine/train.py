@@ -10,10 +10,12 @@ from torch import Tensor
 from mocokit import distributed
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import ViewBatch
+from mocokit.distributed import GradientSum
 from mocokit.engine.bookkeeping import Bookkeeper
 from mocokit.engine.optim import set_lr, step_if_finite
 from mocokit.engine.precision import Precision
 from mocokit.engine.stop_signal import StopSignal
+from mocokit.methods.groups import GroupLayout
 from mocokit.randomness import Purpose, torch_seed
 
 
@@ -24,13 +26,15 @@ class Method(Protocol):
     """Values of each of this rank's rows in the last batch; `loss` and `contrast_acc` at least."""
     chance_loss: float
     """The loss while no positive is told from its negatives."""
+    layout: GroupLayout
+    """Which part of the batch this rank computes."""
 
     def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
         """All that needs no gradient, on the whole batch; `local` crops are further queries of the same images."""
         ...
 
     def micro_losses(self) -> Iterator[Tensor]:
-        """Scalars to backpropagate; their sum over micro-batches and ranks is the batch's mean loss."""
+        """A scalar to backpropagate for each micro-batch; their sum over these and ranks is the batch's mean loss."""
         ...
 
     def remember(self) -> None:
@@ -65,13 +69,15 @@ def train(
     Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss or
     gradient, before it reaches the weights or a checkpoint.
     """
-    step, stream = start_step, on_device(batches, device)
+    step, stream, gradients = start_step, on_device(batches, device), GradientSum(method.parameters())
     while (batch := _next_batch(stream, books)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)
         torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
 
-        finite = train_step(method, batch, step, optimizer=optimizer, precision=precision, clip_norm=clip_norm)
+        finite = train_step(
+            method, batch, step, gradients=gradients, optimizer=optimizer, precision=precision, clip_norm=clip_norm
+        )
         books.board.add(method.row_metrics, step=step, finite=finite)
         books.bad_images.add(batch.bad)
         books.clock.trained(len(batch.image_ids) * distributed.world_size())
@@ -86,6 +92,7 @@ def train_step(
     batch: ViewBatch,
     step: int,
     *,
+    gradients: GradientSum,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     clip_norm: float = 0.0,
@@ -93,9 +100,9 @@ def train_step(
     """One optimizer step on a batch; whether its gradient was finite, a scalar on the device (see `step_if_finite`)."""
     with precision.autocast():
         method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
-    for loss in precision.forward_each(method.micro_losses()):
-        precision.scaler.scale(loss).backward()
-    distributed.sum_gradients(method.parameters())
+    losses = gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(batch.query))))
+    for loss in precision.forward_each(losses):
+        gradients.backward(precision.scaler.scale(loss))
     finite = step_if_finite(optimizer, precision.scaler, clip_norm=clip_norm)
     optimizer.zero_grad(set_to_none=True)
     method.remember()

@@ -51,8 +51,7 @@ class GroupForward:
 
     def run_all(self, encoder: nn.Module, views: Tensor) -> Tensor:
         """(n, 3, H, W) -> (n, C) embeddings of this rank's rows."""
-        micro_batches = self.layout.micro_batches(self.layout.batch_size_of(len(views)))
-        return torch.cat([self.run(encoder, views, micro) for micro in micro_batches])
+        return torch.cat([self.run(encoder, views, micro) for micro in self.layout.micro_batches_of(len(views))])
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of this rank -> (B, ...) of the whole batch; no gradient."""

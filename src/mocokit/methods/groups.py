@@ -88,6 +88,10 @@ class GroupLayout:
         """Rows that each rank computes."""
         return [len(self.rows_of(rank, global_batch_size)) for rank in range(self.world_size)]
 
+    def micro_batches_of(self, num_own_rows: int) -> list["MicroBatch"]:
+        """`micro_batches` of the batch of which this rank computes `num_own_rows`."""
+        return self.micro_batches(self.batch_size_of(num_own_rows))
+
     def micro_batches(self, global_batch_size: int) -> list["MicroBatch"]:
         """Own groups in the order and portions in which they go through the network."""
         groups, rows = self.groups_of(self.rank), self.rows_per_group(global_batch_size)

@@ -1,0 +1,190 @@
+"""Do gradients travel while the backward pass still runs, and what does it save? Two ranks over one slow link.
+
+    python experiments/overlap.py
+
+Each rate of the link is a network namespace of its own whose loopback device is throttled (needs root, `ip` and `tc`).
+Steps in turn: gradients summed as in training, and the same in one flat buffer once backward is over. The first is also
+traced once, and the part of the summing that ran during backward read from the trace. Run on a machine with nothing
+else to do.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from mocokit import distributed
+from mocokit.assembly import build_trained
+from mocokit.data.views import ViewBatch
+from mocokit.distributed import GradientSum
+from mocokit.engine.precision import Precision
+from mocokit.engine.train import train_step
+from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
+from mocokit.settings import replace_settings
+
+RANKS, BATCH, SIDE_PX = 2, 32, 64
+Span = tuple[float, float]
+
+
+class SumAfterwards(GradientSum):
+    """Sums in one flat buffer after the last backward."""
+
+    def backward(self, loss: Tensor) -> None:
+        """As in training, but nothing travels yet before the last is done."""
+        loss.backward()
+        assert self._ddp is not None
+        if self._is_last:
+            gradients = [p.grad for p in self._ddp.parameters() if p.grad is not None]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """Every micro-batch is one that does not synchronise."""
+        assert self._ddp is not None
+        for number in range(1, count + 1):
+            self._is_last = number == count
+            with self._ddp.no_sync():
+                loss = self._ddp(losses)
+            yield loss
+        next(losses, None)
+
+
+def work(out: Path, steps: int) -> None:
+    """One rank: seconds of each step both ways, and the spans of a traced one."""
+    config = replace_settings(get_preset("moco-v2"), {
+        "model.arch": "resnet18", "data.image_size": SIDE_PX, "data.global_batch_size": BATCH,
+        "method.bn_groups": RANKS, "method.queue_size": 4096, "run.precision": "fp32",
+    })  # fmt: skip
+    precision = Precision("fp32", measure.CPU)
+    with distributed.session("cpu"):
+        method, optimizer, _ = build_trained(
+            config,
+            precision,
+            measure.CPU,
+            mean=config.data.mean,
+            std=config.data.std,
+            num_images=10_000,
+            total_steps=99,
+        )
+        ways = {
+            "while backward runs": GradientSum(method.parameters()),
+            "afterwards": SumAfterwards(method.parameters()),
+        }
+        generator = torch.Generator().manual_seed(distributed.rank())
+
+        def step(gradients: GradientSum, number: int) -> None:
+            """On noise."""
+            shape = (BATCH // RANKS, 3, SIDE_PX, SIDE_PX)
+            query, key = (torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(2))
+            batch = ViewBatch(query=query, key=key, image_ids=torch.arange(BATCH // RANKS))
+            train_step(method, batch, number, gradients=gradients, optimizer=optimizer, precision=precision)
+
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(steps + 1):
+            for name, way in ways.items():
+                distributed.barrier()
+                seconds[name].append(_time(partial(step, way, number)))
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            step(ways["while backward runs"], steps)
+    if distributed.started_as_main():
+        spans = [(event.name, event.time_range.start, event.time_range.end) for event in trace.events() or ()]
+        seconds = {name: values[1:] for name, values in seconds.items()}  # libraries load in the first
+        out.write_text(json.dumps({"seconds": seconds, **read_trace(spans)}), encoding="utf-8")
+
+
+def _time(action: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def read_trace(spans: list[tuple[str, float, float]]) -> dict[str, float]:
+    """Milliseconds of the backward pass, of summing, and of both at once."""
+    nodes = [(start, end) for name, start, end in spans if "evaluate_function" in name]
+    backward = (min(start for start, _ in nodes), max(end for _, end in nodes))
+    summing = merge([(start, end) for name, start, end in spans if name == "gloo:all_reduce"])
+    inside = [(max(start, backward[0]), min(end, backward[1])) for start, end in summing]
+    return {
+        "backward_ms": (backward[1] - backward[0]) / 1000,
+        "summing_ms": sum(end - start for start, end in summing) / 1000,
+        "both_ms": sum(max(0.0, end - start) for start, end in inside) / 1000,
+        "buckets": sum(name == "gloo:all_reduce" for name, _, _ in spans),
+    }
+
+
+def merge(spans: list[Span]) -> list[Span]:
+    """The same times without overlaps."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def measure_link(rate: str, out: Path, steps: int) -> dict[str, Any]:
+    """One rate of the link, such as 1gbit."""
+    throttle = f"ip link set lo up && tc qdisc add dev lo root tbf rate {rate} burst 256kb latency 400ms"
+    command = [*measure.torchrun(RANKS), str(Path(__file__)), "--worker", str(out), "--steps", str(steps)]
+    namespace = ["unshare", "--net", "sh", "-c", f'{throttle} && exec "$@"', "sh", *command]
+    subprocess.run(namespace, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return {"rate": rate, **json.loads(out.read_text(encoding="utf-8"))}
+
+
+def table_of(links: list[dict[str, Any]]) -> str:
+    """Markdown: a row a rate."""
+    header = [
+        "link",
+        "step, summed afterwards",
+        "step, summed while backward runs",
+        "backward",
+        "summing",
+        "of it during backward",
+    ]
+    lines = []
+    for link in links:
+        after, during = (
+            1000 * statistics.median(link["seconds"][name]) for name in ("afterwards", "while backward runs")
+        )
+        share = link["both_ms"] / link["summing_ms"]
+        lines.append([link["rate"], f"{after:.0f} ms", f"{during:.0f} ms", f"{link['backward_ms']:.0f} ms",
+                      f"{link['summing_ms']:.0f} ms", f"{share:.0%}"])  # fmt: skip
+    return markdown_columns(header, lines)
+
+
+def main() -> None:
+    """Measure all rates, or be one rank of a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", nargs="+", default=["10gbit", "2gbit", "1gbit"])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--worker", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/overlap"))
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args.steps)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    links = [measure_link(rate, args.out / f"{rate}.json", args.steps) for rate in args.rates]
+    settings = {"ranks": RANKS, "global_batch_size": BATCH, "image_size": SIDE_PX, "arch": "resnet18"}
+    measure.save(Path("experiments/results/overlap.json"), {**settings, "links": links})
+    print(table_of(links))
+
+
+if __name__ == "__main__":
+    main()
