@@ -12,6 +12,7 @@ import photographs
 
 from mocokit.benchmark import bench
 from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
 BASE: dict[str, object] = {
@@ -59,7 +60,7 @@ def main() -> None:
              f"{point['step']:.1f}", f"{point['run']:.1f}", f"{point['loss_share']:.0%}", f"{point['waiting']:.0%}")
             for point in curves[setting]
         ]  # fmt: skip
-        print(f"\n{setting}\n\n{measuring.markdown_table(header, rows)}", flush=True)
+        print(f"\n{setting}\n\n{markdown_columns(header, rows)}", flush=True)
     measuring.save_result(args.results, {"base": BASE, "curves": curves})
 
 

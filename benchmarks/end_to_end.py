@@ -25,6 +25,8 @@ from typing import Any
 import measuring
 from photographs import LITTLE_NOISE, NOISE, make_folder
 
+from mocokit.report.columns import markdown_columns
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -215,8 +217,8 @@ def report(name: str, result: dict[str, Any]) -> str:
     return (
         f"{name}: {case['arch']}, {case['image_size']} px, batch {case['batch']}, {case['epochs']} epochs of "
         f"{case['images']} JPEG files of {case['width']}x{case['height']}, {result['bytes_per_file'] / 1000:.0f} kB\n\n"
-        + measuring.markdown_table(("side", "s", "range", "images/s", "core s", "mocokit is faster"), rows)
-        + f"\n\nmocokit's time: {shares}\n"
+        + markdown_columns(("side", "s", "range", "images/s", "core s", "mocokit is faster"), rows)
+        + f"\nmocokit's time: {shares}\n"
     )
 
 

@@ -19,6 +19,7 @@ import torch
 
 from mocokit.benchmark import BenchResult, bench
 from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
 TARGET_IMAGES_PER_S, TARGET_FED_SHARE = 2200, 0.9
@@ -64,7 +65,7 @@ def main() -> None:
     header = ("", "step alone, img/s", "loader alone", "fed from JPEGs", "of the step", "keys' share", "loss's share",
               "hours for 200 epochs of ImageNet")  # fmt: skip
     print(torch.cuda.get_device_name(), "\n")
-    print(measuring.markdown_table(header, [row_of(name, result) for name, result in runs.items()]))
+    print(markdown_columns(header, [row_of(name, result) for name, result in runs.items()]))
     tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], check=False)
     result: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from mocokit.evaluate.features import Features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
+from mocokit.report.columns import markdown_columns
 
 CPU = torch.device("cpu")
 DIM, CLASSES = 2048, 1000
@@ -98,7 +99,7 @@ def main() -> None:
         table[name] = measure(name)
         cells = f"{table[name]['extra_megabytes']:,.0f}", f"{table[name]['seconds']:.1f}"
         rows.append((name, f"{num_rows:,}", f"{num_queries:,}", *cells))
-    print(measuring.markdown_table(("way", "bank rows", "queries", "extra MB", "s"), rows))
+    print(markdown_columns(("way", "bank rows", "queries", "extra MB", "s"), rows))
     predicted = predict(table)
     print(f"\n{ROWS:,} x {QUERIES:,} x {DIM}, from these: at most {predicted['extra_megabytes_at_most']:,.0f} MB, "
           f"{predicted['hours_on_this_machine']:.1f} h on this machine")  # fmt: skip

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mocokit.losses import info_nce
+from mocokit.report.columns import markdown_columns
 
 DIM, TEMPERATURE = 128, 0.2
 
@@ -81,7 +82,7 @@ def main() -> None:
         for size, row in table.items()
     ]  # fmt: skip
     header = ("K", *(f"{way}: {unit}" for way in WAYS for unit in ("extra MB", "s")))
-    print(measuring.markdown_table(header, rows))
+    print(markdown_columns(header, rows))
     measuring.save_result(args.results, {"batch": args.batch, "dim": DIM, "by_queue_size": table})
 
 

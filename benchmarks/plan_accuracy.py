@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import markdown_table, save_result, use_cores
+from measuring import save_result, use_cores
 
 from mocokit.config import Config
 from mocokit.planning import memory_by_part
 from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 from mocokit.step_cost import measure_step
 from mocokit.step_counts import StepCounts, count_step
@@ -95,7 +96,7 @@ def main() -> None:
         for r in rows
     ]  # fmt: skip
     header = ("configuration", "predicted s", "measured s", "error", "predicted MB", "measured MB", "error")
-    print(markdown_table(header, cells))
+    print(markdown_columns(header, cells))
 
 
 if __name__ == "__main__":

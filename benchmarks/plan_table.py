@@ -6,10 +6,9 @@ python benchmarks/plan_table.py
 from dataclasses import replace
 from pathlib import Path
 
-from measuring import markdown_table
-
 from mocokit.planning import DEVICES, Surroundings, plan
 from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
 WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -61,7 +60,7 @@ def main() -> None:
     )
     header = ("GPUs", "batch", "GB a GPU", "ms a step", "communication", "images/s", "MB/s a node",
               *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
-    PLACE.write_text(f"{HEAD}\n{markdown_table(header, rows)}\n\n{bound_from}\n", encoding="utf-8")
+    PLACE.write_text(f"{HEAD}\n{markdown_columns(header, rows)}\n{bound_from}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from mocokit.engine.background import BackgroundWriter
 from mocokit.engine.checkpoint import copied_to_cpu, save_checkpoint
 from mocokit.presets import get_preset
 from mocokit.pretraining import state_of
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
 CASES: dict[str, dict[str, object]] = {
@@ -120,7 +121,7 @@ def main() -> None:
         "a save costs",
         "share of the interval",
     )
-    print(measuring.markdown_table(header, rows))
+    print(markdown_columns(header, rows))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.nets.backbones import build_backbone
 from mocokit.presets import get_preset
+from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
 CPU = torch.device("cpu")
@@ -181,7 +182,7 @@ def report(result: dict[str, Any]) -> str:
     return (
         f"{case['arch']}, {case['image_size']} px, batch {case['batch']}, K {case['queue_size']}: "
         f"{result['gflop_per_step']:.0f} GFLOP a step; matmul peak {peaks['fp32']:.0f} GFLOP/s fp32, "
-        f"{peaks['bf16']:.0f} bf16\n\n" + measuring.markdown_table(header, rows) + "\n"
+        f"{peaks['bf16']:.0f} bf16\n\n" + markdown_columns(header, rows)
     )
 
 

@@ -29,6 +29,7 @@ from mocokit.data.pack import pack
 from mocokit.data.pipelines import PIPELINES, warm_up
 from mocokit.data.shards import open_shards
 from mocokit.data.views import draw_views
+from mocokit.report.columns import markdown_columns
 
 Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
@@ -117,7 +118,7 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
         for name, row in rows.items()
     ]
     header = ("one core", "ms an image", "images/s", "x official style")
-    print(f"\n{title}\n\n{measuring.markdown_table(header, cells)}", flush=True)
+    print(f"\n{title}\n\n{markdown_columns(header, cells)}", flush=True)
 
 
 def main() -> None:
@@ -155,7 +156,7 @@ def main() -> None:
         for size, sides in result["by_size"].items()
     ]
     header = ("ms an image at", *result["by_size"][SIZES_PX[0]])
-    print("\n" + measuring.markdown_table(header, rows))
+    print("\n" + markdown_columns(header, rows))
     measuring.save_result(args.results, result)
 
 

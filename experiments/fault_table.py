@@ -1,9 +1,10 @@
 """docs/reliability.md out of experiments/results/faults.json and soak.json."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mocokit.report.columns import markdown_columns
 
 FAILED = "FAILED"
 """What the row of a fault says first that a run did not survive as it should."""
@@ -20,11 +21,11 @@ ranks; the longest of all times. Load: processes that wanted a core when the row
 busy machine are that much longer.
 
 {table}
-
 {machines}
 """
 
 HEADER = ("fault", "how injected", "times", "steps", "lost", "detection", "recovery", "load", "what was said")
+WORDS = ("how injected", "lost", "what was said")
 
 SOAK = """
 ## {minutes:g} minutes without a fault
@@ -34,7 +35,6 @@ SOAK = """
 after the first sixth of the time ({steps_after_warm_up:,} steps), +- two standard errors.
 
 {table}
-
 {machines}
 """
 
@@ -46,7 +46,7 @@ def write_document(path: Path, faults: Path) -> None:
     rows = json.loads(faults.read_text(encoding="utf-8"))["faults"] if faults.exists() else {}
     measured = [row["machine"] for row in rows.values() if "machine" in row]
     cells = [_cells(name, row) for name, row in rows.items()]
-    text = TEXT.format(table=_table(HEADER, cells), machines=_machines(measured))
+    text = TEXT.format(table=markdown_columns(HEADER, cells, words=WORDS), machines=_machines(measured))
     soak = faults.with_name("soak.json")
     if soak.exists():
         text += _soak(json.loads(soak.read_text(encoding="utf-8")))
@@ -71,12 +71,9 @@ def _soak(result: dict[str, Any]) -> str:
         for rank, lines in result["ranks"].items()
         for name, line in lines.items()
     ]  # fmt: skip
-    return SOAK.format(**result, table=_table(SOAK_HEADER, cells), machines=_machines([result["machine"]]))
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+    return SOAK.format(
+        **result, table=markdown_columns(SOAK_HEADER, cells, words=("what",)), machines=_machines([result["machine"]])
+    )
 
 
 def _machines(machines: list[dict[str, Any]]) -> str:

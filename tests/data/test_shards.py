@@ -6,13 +6,12 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mocokit.data import shards as shards_module
 from mocokit.data.augment import AUG_PLUS
@@ -22,6 +21,7 @@ from mocokit.data.pack import pack
 from mocokit.data.shards import ShardSource, expand_pattern, open_shards
 from mocokit.data.sources import ImageSource
 from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from tests.data.reading import Reads
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +124,8 @@ def test_threads_that_come_and_go_leave_few_files_open(packed: Path, monkeypatch
     assert _count_open_files() <= before + 2
 
 
-class _Reads(Dataset[Any]):
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source.read(index)
-
-
 def _read_in_workers(source: ImageSource, context: str, *, num_workers: int = 2) -> list[object]:
-    return list(DataLoader(_Reads(source), batch_size=None, num_workers=num_workers, multiprocessing_context=context))
+    return list(DataLoader(Reads(source), batch_size=None, num_workers=num_workers, multiprocessing_context=context))
 
 
 def test_forked_workers_read_the_same_with_files_open_before(packed: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mocokit.data import shards as shards_module
 from mocokit.data.open_source import open_source
 from mocokit.data.pack import pack
 from mocokit.data.sources import ImageSource
+from tests.data.reading import Reads
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +86,9 @@ def test_a_web_server_gives_the_same_images_by_parts_of_files(server: Server, pa
     assert options["sent"] < sum(path.stat().st_size for path in packed.iterdir())
 
 
-class _Reads(Dataset[Any]):
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source.read(index)
-
-
 def test_forked_workers_read_from_a_web_server_used_before(server: Server, packed: Path) -> None:
     source = open_source(server[0])
-    assert list(DataLoader(_Reads(source), batch_size=None, num_workers=2)) == _images(open_source(packed))
+    assert list(DataLoader(Reads(source), batch_size=None, num_workers=2)) == _images(open_source(packed))
 
 
 def test_a_network_that_fails_twice_is_asked_again(server: Server, packed: Path) -> None:

@@ -1,6 +1,6 @@
 """Cells of text as columns of a terminal, and as a Markdown table: names to the left, numbers to the right."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -13,7 +13,7 @@ def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )  # fmt: skip
 
 
-def markdown_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """In Markdown, ending in a newline."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def markdown_columns(header: Sequence[str], lines: Sequence[Sequence[str]], *, words: Collection[str] = ()) -> str:
+    """In Markdown, ending in a newline; `words` names the columns that are to the left like the first."""
+    rule = ["---" if column == 0 or name in words else "---:" for column, name in enumerate(header)]
     return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *lines])

@@ -173,13 +173,13 @@ def _from(number: float, between: bool) -> str:
 
 def save_cost(measured: Sequence[Measured], out: Path) -> None:
     """Write `table.md` and `table.json` of one point at least."""
-    point = measured[0].point
+    point, published = measured[0].point, markdown_columns(*published_cells(), words=("source",))
     text = (
         f"# Memory and time of a training step, by mechanism\n\n"
         f"{point.arch} at {point.image_size} px on {point.device}, fp32, groups of 32 images for BatchNorm, "
         f"{point.steps} steps each in a process of its own.\n\n"
         f"{markdown_columns(*table_cells(measured))}\n" + "".join(f"- {line}\n" for line in findings(measured))
-        + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{markdown_columns(*published_cells())}"
+        + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{published}"
     )  # fmt: skip
     write_text_atomically(out / "table.md", text)
     machines = list[dict[str, Any]]()
