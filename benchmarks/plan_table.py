@@ -40,7 +40,7 @@ def main() -> None:
         hours = [size / made.images_per_s / 3600 for size in DATA_SIZES.values()]
         rows.append([
             f"{world_size:,}", f"{32 * groups:,}", f"{sum(made.memory_bytes.values()) / 1e9:.1f}",
-            f"{1000 * made.step_s:.1f}", f"{made.communication_s / made.step_s:.0%}", f"{made.images_per_s:,.0f}",
+            f"{1000 * made.step_s:.1f}", f"{made.waiting_s / made.step_s:.0%}", f"{made.images_per_s:,.0f}",
             f"{made.storage_per_node / 1e6:,.0f}", *(f"{hour:,.2f}" for hour in hours),
             f"{hours[-1] * world_size * DEVICES['H100'].watts * Surroundings().power_overhead / 1000:,.0f}",
         ])  # fmt: skip
@@ -48,17 +48,17 @@ def main() -> None:
             without = plan(replace(config, method=replace(config.method, shuffle=False)), device="H100",
                            world_size=world_size, num_images=10**9)  # fmt: skip
             bound_from = (
-                f"From {world_size:,} devices on, communication bounds the run: {1000 * made.communication_s:.1f} of "
+                f"From {world_size:,} devices on, communication bounds the run: {1000 * made.waiting_s:.1f} of "
                 f"{1000 * made.step_s:.1f} ms, of which exchanging the key views for shuffling BN takes "
-                f"{1000 * (made.communication_s - without.communication_s):.1f}. Storage bounds it wherever a node "
+                f"{1000 * (made.waiting_s - without.waiting_s):.1f}. Storage bounds it wherever a node "
                 "can't read the column's MB/s."
             )
     bound_from = bound_from or (
-        f"Computing bounds the run up to {WORLD_SIZES[-1]:,} devices, communication takes "
-        f"{made.communication_s / made.step_s:.0%} of the step there. Storage bounds it wherever a node can't read the "
+        f"Computing bounds the run up to {WORLD_SIZES[-1]:,} devices, waiting for the network takes "
+        f"{made.waiting_s / made.step_s:.0%} of the step there. Storage bounds it wherever a node can't read the "
         "column's MB/s."
     )
-    header = ("GPUs", "batch", "GB a GPU", "ms a step", "communication", "images/s", "MB/s a node",
+    header = ("GPUs", "batch", "GB a GPU", "ms a step", "waiting for the network", "images/s", "MB/s a node",
               *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
     PLACE.write_text(f"{HEAD}\n{markdown_columns(header, rows)}\n{bound_from}\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ from mocokit.build_method import build_method
 from mocokit.cli import main
 from mocokit.methods.groups import GroupLayout
 from mocokit.nets.pixels import PixelNormalize
-from mocokit.planning import DEVICES, Surroundings, memory_by_part, plan
+from mocokit.planning import DEVICES, Surroundings, backward_share, memory_by_part, plan
 from mocokit.presets import get_preset
 from mocokit.settings import replace_settings
 from mocokit.step_counts import count_step
@@ -130,7 +130,25 @@ def test_gradients_travel_as_a_ring_needs() -> None:
     made = plan(config, device="A100", world_size=8, num_images=10**6, around=around)
     sent = 7 / 8 * (8 * count_step(config).num_parameters + 512 * 128 * 4)
     assert made.communication_s == pytest.approx(sent / 50e9)
+    assert made.hidden_s == 0, "all fits into the last bucket"
     assert plan(config, device="A100", world_size=1, num_images=10**6).communication_s == 0
+
+
+def test_gradients_hide_behind_the_last_micro_batch_s_backward_pass() -> None:
+    """MoCo: key and query forward, query backward, which is half of the work."""
+    config = replace_settings(get_preset("moco-v2"), {"run.precision": "bf16", "method.shuffle": False})
+    counts = count_step(config, world_size=8)
+    assert backward_share(config, counts) == pytest.approx(1 / 2)
+    fast, slow = (
+        plan(config, device="A100", world_size=8, num_images=10**6, around=Surroundings(gpus_per_node=4, network=rate))
+        for rate in (50e9, 1e9)
+    )
+    last_bucket = 25 * 2**20 / (4 * counts.num_trained)
+    assert fast.waiting_s == pytest.approx(last_bucket * fast.communication_s, rel=0.01), "but for the embeddings"
+    assert slow.hidden_s == pytest.approx(slow.compute_s / 2)
+    assert slow.step_s == pytest.approx(slow.compute_s / 2 + slow.communication_s)
+    portions = replace_settings(get_preset("simclr"), {"method.bn_groups": 8, "method.micro_groups": 2})
+    assert backward_share(portions, count_step(portions)) == pytest.approx(1 / 2 / 4), "views go forward twice"
 
 
 def test_the_command_prints_what_python_gives(capsys: pytest.CaptureFixture[str]) -> None:

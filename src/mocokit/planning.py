@@ -1,9 +1,9 @@
 """What a run will need, before it is started: memory by part, time, energy, money, network and storage.
 
 The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
-gradients' ring all-reduce, the exchange of shuffled views and the gathering of embeddings, which nothing overlaps
-(engine/train.py). Storage has to deliver the images meanwhile. What is counted comes from step_counts.py, what devices
-do from their makers' sheets.
+exchange of shuffled views, the gathering of embeddings, and what remains of the gradients' ring all-reduce, which runs
+beside the last micro-batch's backward pass but for its last bucket (distributed.GradientSum). Storage has to deliver
+the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,10 @@ DEVICES = {
 }
 
 
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that travel together, torch's default; the last can't leave before backward ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """What is around the devices; every number is the user's to change."""
@@ -79,6 +83,8 @@ class Plan:
     """Of a step."""
     communication_s: float
     """Of a step."""
+    hidden_s: float
+    """Of `communication_s`, while the backward pass runs."""
     images_per_s: float
     hours: float
     kwh: float
@@ -91,12 +97,17 @@ class Plan:
     @property
     def step_s(self) -> float:
         """Whole step."""
-        return self.compute_s + self.communication_s
+        return self.compute_s + self.waiting_s
+
+    @property
+    def waiting_s(self) -> float:
+        """Communication of a step during which nothing is computed."""
+        return self.communication_s - self.hidden_s
 
     @property
     def bound(self) -> str:
         """What the larger part of a step is spent on."""
-        return "communication" if self.communication_s > self.compute_s else "compute"
+        return "communication" if self.waiting_s > self.compute_s else "compute"
 
 
 def plan(config: Config, *, device: str, world_size: int, num_images: int, around: Surroundings | None = None) -> Plan:
@@ -122,15 +133,17 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
     memory["context"] = card.overhead_bytes
     compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES)
-    communication, sent = _communication(config, counts, card, world_size, around)
-    step_s, batch = compute + communication, config.data.global_batch_size
+    gradients, rest, sent = _communication(config, counts, card, world_size, around)
+    early = max(0.0, 1 - BUCKET_BYTES / (4 * counts.num_trained))
+    hidden = min(early * gradients, backward_share(config, counts) * compute)
+    step_s, batch = compute + gradients + rest - hidden, config.data.global_batch_size
     hours = num_images // batch * config.optim.epochs * step_s / 3600
     kwh = hours * world_size * card.watts * around.power_overhead / 1000
     on_node = min(world_size, around.gpus_per_node)
     return Plan(
         device=device, world_size=world_size, memory_bytes=memory, fits=sum(memory.values()) <= card.memory_bytes,
-        compute_s=compute, communication_s=communication, images_per_s=batch / step_s, hours=hours, kwh=kwh,
-        money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
+        compute_s=compute, communication_s=gradients + rest, hidden_s=hidden, images_per_s=batch / step_s,
+        hours=hours, kwh=kwh, money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
         storage_per_node=batch / step_s * around.image_bytes * on_node / world_size,
         network_per_node=sent / step_s if world_size > on_node else 0.0,
     )  # fmt: skip
@@ -147,7 +160,7 @@ def memory_by_part(
     memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
     return {
         "weights": float(counts.weight_bytes),
-        "gradients": flat * (2 if world_size > 1 else 1),  # the all-reduce has a flat copy
+        "gradients": flat,
         "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
         "activations": float(counts.activation_bytes),
         "queue or bank": memories.get(config.method.name, 0.0),
@@ -163,21 +176,30 @@ def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
     return counts.flops / rate + counts.moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
 
 
+def backward_share(config: Config, counts: StepCounts) -> float:
+    """Share of a step's computing that is the last micro-batch's backward pass, twice the work of its forward pass."""
+    passes, again = passes_of(config), counts.num_micro_batches > 1
+    forward = passes.trained_views * (2 if passes.joins_batch and again else 1) + passes.key_views
+    backward = 2 * passes.trained_views
+    return backward / (forward + backward) / counts.num_micro_batches
+
+
 def _communication(
     config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
-) -> tuple[float, float]:
-    """(seconds, bytes sent by a node) of a step: rings that sum gradients and gather embeddings, and shuffled views.
+) -> tuple[float, float, float]:
+    """(seconds for gradients, for all else, bytes sent by a node) of a step.
 
-    Statistics of groups that ranks share are left out.
+    Rings sum gradients and gather embeddings; shuffled views are exchanged. Statistics of groups that ranks share are
+    left out.
     """
     if world_size == 1:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     share, passes, node = (world_size - 1) / world_size, passes_of(config), min(world_size, around.gpus_per_node)
     gathered = passes.gathered_rows * config.data.global_batch_size * 4 * config.model.dim
-    ring = share * (2 * 4 * counts.num_trained + gathered)
+    gradients, gathering = share * 2 * 4 * counts.num_trained, share * gathered
     views = passes.shuffled_views * counts.num_images * 3 * config.data.image_size**2  # of a rank
     if world_size == node:
-        sent = ring + share * views
-        return sent / card.link, sent
-    sent = ring + node * (1 - node / world_size) * views
-    return sent / min(card.link, around.network), sent
+        exchanged, link = share * views, card.link
+    else:
+        exchanged, link = node * (1 - node / world_size) * views, min(card.link, around.network)
+    return gradients / link, (gathering + exchanged) / link, gradients + gathering + exchanged

@@ -63,6 +63,7 @@ class StepCounts:
     """One rank's part of a step, without the loss."""
 
     num_images: int
+    num_micro_batches: int
     num_parameters: int
     """Of one encoder."""
     num_trained: int
@@ -146,7 +147,8 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
     images = len(layout.own_rows(config.data.global_batch_size))
     portions = images / rows
     return StepCounts(
-        num_images=images, num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        num_images=images, num_micro_batches=len(micro_batches),
+        num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         num_trained=passes.num_trained * sum(parameter.numel() for parameter in trained),
         weight_bytes=_size_of(encoder) * passes.num_trained + _size_of(encoder.backbone, encoder.head)
         * (passes.key_views > 0), flops=round(flops.get_total_flops() * portions),

@@ -77,7 +77,7 @@ def _print_plan(made: "Plan") -> None:
     for part, size in made.memory_bytes.items():
         print(f"  {part:26}{size / 1e9:10.2f} GB")
     print(f"  {'together':26}{sum(made.memory_bytes.values()) / 1e9:10.2f} GB{'' if made.fits else '   TOO MUCH'}")
-    print(f"step: {1000 * made.step_s:.1f} ms, of which communication {made.communication_s / made.step_s:.0%}")
+    print(f"step: {1000 * made.step_s:.1f} ms, of which waiting for the network {made.waiting_s / made.step_s:.0%}")
     print(f"run: {made.images_per_s:,.0f} images/s, {made.hours:,.1f} h, {made.kwh:,.0f} kWh, money {made.money:,.0f}")
     print(f"a node reads {made.storage_per_node / 1e6:,.0f} MB/s and sends {made.network_per_node / 1e9:.1f} GB/s")
     if not made.fits:
