@@ -1,7 +1,9 @@
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from mocokit import distributed
 from tests.run_process import finish, start
 
 EXCHANGE = """
@@ -81,3 +83,15 @@ def test_gradients_are_the_sum_over_ranks_and_micro_batches_always_in_one_order(
     code, output = finish(start([], ranks=4, program=(str(script),)))
     assert code == 0, output
     assert "Warning" not in output, output
+
+
+def test_only_an_error_of_the_network_is_put_down_to_another_rank() -> None:
+    lost = "[/gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:26340: Connection reset by peer. GLHF!"
+    with pytest.raises(ConnectionError, match=r"machine is gone \(Read error .*reset by peer\)"), _arrive():
+        raise RuntimeError(lost)
+    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"), _arrive():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+def _arrive() -> contextlib.AbstractContextManager[None]:
+    return distributed._arrive(computes=True)

@@ -84,12 +84,17 @@ def session(
 
 
 @contextlib.contextmanager
-def _arrive() -> Iterator[None]:
-    """Around each collective, so that who does not come is found, and who is gone is said so."""
+def _arrive(*, computes: bool = False) -> Iterator[None]:
+    """Around each collective, so that who does not come is found, and who is gone is said so.
+
+    What also `computes` may fail for reasons of its own, such as memory.
+    """
     try:
         with _watches[-1].arrive() if _watches else contextlib.nullcontext():
             yield
     except RuntimeError as error:
+        if computes and not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
         reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]  # without gloo's file and advice
         raise ConnectionError(
             f"another rank has ended, or its machine is gone ({reason}); its own message says why; the last "
@@ -215,7 +220,7 @@ class GradientSum:
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients; after the step's last one they are those of all ranks."""
-        with _arrive() if self._is_last else contextlib.nullcontext():
+        with _arrive(computes=True) if self._is_last else contextlib.nullcontext():
             torch.autograd.backward(loss)
 
 
