@@ -89,7 +89,7 @@ def test_only_an_error_of_the_network_is_put_down_to_another_rank() -> None:
     lost = "[/gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:26340: Connection reset by peer. GLHF!"
     with pytest.raises(ConnectionError, match=r"machine is gone \(Read error .*reset by peer\)"), _arrive():
         raise RuntimeError(lost)
-    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"), _arrive():
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"), _arrive():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 

@@ -52,6 +52,9 @@ def test_a_shorter_schedule_keeps_its_shape_and_says_so_in_the_id() -> None:
     assert list(grid.schedule.milestones) == [6, 8]
     assert [grid.schedule.lr(e, steps_per_epoch=1, peak_lr=1.0) for e in (5, 6, 8)] == pytest.approx([1, 0.2, 0.04])
     assert grid.id_for("1%") == "finetune/lr-grid@1%,b256,e10"
+    shortest = FINETUNE_PROTOCOLS["lr-grid"].fitted(10**6, epochs_scale=0.1)
+    rates = [shortest.schedule.lr(step, steps_per_epoch=10, peak_lr=1.0) for step in (11, 12, 15, 16, 19)]
+    assert rates == pytest.approx([1, 0.2, 0.2, 0.04, 0.04]), "2 epochs drop at 1.2 and 1.6"
 
 
 def test_simclr_fine_tunes_at_the_root_of_the_batch_and_the_grid_has_nine_pairs() -> None:

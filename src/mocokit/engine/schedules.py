@@ -35,7 +35,8 @@ def learning_rate(
         peak_lr: The rate at the start, or after the warm-up.
         cos: Half cosine; otherwise steps at `milestones`, in epochs.
         milestones: Epochs at which the rate drops.
-        by: "epoch": constant within an epoch, as officially; "step": smooth.
+        by: "epoch": the cosine is constant within an epoch, as officially; "step": smooth. A milestone that is no
+            whole epoch, of a schedule made shorter, lies within one.
         warmup_epochs: Linear rise from 0 over this many epochs (0 in the MoCo papers).
         drop: Factor at each milestone.
 
@@ -43,10 +44,9 @@ def learning_rate(
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:
         return peak_lr * (step + 1) / (warmup_epochs * steps_per_epoch)
-    if by == "epoch":
-        epoch = math.floor(epoch)
     if cos:
-        progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+        done = math.floor(epoch) if by == "epoch" else epoch
+        progress = (done - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
         return cosine_lr(max(0.0, progress), peak_lr=peak_lr)
     return step_lr(epoch, peak_lr=peak_lr, milestones=milestones, drop=drop)
 
