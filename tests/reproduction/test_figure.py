@@ -9,7 +9,7 @@ from tests.reproduction.small_table import filled, small_table
 def test_the_plot_has_the_measured_side_when_there_are_numbers(tmp_path: Path) -> None:
     widths = []
     for name, values in (("paper", {}), ("both", {"T=0.1": {"linear": [70.0, 74.0]}, "T=0.2": {"linear": [75.0]}})):
-        plot_table(filled(values), tmp_path / f"{name}.png", small=True)
+        plot_table(filled(values), tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
             widths.append(image.width)
     assert widths[1] == 2 * widths[0]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from mocokit.reproduction.rendering import markdown_text, mean_and_deviation, save_table, terminal_text
@@ -19,6 +20,15 @@ def test_a_cell_that_was_not_run_is_empty_and_the_papers_number_has_its_source()
     assert "\\[1\\] nowhere" in text
     terminal = terminal_text(filled({})).splitlines()
     assert [line for line in terminal if line.startswith("T=0.2")] == ["T=0.2"]
+
+
+def test_where_a_small_cell_stands_on_the_axis_is_told() -> None:
+    table = filled({"T=0.1": {"linear": [70.0]}})
+    cells = tuple(replace(cell, small_x=x) for cell, x in zip(table.cells, (0.3, None), strict=True))
+    text = markdown_text(replace(table, cells=cells, small=True))
+    assert "|  | paper: linear | T here | linear | kNN |" in text
+    assert "| T=0.1 | 60.0 [1] | 0.3 | 70.0 |  |" in text
+    assert "T here" not in markdown_text(replace(table, cells=cells))
 
 
 def test_minutes_are_a_column_once_a_run_here_has_some() -> None:

@@ -107,7 +107,7 @@ def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
             f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}: {outcome.state}{_ending(outcome)}", flush=True
         )
         failed, signal = failed + (outcome.state == "failed"), outcome.signal
-    _show(_filled(table, cells, asked, seeds=plan.seeds), plan.out / table.name, small=True)
+    _show(_filled(table, cells, asked, seeds=plan.seeds), plan.out / table.name)
     if signal is not None:
         print("stopped; the same command goes on from here")
         return 128 + signal
@@ -131,7 +131,7 @@ def _imagenet(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> in
             for line in commands(table, cell, places, seed=seed):
                 print(shell_line(line))
         print()
-    _show(_filled(table, cells, asked, seeds=asked.trials or 1), out / table.name, small=False)
+    _show(_filled(table, cells, asked, seeds=asked.trials or 1), out / table.name)
     return 0
 
 
@@ -154,15 +154,17 @@ def _filled(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce, *, seed
     if asked.scale == "imagenet":
         return Filled(table=table, cells=cells, metrics=table.metrics, values=find_values(folders), setup="ImageNet")
     setup = f"{Path(asked.data).name or 'embedded sample'}, {asked.epochs or table.small_epochs} epochs for 200"
-    return Filled(table=table, cells=cells, metrics=("linear", "kNN"), values=find_values(folders), setup=setup)
+    return Filled(
+        table=table, cells=cells, metrics=("linear", "kNN"), values=find_values(folders), setup=setup, small=True
+    )
 
 
-def _show(filled: "Filled", folder: Path, *, small: bool) -> None:
+def _show(filled: "Filled", folder: Path) -> None:
     from mocokit.reproduction.figure import plot_table
     from mocokit.reproduction.rendering import save_table, terminal_text
 
     save_table(filled, folder)
-    plot_table(filled, folder / "table.png", small=small)
+    plot_table(filled, folder / "table.png")
     print(f"\n{terminal_text(filled)}\n\ntable: {folder / 'table.md'}; numbers: table.json; plot: table.png")
 
 

@@ -41,25 +41,21 @@ def save_figure(figure: "Figure", path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
-def plot_table(filled: Filled, path: Path, *, small: bool) -> None:
+def plot_table(filled: Filled, path: Path) -> None:
     """Plot the table's first metric as PNG; a side without numbers is left out.
 
-    Args:
-        filled: The table.
-        path: Where to.
-        small: Place the measured points by the cells' `small_x`.
-
+    At small scale the measured points stand at the cells' `small_x`.
     """
     metric = filled.table.metrics[0]
     paper = {cell.name: [cell.expected[metric].value] for cell in filled.cells if metric in cell.expected}
     got = {cell.name: values for cell in filled.cells if (values := filled.values.get(cell.name, {}).get(metric))}
-    sides = [("paper: ImageNet", paper, False), (f"measured: {filled.setup}", got, small)]
+    sides = [("paper: ImageNet", paper, False), (f"measured: {filled.setup}", got, filled.small)]
     sides = [side for side in sides if side[1]]
     figure = new_figure(4.2 * len(sides), 3.2)
     for axes, (title, points, small_x) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
         drawn = [cell for cell in filled.cells if cell.name in points]
         if filled.table.x_label:
-            draw_curves(axes, drawn, points, small_x=small_x)
+            draw_curves(axes, filled.cells, points, small_x=small_x)
             axes.set_xlabel(filled.table.x_label)
             axes.set_ylabel(f"{metric} accuracy (%)")
             if filled.table.log_x:
@@ -83,12 +79,15 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def draw_curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x: bool) -> None:
-    """One curve a series, means with sample deviations as error bars."""
-    for marker, series in zip(MARKERS, dict.fromkeys(cell.series for cell in cells), strict=False):
-        own = [cell for cell in cells if cell.series == series]
+    """One curve a series, means with sample deviations as error bars; a series looks the same wherever it is drawn."""
+    for number, (marker, series) in enumerate(zip(MARKERS, dict.fromkeys(cell.series for cell in cells), strict=False)):
+        own = [cell for cell in cells if cell.series == series and cell.name in points]
+        if not own:
+            continue
         axes.errorbar(
             [_x(cell, small_x=small_x) for cell in own], [statistics.mean(points[cell.name]) for cell in own],
-            yerr=[_deviation(points[cell.name]) for cell in own], marker=marker, capsize=3, label=series,
+            yerr=[_deviation(points[cell.name]) for cell in own], marker=marker, color=f"C{number}", capsize=3,
+            label=series,
         )  # fmt: skip
     if any(cell.series for cell in cells):
         axes.legend(fontsize=8)

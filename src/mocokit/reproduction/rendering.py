@@ -23,6 +23,8 @@ class Filled:
     values: Values
     setup: str
     """What the measured numbers are of, in words."""
+    small: bool = False
+    """Whether the measured cells are at small scale, where a cell's place on the axis may be another."""
 
 
 def mean_and_deviation(values: list[float]) -> str:
@@ -45,13 +47,18 @@ def show_expected(expected: Expected | None, sources: list[str]) -> str:
 def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
     """(header, a line a cell, sources of the paper's numbers)."""
     sources, lines = list[str](), list[list[str]]()
+    moved = filled.small and any(cell.small_x is not None for cell in filled.cells)
     for cell in filled.cells:
         found = filled.values.get(cell.name, {})
         papers = [show_expected(cell.expected.get(metric), sources) for metric in filled.table.metrics]
         got = [mean_and_deviation(found.get(metric, [])) for metric in filled.metrics]
         minutes = found.get(MINUTES, [])
-        lines.append([cell.name, *papers, *got, f"{statistics.mean(minutes):.1f}" if minutes else ""])
-    header = ["", *(f"paper: {metric}" for metric in filled.table.metrics), *filled.metrics, "minutes a run"]
+        place = [f"{cell.small_x:g}"] if cell.small_x is not None else [""]
+        lines.append(
+            [cell.name, *papers, *(place if moved else []), *got, f"{statistics.mean(minutes):.1f}" if minutes else ""]
+        )
+    papers = [f"paper: {metric}" for metric in filled.table.metrics]
+    header = ["", *papers, *([f"{filled.table.x_label} here"] if moved else []), *filled.metrics, "minutes a run"]
     if not any(line[-1] for line in lines):  # not known of runs on other machines
         header, lines = header[:-1], [line[:-1] for line in lines]
     return header, lines, sources
