@@ -56,12 +56,8 @@ class SumAfterwards(GradientSum):
     def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         """Every micro-batch is one that does not synchronise."""
         assert self._ddp is not None
-        for number in range(1, count + 1):
-            self._is_last = number == count
-            with self._ddp.no_sync():
-                loss = self._ddp(losses)
-            yield loss
-        next(losses, None)
+        with self._ddp.no_sync():
+            yield from super().each(losses, count)
 
 
 def work(out: Path, steps: int) -> None:

@@ -28,10 +28,7 @@ with distributed.session("cpu"):
 
 @pytest.mark.dist
 def test_each_rank_gets_its_rows_of_the_permuted_batch(tmp_path: Path) -> None:
-    script = tmp_path / "exchange.py"
-    script.write_text(EXCHANGE, encoding="utf-8")
-    code, output = finish(start([], ranks=3, program=(str(script),)))
-    assert code == 0, output
+    _run(EXCHANGE, tmp_path, ranks=3)
 
 
 SUMS = """
@@ -78,11 +75,17 @@ with distributed.session("cpu"):
 
 @pytest.mark.dist
 def test_gradients_are_the_sum_over_ranks_and_micro_batches_always_in_one_order(tmp_path: Path) -> None:
-    script = tmp_path / "sums.py"
-    script.write_text(SUMS, encoding="utf-8")
-    code, output = finish(start([], ranks=4, program=(str(script),)))
-    assert code == 0, output
+    output = _run(SUMS, tmp_path, ranks=4)
     assert "Warning" not in output, output
+
+
+def _run(source: str, work: Path, *, ranks: int) -> str:
+    """What ranks print that run `source` to a good end."""
+    script = work / "ranks.py"
+    script.write_text(source, encoding="utf-8")
+    code, output = finish(start([], ranks=ranks, program=(str(script),)))
+    assert code == 0, output
+    return output
 
 
 def test_only_an_error_of_the_network_is_put_down_to_another_rank() -> None:

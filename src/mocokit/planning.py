@@ -178,8 +178,8 @@ def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
 
 def backward_share(config: Config, counts: StepCounts) -> float:
     """Share of a step's computing that is the last micro-batch's backward pass, twice the work of its forward pass."""
-    passes, again = passes_of(config), counts.num_micro_batches > 1
-    forward = passes.trained_views * (2 if passes.joins_batch and again else 1) + passes.key_views
+    passes = passes_of(config)
+    forward = passes.trained_views * (1 + passes.embeds_again(counts.num_micro_batches)) + passes.key_views
     backward = 2 * passes.trained_views
     return backward / (forward + backward) / counts.num_micro_batches
 

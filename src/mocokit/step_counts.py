@@ -39,6 +39,10 @@ class Passes:
     gathered_rows: int = 0
     """Embeddings of an image that all ranks gather; an all-reduce of as many bytes counts as two."""
 
+    def embeds_again(self, num_micro_batches: int) -> bool:
+        """Whether trained views go forward once more, without gradient, before all else."""
+        return self.joins_batch and num_micro_batches > 1
+
 
 PASSES = {
     "moco": Passes(trained_views=1, key_views=1, shuffled_views=1, gathered_rows=1),
@@ -141,7 +145,7 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         flops, watch = FlopCounterMode(display=False), _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
         with flops, watch, batchnorm_groups(encoder, first.num_groups, updates_statistics=True):
-            embeds_again = passes.joins_batch and len(micro_batches) > 1
+            embeds_again = passes.embeds_again(len(micro_batches))
             _forward_and_backward(encoder, views, local, passes, config.run.precision, embeds_again=embeds_again)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     images = len(layout.own_rows(config.data.global_batch_size))

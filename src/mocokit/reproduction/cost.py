@@ -55,13 +55,13 @@ def measure_all(
     points: Sequence[CostPoint], out: Path, *, on_point: Callable[[CostPoint, StepCost | None, str], None]
 ) -> list[Measured]:
     """Measure what isn't in `out/points` yet, each in a process of its own; what fails is told and left out."""
-    done = []
+    done, machine = list[Measured](), describe_machine()
     for point in points:
         path = out / "points" / f"{point.way.replace(', ', '-')}_b{point.batch}_k{point.negatives}.json"
         one = _load(path, point)
         if one is None:
             try:
-                one = Measured(point=point, cost=measure(point), machine=describe_machine())
+                one = Measured(point=point, cost=measure(point), machine=machine)
             except ValueError as error:
                 on_point(point, None, str(error))
                 continue

@@ -53,12 +53,12 @@ def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
         papers = [show_expected(cell.expected.get(metric), sources) for metric in filled.table.metrics]
         got = [mean_and_deviation(found.get(metric, [])) for metric in filled.metrics]
         minutes = found.get(MINUTES, [])
-        place = [f"{cell.small_x:g}"] if cell.small_x is not None else [""]
-        lines.append(
-            [cell.name, *papers, *(place if moved else []), *got, f"{statistics.mean(minutes):.1f}" if minutes else ""]
-        )
-    papers = [f"paper: {metric}" for metric in filled.table.metrics]
-    header = ["", *papers, *([f"{filled.table.x_label} here"] if moved else []), *filled.metrics, "minutes a run"]
+        place = ["" if cell.small_x is None else f"{cell.small_x:g}"] if moved else []
+        lines.append([cell.name, *papers, *place, *got, f"{statistics.mean(minutes):.1f}" if minutes else ""])
+    header = [
+        "", *(f"paper: {metric}" for metric in filled.table.metrics),
+        *([f"{filled.table.x_label} here"] if moved else []), *filled.metrics, "minutes a run",
+    ]  # fmt: skip
     if not any(line[-1] for line in lines):  # not known of runs on other machines
         header, lines = header[:-1], [line[:-1] for line in lines]
     return header, lines, sources
