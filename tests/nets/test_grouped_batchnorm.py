@@ -183,3 +183,30 @@ def test_a_group_over_two_ranks_is_a_group_in_one_process(
     for layer in layers:
         assert torch.allclose(layer.running_mean, whole.running_mean)  # type: ignore[arg-type]
         assert torch.allclose(layer.running_var, whole.running_var)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, after a graph break
+@pytest.mark.parametrize("ranks", [range(1), range(2)])
+def test_compiled_networks_equal_eager_ones(ranks: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_rows", lambda rows, counts: torch.cat([rows, rows.flip(-1) + 0.1]))
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.BatchNorm2d(6),
+    ]
+    eager = convert_batchnorm(nn.Sequential(*layers)).double()
+    compiled, groups = copy.deepcopy(eager), 1 if len(ranks) > 1 else 2
+    # "aot_eager": all of torch.compile but the code that it would generate
+    compiled.compile(backend="aot_eager", fullgraph=len(ranks) == 1)
+    x, results = torch.randn(8, 3, 9, 9, dtype=torch.float64), list[list[torch.Tensor]]()
+    for network in (eager, compiled):
+        with batchnorm_groups(network, groups, updates_statistics=True, ranks=ranks):
+            out = network(x)
+        out.pow(3).sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        results.append([out, *gradients, *network.state_dict().values()])
+    for wanted, got in zip(*results, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)

@@ -45,11 +45,14 @@ class GroupedBatchNorm(_BatchNorm):
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
         momentum, tracks = self._count(), self.updates_statistics
         mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
-        if len(self.ranks) > 1:
-            return self._across_ranks(input, mean, var, momentum)
-        if self.num_groups == 1:
+        if self.num_groups == 1 and len(self.ranks) == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         weight, bias = self._scale_and_shift(input)
+        if len(self.ranks) > 1:
+            across: Tensor = self._across_ranks(input, weight, bias, momentum)
+            return across
+        if torch.compiler.is_compiling():
+            return self._in_formulas(input, weight, bias, momentum)
         normalized: Tensor = _NormalizeGroups.apply(input, weight, bias, mean, var, self.num_groups, momentum, self.eps)
         return normalized
 
@@ -60,17 +63,24 @@ class GroupedBatchNorm(_BatchNorm):
         dtype = torch.promote_types(x.dtype, torch.float32)
         return x.new_ones(self.num_features, dtype=dtype), x.new_zeros(self.num_features, dtype=dtype)
 
-    def _across_ranks(self, x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float) -> Tensor:
-        """Normalise this rank's part of the one group that `ranks` share."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _across_ranks(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
+        """Normalise this rank's part of the one group that `ranks` share: no compiler sees the collectives."""
         assert self.num_groups == 1, "a group that spans ranks is the only one in a forward"
-        weight, bias = self._scale_and_shift(x)
+        return self._in_formulas(x, weight, bias, momentum)
+
+    def _in_formulas(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
+        """Normalise this rank's groups, or its part of one."""
         normalized: Tensor
-        normalized, group_mean, group_var = _NormalizeAcrossRanks.apply(x, weight, bias, self.ranks, self.eps)
-        if mean is not None and var is not None:
-            count = x.numel() // x.shape[1] * len(self.ranks)
-            mean.lerp_(group_mean.to(mean.dtype), momentum)
-            var.lerp_(group_var.to(var.dtype) * (count / (count - 1)), momentum)  # unbiased, as torch keeps it
-        return normalized
+        normalized, means, variances = _NormalizeInFormulas.apply(
+            x.unflatten(0, (self.num_groups, -1)), weight, bias, self.ranks, self.eps
+        )
+        if self.updates_statistics and self.running_mean is not None and self.running_var is not None:
+            count = x.numel() // x.shape[1] // self.num_groups * len(self.ranks)
+            unbiased = variances[0] * (count / (count - 1))  # as torch keeps it
+            self.running_mean.lerp_(means[0].to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return normalized.flatten(0, 1)
 
     def _count(self) -> float:
         """Count the batch if it is tracked; the weight of its statistics."""
@@ -105,7 +115,8 @@ class _NormalizeGroups(torch.autograd.Function):
         num_groups: int, momentum: float, eps: float,
     ) -> Tensor:  # fmt: skip
         """Normalised rows; `mean` and `var`, if given, follow the first chunk."""
-        result, saved = torch.empty_like(x), list[Tensor]()
+        result = torch.empty_like(x)
+        saved: list[Tensor] = []
         for number, (rows, out) in enumerate(zip(x.chunk(num_groups), result.chunk(num_groups), strict=True)):
             running = (mean, var) if number == 0 else (None, None)
             statistics = torch.empty_like(weight), torch.empty_like(weight)  # (C,) mean, 1 / standard deviation
@@ -136,47 +147,56 @@ class _NormalizeGroups(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
-class _NormalizeAcrossRanks(torch.autograd.Function):
-    """Batch normalization of a group whose ranks hold equally many rows each; two collectives, both of (R, 2, C).
+class _NormalizeInFormulas(torch.autograd.Function):
+    """The same in plain formulas: for torch.compile, which fuses them with what follows, and for a group of ranks.
 
-    Every rank takes part in each collective and picks its own group's entries, so no process groups are made.
+    The ranks of a group hold equally many rows each; two collectives, both of (R, 2, 1, C). Every rank takes part in
+    both and picks its own group's entries, so no process groups are made.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised rows, and the group's mean and biased variance (C,)."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        means, variances = _of_ranks(torch.stack([exact.mean(dims), exact.var(dims, correction=0)]), ranks)  # (r, C)
-        mean = means.mean(dim=0)
-        var = (variances + (means - mean).square()).mean(dim=0)  # (C,) within ranks, and between them
-        shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
-        scale = (var + eps).rsqrt()  # (C,)
+        """Normalised (g, N, C, ...), and the groups' means and biased variances (g, C)."""
+        exact = _exact(x)
+        dims = [dim for dim in range(x.dim()) if dim not in (0, 2)]
+        var, mean = torch.var_mean(exact, dims, correction=0)  # (g, C)
+        if len(ranks) > 1:
+            means, variances = _of_ranks(torch.stack([mean, var]), ranks)  # (r, 1, C)
+            mean = means.mean(dim=0)
+            var = (variances + (means - mean).square()).mean(dim=0)  # within ranks, and between them
+        shape = (len(x), 1, -1) + (1,) * (x.dim() - 3)
+        scale = (var + eps).rsqrt()  # (g, C)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.ranks, ctx.shape, ctx.dims = ranks, shape, dims
-        normalized = (exact - mean.view(shape)) * (scale * weight).view(shape) + bias.view(shape)
+        normalized = (exact - mean.view(shape)) * (scale * weight).view(shape) + bias.view(1, *shape[1:])
         ctx.mark_non_differentiable(mean, var)
         return normalized.to(x.dtype), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, through the group's statistics on all its ranks, and of this rank's weight and bias."""
+        """Gradients of x, through the groups' statistics, and of this rank's weight and bias."""
         x, weight, mean, scale = ctx.saved_tensors
         shape, dims = ctx.shape, ctx.dims
-        grad, x_hat = grad.to(mean.dtype), (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, C) d bias, d weight
-        count = x.numel() // x.shape[1] * len(ctx.ranks)
-        mean_grad, mean_product = _of_ranks(own, ctx.ranks).sum(dim=1) / count  # (C,) each, over the group
+        grad, x_hat = _exact(grad), (_exact(x) - mean.view(shape)) * scale.view(shape)  # (g, N, C, ...)
+        own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, g, C) d bias, d weight
+        total = _of_ranks(own, ctx.ranks).sum(dim=1) if len(ctx.ranks) > 1 else own
+        mean_grad, mean_product = total / (x_hat.numel() // mean.numel() * len(ctx.ranks))  # (g, C) each
         centered = grad - mean_grad.view(shape) - x_hat * mean_product.view(shape)
-        grad_x = centered * (scale * weight).view(shape)
-        return grad_x.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None, None
+        grad_x = (centered * (scale * weight).view(shape)).to(x.dtype)
+        grad_bias, grad_weight = own.sum(dim=1).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _of_ranks(values: Tensor, ranks: range) -> Tensor:
-    """(k, C) of this rank -> (k, r, C) of each of `ranks`."""
-    gathered = distributed.all_gather_rows(values[None], [1] * distributed.world_size())  # (R, k, C)
+    """(k, ...) of this rank -> (k, r, ...) of each of `ranks`."""
+    gathered = distributed.all_gather_rows(values[None], [1] * distributed.world_size())  # (R, k, ...)
     return gathered[ranks.start : ranks.stop].transpose(0, 1)
 
 
