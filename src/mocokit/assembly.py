@@ -9,10 +9,11 @@ from mocokit import distributed
 from mocokit.build_method import AnyMethod, build_method, view_size
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
-from mocokit.data.loader import BatchOrder, build_loader, choose_workers, steps_per_epoch
+from mocokit.data.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
 from mocokit.data.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch
+from mocokit.engine.compilation import should_compile
 from mocokit.engine.optim import build_optimizer
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
@@ -102,6 +103,9 @@ def build_trained(
         config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
         num_images=num_images, total_steps=total_steps,
     ).to(device=device, dtype=precision.dtype)  # fmt: skip
+    if should_compile(config.run.compile, device, total_steps=total_steps):
+        for part in {method.pixels, method.encoder_q, getattr(method, "encoder_k", method.encoder_q)}:
+            part.compile()
     optim = config.optim
     optimizer = build_optimizer(
         method, name=optim.name, lr=optim.lr, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
@@ -136,15 +140,25 @@ def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> Two
 
 def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
     """Batches of this rank from `start_step` on; each starts as crops when the device does the rest."""
-    data, on_gpu = config.data, parts.device.type == "cuda"
+    data = config.data
     order = BatchOrder(
         num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
         own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
         seed=config.run.seed,
     )  # fmt: skip
-    crops_only = config.augment.on == "device" or (config.augment.on == "auto" and on_gpu)
-    views = build_views(config, parts.reader, crops_only=crops_only)
-    return build_loader(views, order, num_workers=parts.num_workers, pin_memory=on_gpu)
+    views = build_views(config, parts.reader, crops_only=_leaves_color(config, parts.device))
+    return build_loader(views, order, num_workers=parts.num_workers)
+
+
+MANY_CORES = 8
+"""Cores a GPU from which they make whole views faster than it trains on them."""
+
+
+def _leaves_color(config: Config, device: torch.device) -> bool:
+    """Whether color, blur and flip are left to the device; auto: to a GPU that has few cores beside it."""
+    if config.augment.on == "auto":
+        return device.type == "cuda" and own_cores() < MANY_CORES
+    return config.augment.on == "device"
 
 
 def _build_monitor(

@@ -54,11 +54,7 @@ def build_method(
     if config.run.channels_last:
         encoder_q = encoder_q.to(memory_format=torch.channels_last)
     setting = Setting(encoder_q=encoder_q, pixels=pixels, layout=layout, num_images=num_images, total_steps=total_steps)
-    method = BUILDERS[config.method.name](config, setting)
-    if config.run.compile:
-        for encoder in {method.encoder_q, getattr(method, "encoder_k", method.encoder_q)}:
-            encoder.compile()
-    return method
+    return BUILDERS[config.method.name](config, setting)
 
 
 def build_encoder(config: Config) -> Encoder:

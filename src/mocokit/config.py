@@ -178,8 +178,8 @@ class RunConfig:
     fp32. The papers' presets say fp32."""
     channels_last: bool = True
     """Memory layout that convolutions prefer."""
-    compile: bool = False
-    """torch.compile both encoders."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile both encoders; auto: on a GPU, in runs long enough to win back the minutes that it takes."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     save_minutes: float = 10.0

@@ -159,19 +159,19 @@ def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
 
     """
     if not dist.is_initialized():
-        return rows[order.to(rows.device)]
+        return rows[order.to(rows.device, non_blocking=True)]
     me, numbers = rank(), torch.arange(len(counts))
     holder = numbers.repeat_interleave(torch.tensor(counts))  # (B,) rank of each row
     wanted = order.split(counts)  # rows that each rank's slots take
     to_send = [slots[holder[slots] == me] - sum(counts[:me]) for slots in wanted]
     sources = holder[wanted[me]]
-    sent = rows[torch.cat(to_send).to(rows.device)].contiguous()
+    sent = rows[torch.cat(to_send).to(rows.device, non_blocking=True)].contiguous()
     received = torch.empty_like(rows, memory_format=torch.contiguous_format)
     with _arrive():
         dist.all_to_all_single(
             received, sent, torch.bincount(sources, minlength=len(counts)).tolist(), [len(slots) for slots in to_send]
         )
-    return received[torch.argsort(torch.argsort(sources, stable=True)).to(rows.device)]
+    return received[torch.argsort(torch.argsort(sources, stable=True)).to(rows.device, non_blocking=True)]
 
 
 class GradientSum:

@@ -132,14 +132,14 @@ def build_loader(
         order: Positions of the images of each batch.
         num_workers: Processes that work ahead; 0: the calling process makes each batch when it is asked for.
         num_threads: Of the calling process, with 0 workers; None: its cores.
-        pin_memory: Let workers' batches be handed over in page-locked memory.
+        pin_memory: Let workers' batches be handed over in page-locked memory; `on_device` has its own.
 
     """
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
     return DataLoader(
         cast(Dataset[B], views), batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is,
-        num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=4, worker_init_fn=obey_parent_alone,
+        num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class GroupForward:
 
 def unshuffle(slots: Tensor, order: Tensor | None) -> Tensor:
     """(B, C) of shuffled slots -> row i is again that of image i; differentiable."""
-    return slots if order is None else slots[torch.argsort(order).to(slots.device)]
+    return slots if order is None else slots[torch.argsort(order).to(slots.device, non_blocking=True)]
 
 
 def cat_rows(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
