@@ -4,7 +4,8 @@ Each file is another crop of one of them, enlarged, turned lighter or darker, wi
 of a camera's file of that size.
 """
 
-from collections.abc import Iterator
+import functools
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,34 @@ def make_folder(folder: Path, *, count: int, width: int, height: int, noise: flo
     if len(list(folder.glob("*.jpg"))) == count:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures(count, width=width, height=height, noise=noise)):
-        unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
-        picture.save(unfinished, "JPEG", quality=JPEG_QUALITY)
-        unfinished.rename(unfinished.with_suffix(".jpg"))
+    save = functools.partial(_save, folder, width=width, height=height, noise=noise)
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        pool.map(save, range(count))
 
 
-def pictures(count: int, *, width: int, height: int, noise: float = NOISE) -> Iterator[Image.Image]:
-    """`count` distinct pictures, the same each time."""
-    rng = np.random.default_rng(0)
-    photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in NAMES]
-    grain = rng.normal(0, noise, size=(height, width)).round().astype(np.int16)  # drawn once, then rolled
-    for number in range(count):
-        crop = random_crop(photographs[number % len(photographs)], rng, aspect=width / height)
-        pixels = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-        yield Image.fromarray(develop(pixels, grain, rng))
+def _save(folder: Path, number: int, *, width: int, height: int, noise: float) -> None:
+    unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
+    picture(number, width=width, height=height, noise=noise).save(unfinished, "JPEG", quality=JPEG_QUALITY)
+    unfinished.rename(unfinished.with_suffix(".jpg"))
+
+
+def picture(number: int, *, width: int, height: int, noise: float = NOISE) -> Image.Image:
+    """One of endlessly many distinct pictures, the same each time."""
+    rng = np.random.default_rng(number)
+    crop = random_crop(_photograph(NAMES[number % len(NAMES)]), rng, aspect=width / height)
+    pixels = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    return Image.fromarray(develop(pixels, _grain(height, width, noise), rng))
+
+
+@functools.cache
+def _photograph(name: str) -> Image.Image:
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
+
+
+@functools.cache
+def _grain(height: int, width: int, noise: float) -> NDArray[np.int16]:
+    """(H, W) of a sensor, in grey levels; rolled for each picture."""
+    return np.random.default_rng(0).normal(0, noise, size=(height, width)).round().astype(np.int16)
 
 
 def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: float) -> Image.Image:

@@ -16,8 +16,8 @@ from typing import Any
 import measuring
 import torch
 
-from mocokit.assembly import Parts, assemble
-from mocokit.benchmark import one_step
+from mocokit.assembly import assemble
+from mocokit.benchmark import trainer
 from mocokit.config import Config, RunConfig
 from mocokit.data.views import ViewBatch
 from mocokit.demo import sample_path
@@ -45,7 +45,16 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     pixels = torch.randint(0, 256, (2, batch_size, 3, size, size), dtype=torch.uint8, device=device)
     batch = ViewBatch(query=pixels[0], key=pixels[1], image_ids=torch.arange(batch_size, device=device))
     writer, copying, writing = BackgroundWriter(), list[float](), list[float]()
-    num_steps = max(3, round(stretch_s / min(_seconds(parts, batch, 1) for _ in range(4))))
+    train = trainer(parts)
+
+    def seconds(num_steps: int) -> float:
+        """Of so many training steps."""
+        begun = time.perf_counter()
+        for step in range(num_steps):
+            train(batch, step)
+        return time.perf_counter() - begun
+
+    num_steps = max(3, round(stretch_s / min(seconds(1) for _ in range(4))))
 
     def save() -> None:
         """What Bookkeeper.save does."""
@@ -64,10 +73,10 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     def saving() -> None:
         """A stretch that starts with a save."""
         save()
-        _seconds(parts, batch, num_steps)
+        seconds(num_steps)
         writer.wait()
 
-    sides = {"plain": lambda: _seconds(parts, batch, num_steps), "saving": saving}
+    sides = {"plain": lambda: seconds(num_steps), "saving": saving}
     times = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
     extra_s = statistics.median(b - a for a, b in zip(times["plain"], times["saving"], strict=True))
     writer.close()
@@ -76,14 +85,6 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
         "copy_s": statistics.median(copying), "write_s": statistics.median(writing), "extra_s": extra_s,
         "share": extra_s / (60 * RunConfig().save_minutes),
     }  # fmt: skip
-
-
-def _seconds(parts: Parts, batch: ViewBatch, num_steps: int) -> float:
-    """Of `num_steps` training steps."""
-    begun = time.perf_counter()
-    for step in range(num_steps):
-        one_step(parts, batch, step)
-    return time.perf_counter() - begun
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Interleaved rounds, medians. The flops of a step are counted once, on the plain 
 forward, logits), and set against the best matrix product that this machine does.
 
     python benchmarks/step.py --case r50_224
+    python benchmarks/step.py --case r50_224_gpu
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mocokit.assembly import assemble
 from mocokit.data.views import ViewBatch
 from mocokit.engine.metrics import MeterBoard, StepClock
+from mocokit.engine.precision import pick_device
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.nets.backbones import build_backbone
@@ -33,8 +35,8 @@ from mocokit.presets import get_preset
 from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
 
-CPU = torch.device("cpu")
 LR = 0.03
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], object]
 
 
@@ -47,23 +49,25 @@ class Case:
     batch: int
     bn_groups: int
     queue_size: int = 65536
+    device: str = "cpu"
 
 
 CASES = {
     "r50_224": Case(arch="resnet50", image_size=224, batch=16, bn_groups=2),
     "r18_64": Case(arch="resnet18", image_size=64, batch=128, bn_groups=4),
+    "r50_224_gpu": Case(arch="resnet50", image_size=224, batch=256, bn_groups=8, device="cuda"),
 }
 
 
 def float_views(case: Case) -> tuple[Tensor, Tensor]:
-    """Two batches as the peers' loaders give them: NCHW, float, normalised by the workers."""
+    """Two batches as the peers' loaders give them, on the device: NCHW, float, normalised by the workers."""
     shape = (case.batch, 3, case.image_size, case.image_size)
-    return torch.randn(shape), torch.randn(shape)
+    return torch.randn(shape, device=case.device), torch.randn(shape, device=case.device)
 
 
 def plain_step(case: Case) -> Step:
     """A step of the plain PyTorch loop."""
-    model = plain_pytorch.MoCo(build_backbone(case.arch), case.queue_size)
+    model = plain_pytorch.MoCo(build_backbone(case.arch), case.queue_size).to(case.device)
     optimizer = plain_pytorch.build_optimizer(model, LR)
     query, key = float_views(case)
     return lambda: plain_pytorch.train_step(model, optimizer, query, key)
@@ -72,52 +76,66 @@ def plain_step(case: Case) -> Step:
 def lightly_step(case: Case, *, tuned: bool) -> Step:
     """A step of the lightly script; `tuned`: with what a user can add to it, bf16 autocast and channels_last."""
     layout = torch.channels_last if tuned else torch.contiguous_format
-    model = lightly_moco.MoCo(build_backbone(case.arch)).to(memory_format=layout)
-    criterion = lightly_moco.build_criterion(case.queue_size)
+    model = lightly_moco.MoCo(build_backbone(case.arch)).to(case.device).to(memory_format=layout)
+    criterion = lightly_moco.build_criterion(case.queue_size).to(case.device)
     optimizer = lightly_moco.build_optimizer(model, LR)
     query, key = (views.contiguous(memory_format=layout) for views in float_views(case))
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=tuned):
+        with torch.autocast(case.device, dtype=torch.bfloat16, enabled=tuned):
             loss = lightly_moco.compute_loss(model, criterion, query, key)
         lightly_moco.descend(optimizer, loss)
 
     return step
 
 
-def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int) -> Step:
+def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, compiled: bool = False) -> Step:
     """A step of mocokit's engine, from uint8 views to meters."""
     settings = {
         "data.source": str(folder), "data.image_size": case.image_size, "data.global_batch_size": case.batch,
         "model.arch": case.arch, "method.queue_size": case.queue_size, "method.bn_groups": bn_groups,
-        "run.precision": precision,
+        "run.precision": precision, "run.compile": "on" if compiled else "off",
     }  # fmt: skip
-    config = replace_settings(get_preset("moco-v2"), settings)
-    parts = assemble(config, CPU)
+    config, device = replace_settings(get_preset("moco-v2"), settings), pick_device(case.device, local_rank=0)
+    parts = assemble(config, device)
     shape = (2, case.batch, case.image_size, case.image_size, 3)
-    query, key = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-    batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch))
+    query, key = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
+    batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch, device=device))
     # The loop's books without files: what it does within a step is done, what it does between steps is not.
     books: Any = SimpleNamespace(
-        board=MeterBoard(CPU),
+        board=MeterBoard(device),
         bad_images=SimpleNamespace(add=lambda bad: None),
         clock=StepClock(),
         after_step=lambda step, **_: False,
     )
     return lambda: train(
-        parts.method, [batch], optimizer=parts.optimizer, precision=parts.precision, device=CPU,
+        parts.method, [batch], optimizer=parts.optimizer, precision=parts.precision, device=device,
         lr_of_step=lambda step: LR, start_step=0, seed=0, books=books, signals=StopSignal(),
     )  # fmt: skip
 
 
-def matmul_peak(dtype: torch.dtype, *, side: int = 2048, repeats: int = 20) -> float:
+def finished(step: Step, device: str) -> Step:
+    """The same step, over when the device is done with it."""
+    if device == "cpu":
+        return step
+
+    def whole() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return whole
+
+
+def matmul_peak(dtype: torch.dtype, device: str, *, repeats: int = 20) -> float:
     """GFLOP/s of the fastest square matrix product."""
-    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-    torch.mm(a, b)
+    side = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = finished(lambda: torch.mm(a, b), device)
+    product()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        torch.mm(a, b)
+        product()
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / min(seconds) / 1e9
 
@@ -144,9 +162,13 @@ def measure(case: Case, *, rounds: int) -> dict[str, Any]:
             for groups in (case.bn_groups, 1):
                 step = mocokit_step(case, folder, precision=precision, bn_groups=groups)
                 sides[f"mocokit {precision}, bn_groups {groups}"] = step
+        if case.device != "cpu":
+            step = mocokit_step(case, folder, precision="bf16", bn_groups=case.bn_groups, compiled=True)
+            sides[f"mocokit bf16, bn_groups {case.bn_groups}, compiled"] = step
     gflop = count_gflop(sides["plain PyTorch fp32"])
-    peaks = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
-    seconds = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
+    peaks = {name: matmul_peak(dtype, case.device) for name, dtype in DTYPES.items()}
+    timed = {name: finished(step, case.device) for name, step in sides.items()}
+    seconds = measuring.time_interleaved(timed, rounds=rounds, warm_up=2)
     return {"case": asdict(case), "gflop_per_step": gflop, "matmul_peak_gflop_per_s": peaks, "seconds": seconds}
 
 
@@ -189,12 +211,13 @@ def report(result: dict[str, Any]) -> str:
 def main() -> None:
     """Time the cases and write a JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--case", choices=CASES, nargs="+", default=["r50_224", "r18_64"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
-    measuring.use_cores(args.cores)
+    if "cuda" not in {CASES[name].device for name in args.case}:
+        measuring.use_cores(args.cores)
     torch.manual_seed(0)
     for name in args.case:
         result = measure(CASES[name], rounds=args.rounds)

@@ -38,7 +38,8 @@ SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
 def jpegs(count: int, *, width: int, height: int, noise: float = photographs.NOISE) -> list[bytes]:
     """Distinct photographs as JPEG files."""
     files = []
-    for picture in photographs.pictures(count, width=width, height=height, noise=noise):
+    for number in range(count):
+        picture = photographs.picture(number, width=width, height=height, noise=noise)
         file = BytesIO()
         picture.save(file, "JPEG", quality=photographs.JPEG_QUALITY)
         files.append(file.getvalue())

@@ -22,7 +22,9 @@ from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
+from mocokit.distributed import GradientSum
 from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.train import train_step
 from mocokit.losses import info_nce
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
@@ -47,6 +49,8 @@ class BenchResult:
     """Milliseconds a global batch, in order."""
     loss_ms: float
     """Of a global batch, forward and backward; contained in `step_ms`."""
+    step_images_per_s: float
+    """The step alone, as engine/train.py does it: without the waiting in between that `step_ms` is read off."""
     loader_images_per_s: float
     """The loader alone."""
     images_per_s: float
@@ -54,11 +58,6 @@ class BenchResult:
     data_wait_share: float
     """Share of the run's time spent waiting for a batch."""
     advice: tuple[str, ...] = ()
-
-    @property
-    def step_images_per_s(self) -> float:
-        """The step alone."""
-        return 1000 * self.global_batch_size / sum(self.step_ms.values())
 
     @property
     def pixels_share(self) -> float:
@@ -86,13 +85,13 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     pixels_ms, megapixels = _time_pixels(config, parts)
     first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
     step_ms = _time_step(parts, first, seconds)
-    loader, together, waited = _rates(config, parts, seconds)
+    rates, waited = _rates(config, parts, first, seconds)
     result = BenchResult(
         device=str(device), cores=len(os.sched_getaffinity(0)), workers=parts.num_workers,
         precision=parts.precision.name, global_batch_size=config.data.global_batch_size,
         median_megapixels=megapixels, pixels_ms=pixels_ms, step_ms=step_ms,
-        loss_ms=_time_loss(parts, config.data.global_batch_size), loader_images_per_s=loader,
-        images_per_s=together, data_wait_share=waited,
+        loss_ms=_time_loss(parts, config.data.global_batch_size), step_images_per_s=rates["step"],
+        loader_images_per_s=rates["loader"], images_per_s=rates["run"], data_wait_share=waited,
     )  # fmt: skip
     return replace(result, advice=tuple(_advise(config, result)))
 
@@ -151,7 +150,7 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
 
 
 def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
-    """What engine/train.py does in a step, with the clock read in between."""
+    """What engine/train.py does in a step, with the clock read in between, on a GPU after all work so far is done."""
     method, precision, spent = parts.method, parts.precision, dict[str, float]()
     last = _now(parts.device)
 
@@ -197,32 +196,44 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
     return statistics.median(times)
 
 
-def _rates(config: Config, parts: Parts, seconds: float) -> tuple[float, float, float]:
-    """(images per second of the loader alone, of loader and step together, share of the latter spent waiting)."""
+def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
+    """A function of a batch and its step that trains on it."""
+    gradients = GradientSum(parts.method.parameters())
+
+    def step_on(batch: ViewBatch, step: int) -> object:
+        return train_step(
+            parts.method, batch, step, gradients=gradients, optimizer=parts.optimizer, precision=parts.precision
+        )
+
+    return step_on
+
+
+def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
+    """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
+    train, device = trainer(parts), parts.device
+    step, _ = _consume(itertools.repeat(batch), train, seconds, device)
     loader = iter(build_batches(config, parts, start_step=0, total_steps=10**9))
     for _ in range(WARM_UP_STEPS):  # workers start
         next(loader)
-    alone, _ = _consume(loader, lambda batch, step: None, seconds)
-    together, waited = _consume(
-        on_device(loader, parts.device), lambda batch, step: one_step(parts, batch, step), seconds
-    )
-    return alone, together, waited
+    alone, _ = _consume(loader, lambda batch, step: None, seconds, device)
+    together, waited = _consume(on_device(loader, device), train, seconds, device)
+    return {"step": step, "loader": alone, "run": together}, waited
 
 
 def _consume(
-    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float
+    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device
 ) -> tuple[float, float]:
     """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least."""
-    num_images, waited, start = 0, 0.0, time.perf_counter()
+    num_images, waited, start = 0, 0.0, _now(device)
     for step in itertools.count():
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
         use(batch, step)
         num_images += len(batch.image_ids)
-        elapsed = time.perf_counter() - start
-        if elapsed > seconds:
+        if time.perf_counter() - start > seconds:
             break
+    elapsed = _now(device) - start
     return num_images / elapsed, waited / elapsed
 
 
@@ -253,6 +264,6 @@ def _advise(config: Config, result: "BenchResult") -> list[str]:
         advice.append(
             "try --precision bf16: this hardware has it (not what the papers used; small networks gain little)"
         )
-    if result.bound == "step" and not config.run.compile and not result.device.startswith("cpu"):
-        advice.append("try --run.compile: fewer, larger kernels")
+    if result.bound == "step" and config.run.compile == "off" and not result.device.startswith("cpu"):
+        advice.append("try --run.compile on: fewer, larger kernels")
     return advice or ["nothing here: the step is at what this device does with these settings"]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from mocokit.assembly import assemble, build_batches
-from mocokit.benchmark import one_step
+from mocokit.benchmark import trainer
 from mocokit.config import Config, OptimConfig
 from mocokit.data.loader import steps_per_epoch
 from mocokit.data.open_source import open_source
@@ -160,11 +160,11 @@ def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float
     device = pick_device(config.run.device, local_rank=0)
     parts = assemble(config, device)
     batches = on_device(build_batches(config, parts, start_step=0, total_steps=steps + warm_up), device)
-    start = 0.0
+    train, start = trainer(parts), 0.0
     for step, batch in enumerate(batches):
         if step == warm_up:
             start = time.perf_counter()
-        one_step(parts, batch, step)
+        train(batch, step)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / steps
