@@ -55,7 +55,7 @@ def train(command: list[str], out: Path) -> list[dict[str, float]]:
         spoken = _monitor_lines(out / "metrics.jsonl")
         for line in spoken[len(curve) :]:
             minutes = _cpu_minutes(process.pid) if not ended else curve[-1]["minutes"]
-            curve.append({"epoch": line["epoch"], "knn": 100 * line["knn_acc"], "minutes": minutes})
+            curve.append({"step": line["step"], "knn": 100 * line["knn_acc"], "minutes": minutes})
         if ended:
             break
         time.sleep(0.1)

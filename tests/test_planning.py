@@ -117,9 +117,20 @@ def test_a_vision_transformer_can_be_counted() -> None:
 
 def test_eight_v100_take_about_as_long_as_officially() -> None:
     """facebookresearch/moco README: 53 hours of pre-training for 200 epochs on 8 V100."""
-    made = plan(get_preset("moco-v2"), device="V100", world_size=8, num_images=1_281_167)
+    config = replace_settings(get_preset("moco-v2"), {"run.compile": "off"})
+    made = plan(config, device="V100", world_size=8, num_images=1_281_167)
     assert made.hours == pytest.approx(53, rel=0.15)
     assert made.fits
+
+
+@pytest.mark.parametrize(("choice", "measured_ms"), [("off", 98.7), ("on", 70.2)])
+def test_one_h100_takes_about_what_it_took(choice: str, measured_ms: float) -> None:
+    """Eager with one BatchNorm group and compiled with 8; 11,399 and 11,085 MiB of torch's memory at most."""
+    config = replace_settings(get_preset("moco-v2"), {"run.precision": "bf16", "run.compile": choice})
+    made = plan(config, device="H100", world_size=1, num_images=1_281_167)
+    assert 1000 * made.step_s == pytest.approx(measured_ms, rel=0.1)
+    allocated = sum(made.memory_bytes.values()) - made.memory_bytes["context"]
+    assert allocated == pytest.approx(11_399 * 2**20, rel=0.05)
 
 
 def test_gradients_travel_as_a_ring_needs() -> None:

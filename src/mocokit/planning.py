@@ -9,6 +9,7 @@ the images meanwhile. What is counted comes from step_counts.py, what devices do
 from dataclasses import dataclass
 
 from mocokit.config import Config
+from mocokit.engine.compilation import PAYS_FROM_STEPS
 from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.losses import CHUNK_ELEMENTS
 from mocokit.settings import replace_settings
@@ -49,6 +50,10 @@ DEVICES = {
     "L4": Device(flops_fp32=60e12, flops_half=121e12, memory_bytes=24e9, bandwidth=0.3e12, link=32e9, watts=72),
 }
 
+
+FUSED_BYTES = 0.6
+"""Share of an eager step's bytes that a compiled one moves: fitted to the 70 ms that moco-v2 in bf16 took on one H100
+(benchmarks/results/step_r50_224_gpu.json); eager, with one BatchNorm group, it took 99 and is planned as 106."""
 
 BUCKET_BYTES = 25 * 2**20
 """Of gradients that travel together, torch's default; the last can't leave before backward ends."""
@@ -132,12 +137,14 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     counts = count_step(config, world_size=world_size)
     memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
     memory["context"] = card.overhead_bytes
-    compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES)
+    total_steps = num_images // config.data.global_batch_size * config.optim.epochs
+    compiled = config.run.compile == "on" or (config.run.compile == "auto" and total_steps >= PAYS_FROM_STEPS)
+    compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES, compiled=compiled)
     gradients, rest, sent = _communication(config, counts, card, world_size, around)
     early = max(0.0, 1 - BUCKET_BYTES / (4 * counts.num_trained))
     hidden = min(early * gradients, backward_share(config, counts) * compute)
     step_s, batch = compute + gradients + rest - hidden, config.data.global_batch_size
-    hours = num_images // batch * config.optim.epochs * step_s / 3600
+    hours = total_steps * step_s / 3600
     kwh = hours * world_size * card.watts * around.power_overhead / 1000
     on_node = min(world_size, around.gpus_per_node)
     return Plan(
@@ -170,10 +177,11 @@ def memory_by_part(
     }
 
 
-def step_seconds(counts: StepCounts, card: Device, *, half: bool) -> float:
+def step_seconds(counts: StepCounts, card: Device, *, half: bool, compiled: bool = False) -> float:
     """Computing time of one rank's part of a step."""
     rate = (card.flops_half if half else card.flops_fp32) * card.compute_efficiency
-    return counts.flops / rate + counts.moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
+    moved_bytes = counts.moved_bytes * (FUSED_BYTES if compiled else 1)
+    return counts.flops / rate + moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
 
 
 def backward_share(config: Config, counts: StepCounts) -> float:

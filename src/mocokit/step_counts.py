@@ -144,7 +144,8 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         local = torch.empty(rows * augment.local_crops, 3, augment.local_size, augment.local_size)
         flops, watch = FlopCounterMode(display=False), _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
-        with flops, watch, batchnorm_groups(encoder, first.num_groups, updates_statistics=True):
+        # One BatchNorm group stands for all: the others' loop would be counted operation by operation.
+        with flops, watch, batchnorm_groups(encoder, 1, updates_statistics=True):
             embeds_again = passes.embeds_again(len(micro_batches))
             _forward_and_backward(encoder, views, local, passes, config.run.precision, embeds_again=embeds_again)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
