@@ -10,6 +10,8 @@ from tests.small_presets import add_narrow_backbone, small
 
 CROPS: dict[str, object] = {"augment.local_crops": 2, "augment.local_size": 16}
 
+ADAMW: dict[str, object] = {"optim.name": "adamw", "optim.lr": 1e-3}
+
 RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "moco-symmetric": ("moco-v2-cifar", {}),
     "moco-one-group": ("moco-v2", {"method.bn_groups": 1}),
@@ -23,6 +25,8 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "simclr-two-groups": ("simclr", {"method.bn_groups": 2}),
     "moco-v3-resnet": ("moco-v3-r50-100ep", {}),
     "moco-v3-vit": ("moco-v3-vit-s", {}),
+    "moco-v3-vit-split": ("moco-v3-vit-s", {"run.shard": True}),
+    "moco-split": ("moco-v2-cifar", {**ADAMW, "run.shard": True, "method.bn_groups": 4, "method.micro_groups": 1}),
 }
 
 

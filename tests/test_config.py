@@ -115,7 +115,7 @@ IMAGENET: dict[str, dict[str, object]] = {
               "epochs": 200, "lr": 0.03, "cos": True, "milestones": (120, 160), "lr_by": "epoch",
               "warmup_epochs": 0.0, "sgd_momentum": 0.9, "weight_decay": 1e-4,
               "clip_norm": 0.0},
-    "run": {"seed": 0, "device": "auto", "precision": "fp32", "channels_last": True, "compile": "auto",
+    "run": {"seed": 0, "device": "auto", "precision": "fp32", "channels_last": True, "compile": "auto", "shard": False,
             "log_every": 20, "save_minutes": 10.0, "keep_last": 2, "rank_timeout_s": 600.0,
             "alone_timeout_s": 3600.0, "knn_every": 10,
             "knn_k": 20, "knn_temperature": 0.07, "knn_max_images": 10000},

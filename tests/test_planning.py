@@ -133,6 +133,17 @@ def test_one_h100_takes_about_what_it_took(choice: str, measured_ms: float) -> N
     assert allocated == pytest.approx(11_399 * 2**20, rel=0.05)
 
 
+def test_parts_of_layers_take_their_part_of_the_memory() -> None:
+    config = replace_settings(get_preset("moco-v3-vit-s"), {"method.bn_groups": 4, "data.global_batch_size": 512})
+    alone, split = (
+        plan(replace_settings(config, {"run.shard": choice}), device="A100", world_size=4, num_images=10**6)
+        for choice in (False, True)
+    )
+    for name in ("weights", "gradients", "optimizer"):
+        assert split.memory_bytes[name] == alone.memory_bytes[name] / 4
+    assert split.memory_bytes["activations"] == alone.memory_bytes["activations"]
+
+
 def test_gradients_travel_as_a_ring_needs() -> None:
     config, around = (
         replace_settings(get_preset("moco-v2-small"), {**TINY, "method.shuffle": False}),

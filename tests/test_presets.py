@@ -123,7 +123,7 @@ def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) 
         code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
-    assert len(losses[0]) == 12
+    assert len(losses[0]) == 14
     for name, wanted in losses[0].items():
         assert len(wanted) == 5
         for ranks in (2, 4):

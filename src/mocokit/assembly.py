@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import Tensor, nn
 
 from mocokit import distributed
-from mocokit.build_method import AnyMethod, build_method, view_size
+from mocokit.build_method import AnyMethod, build_encoder, build_method, view_size
 from mocokit.config import Config
 from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
@@ -20,7 +21,9 @@ from mocokit.evaluate.features import EvaluationView, choose_images, draw_indice
 from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.export.backbone import BackboneCard
 from mocokit.methods.groups import GroupLayout
+from mocokit.nets.backbones import build_seeded
 from mocokit.nets.pixels import PixelNormalize
+from mocokit.sharding import gathered, shard, sharded_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Parts:
     layout: GroupLayout
     steps_per_epoch: int
     card: BackboneCard
+    gather: Callable[[], None]
+    """Puts together, on all ranks, what `evaluate` needs."""
     evaluate: Callable[[], dict[str, float]] | None
     num_workers: int
 
@@ -64,6 +69,7 @@ def assemble(config: Config, device: torch.device) -> Parts:
         num_images=len(source),
         total_steps=per_epoch * config.optim.epochs,
     )
+    evaluated, gather = _evaluated_backbone(config, method, precision, device)
     card = BackboneCard(
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
@@ -72,7 +78,10 @@ def assemble(config: Config, device: torch.device) -> Parts:
     return Parts(
         reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
         steps_per_epoch=per_epoch, card=card, num_workers=num_workers,
-        evaluate=_build_monitor(config, reader, method, precision, device, num_workers),
+        gather=gather,
+        evaluate=_build_monitor(
+            config, reader, embed_with(evaluated, method.pixels, precision), device=device, num_workers=num_workers
+        ),
     )  # fmt: skip
 
 
@@ -103,8 +112,14 @@ def build_trained(
         config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
         num_images=num_images, total_steps=total_steps,
     ).to(device=device, dtype=precision.dtype)  # fmt: skip
-    if should_compile(config.run.compile, device, total_steps=total_steps):
-        for part in {method.pixels, method.encoder_q, getattr(method, "encoder_k", method.encoder_q)}:
+    encoders = {method.encoder_q, getattr(method, "encoder_k", method.encoder_q)}
+    if config.run.shard and config.optim.name != "adamw":
+        raise ValueError(f"optim.name={config.optim.name!r}: run.shard needs adamw, the others take no parts of layers")
+    if config.run.shard and distributed.world_size() > 1:
+        for encoder in encoders:
+            shard(encoder, device)
+    elif should_compile(config.run.compile, device, total_steps=total_steps):
+        for part in {method.pixels, *encoders}:
             part.compile()
     optim = config.optim
     optimizer = build_optimizer(
@@ -161,11 +176,29 @@ def _leaves_color(config: Config, device: torch.device) -> bool:
     return config.augment.on == "device"
 
 
+def _evaluated_backbone(
+    config: Config, method: AnyMethod, precision: Precision, device: torch.device
+) -> tuple[nn.Module, Callable[[], None]]:
+    """The query backbone, or where ranks hold parts of it a whole one, and what brings that up to date on all ranks."""
+    backbone = method.encoder_q.backbone
+    if not sharded_modules(method):
+        return backbone, lambda: None
+    copy = build_seeded(lambda: build_encoder(config), 0).backbone.to(device=device, dtype=precision.dtype)
+
+    def gather() -> None:
+        """Put the trained weights together in the main rank's copy."""
+        state = gathered(backbone.state_dict())
+        if distributed.is_main():
+            copy.load_state_dict(state)
+
+    return copy, gather
+
+
 def _build_monitor(
     config: Config,
     reader: ImageReader,
-    method: AnyMethod,
-    precision: Precision,
+    embed: Callable[[Tensor], Tensor],
+    *,
     device: torch.device,
     num_workers: int,
 ) -> Callable[[], dict[str, float]] | None:
@@ -189,7 +222,6 @@ def _build_monitor(
         queries = choose_images(reader, view, indices=drawn[::10])
         bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
     protocol = KnnProtocol(config.run.knn_k, config.run.knn_temperature)
-    embed = embed_with(method.encoder_q.backbone, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}

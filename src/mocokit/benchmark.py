@@ -22,12 +22,12 @@ from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
-from mocokit.distributed import GradientSum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.losses import info_nce
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
+from mocokit.sharding import gradient_sum
 
 SAMPLE_IMAGES = 64
 WARM_UP_STEPS = 2
@@ -198,7 +198,7 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
 
 def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
     """A function of a batch and its step that trains on it."""
-    gradients = GradientSum(parts.method.parameters())
+    gradients = gradient_sum(parts.method)
 
     def step_on(batch: ViewBatch, step: int) -> object:
         return train_step(

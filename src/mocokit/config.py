@@ -180,6 +180,8 @@ class RunConfig:
     """Memory layout that convolutions prefer."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile both encoders; auto: on a GPU, in runs long enough to win back the minutes that it takes."""
+    shard: bool = False
+    """Each rank keeps a part of every weight, gradient and optimizer state (FSDP2): for ViT-L and larger."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     save_minutes: float = 10.0
@@ -201,6 +203,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "run.seed", self.seed, "must be in 0..2**63-1")
+        require(not (self.shard and self.compile == "on"), "run.compile", self.compile, "not with run.shard; use auto")
         require(self.log_every >= 1, "run.log_every", self.log_every, "must be at least 1")
         require(self.keep_last >= 1, "run.keep_last", self.keep_last, "must be at least 1")
         require(self.save_minutes > 0, "run.save_minutes", self.save_minutes, "must be above 0")

@@ -1,4 +1,4 @@
-"""The only file that speaks to torch.distributed; every function is true without a process group."""
+"""The only file beside sharding.py that speaks to torch.distributed; every function is true without a process group."""
 
 import contextlib
 import os
@@ -102,6 +102,11 @@ def _arrive(*, computes: bool = False) -> Iterator[None]:
         ) from error
 
 
+def together() -> contextlib.AbstractContextManager[None]:
+    """Around what computes and holds collectives."""
+    return _arrive(computes=True)
+
+
 def work_alone() -> contextlib.AbstractContextManager[None]:
     """Around long work of one rank that the others wait for: for as long as the session's `alone_timeout_s`."""
     return _watches[-1].excuse() if _watches else contextlib.nullcontext()
@@ -188,8 +193,8 @@ class GradientSum:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._ddp: DistributedDataParallel | None = None
-        self._is_last = False
-        if not dist.is_initialized():
+        self._is_last, parameters = False, list(parameters)
+        if not dist.is_initialized() or not parameters:
             return
         with _arrive():
             self._ddp = DistributedDataParallel(_NextLoss(parameters), gradient_as_bucket_view=True)
@@ -220,8 +225,12 @@ class GradientSum:
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients; after the step's last one they are those of all ranks."""
-        with _arrive(computes=True) if self._is_last else contextlib.nullcontext():
+        with together() if self._is_last else contextlib.nullcontext():
             torch.autograd.backward(loss)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Around forwards in which this rank may wait for others; here none."""
+        return contextlib.nullcontext()
 
 
 class _NextLoss(nn.Module):

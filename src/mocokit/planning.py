@@ -160,13 +160,14 @@ def memory_by_part(
     config: Config, counts: StepCounts, *, world_size: int, num_images: int, device_type: str
 ) -> dict[str, float]:
     """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
-    flat, row_bytes = 4.0 * counts.num_trained, 4.0 * config.model.dim
+    parts = world_size if config.run.shard else 1  # the block that computes, put together, is left out
+    flat, row_bytes = 4.0 * counts.num_trained / parts, 4.0 * config.model.dim
     view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
     copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
     shuffled = copies * passes_of(config).shuffled_views
     memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
     return {
-        "weights": float(counts.weight_bytes),
+        "weights": counts.weight_bytes / parts,
         "gradients": flat,
         "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
         "activations": float(counts.activation_bytes),

@@ -32,6 +32,7 @@ from mocokit.nets.grouped_batchnorm import has_batchnorm
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet
 from mocokit.settings import replace_settings, to_toml
+from mocokit.sharding import gathered, is_split, load_method_state, load_optimizer_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,9 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
-    raise_on_disagreement(lambda: {"step": str(start_step), "data": names_sha256, **fingerprints(method.state_dict())})
+    raise_on_disagreement(
+        lambda: {"step": str(start_step), "data": names_sha256, **fingerprints(_whole_parts(method.state_dict()))}
+    )
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,
@@ -151,6 +154,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
             state=lambda: state_of(parts),
             gauges=method.gauges,
             export=export,
+            gather=parts.gather,
             evaluate=parts.evaluate,
         ),
         bad_images=BadImageCounter(num_images=len(parts.reader.source), max_share=config.data.max_bad_share),
@@ -172,6 +176,11 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
         signal=signals.received if step < total_steps else None,
     )  # fmt: skip
+
+
+def _whole_parts(method_state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what ranks hold different parts of."""
+    return {name: value for name, value in method_state.items() if not is_split(value)}
 
 
 def _backbone_weights(method_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,10 +206,10 @@ def _lr(config: Config, per_epoch: int, step: int) -> float:
 
 
 def state_of(parts: Parts) -> dict[str, Any]:
-    """All that a checkpoint holds beside the step and the config."""
+    """All that a checkpoint holds beside the step and the config; every rank calls it, the main one gets it."""
     return {
-        "method": parts.method.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
+        "method": gathered(parts.method.state_dict()),
+        "optimizer": gathered(parts.optimizer.state_dict()),
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
@@ -218,8 +227,8 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
             f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
             "the data set changed: put it back, or start a new run"
         )
-    parts.method.load_state_dict(state["method"])
-    parts.optimizer.load_state_dict(state["optimizer"])
+    load_method_state(parts.method, state["method"])
+    load_optimizer_state(parts.optimizer, state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
     notes = [f"{problem}; using an older checkpoint" for problem in problems]
     before = state.get("precision", parts.precision.name)

@@ -23,10 +23,10 @@ from torch import Tensor
 from mocokit.assembly import build_trained
 from mocokit.config import Config
 from mocokit.data.views import ViewBatch
-from mocokit.distributed import GradientSum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.settings import from_toml, to_toml
+from mocokit.sharding import gradient_sum
 
 MEAN_STD = (0.5, 0.5, 0.5)
 """Where the config measures them on images."""
@@ -79,7 +79,7 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
     )
     _reset_peak(device)  # what drawing the first queue took is not a step's
     step = partial(
-        train_step, method, gradients=GradientSum(method.parameters()), optimizer=optimizer, precision=precision,
+        train_step, method, gradients=gradient_sum(method), optimizer=optimizer, precision=precision,
         clip_norm=config.optim.clip_norm,
     )  # fmt: skip
     times = [_time(step, config, number, device) for number in range(1 + steps)][1:]

@@ -30,6 +30,8 @@ class Callbacks:
     """Numbers of the method's own state, such as the share of the queue that holds real keys."""
     export: Callable[[dict[str, Any], int], None]
     """Write the backbone out of a copied state, of after that many steps, for others to use."""
+    gather: Callable[[], None]
+    """What ranks do together before one evaluates alone."""
     evaluate: Callable[[], dict[str, float]] | None
     """The kNN monitor; None without labels."""
 
@@ -117,6 +119,7 @@ class Bookkeeper:
         last = step == self.total_steps
         if self.callbacks.evaluate is None or every == 0 or (epoch % every and not last):
             return
+        self.callbacks.gather()
         with distributed.work_alone():
             values = self.callbacks.evaluate() if distributed.is_main() else {}
         self.latest.update(values)
@@ -131,10 +134,11 @@ class Bookkeeper:
         The state is copied here; a save that is still on its way is waited for.
         """
         self._last_save, self._newest_save = time.monotonic(), step
+        state = self.callbacks.state()  # of all ranks, which may hold parts of it
         if not distributed.is_main():
             return
         self._writer.wait()  # before the copy: there is never more than one
-        state = copied_to_cpu({**self.callbacks.state(), "step": step, "config": to_toml(self.config)})
+        state = copied_to_cpu({**state, "step": step, "config": to_toml(self.config)})
 
         def write() -> None:
             """The checkpoint, then the backbone; beside the training."""

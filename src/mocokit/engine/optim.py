@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mocokit.engine.lars import Lars
+from mocokit.sharding import whole
 
 
 def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -71,7 +72,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
         scaler.update()
         return torch.ones((), dtype=torch.bool, device=optimizer.param_groups[0]["params"][0].device)
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    finite = torch.isfinite(norm)
+    finite = torch.isfinite(whole(norm))
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a loss scaler tells fused optimizers

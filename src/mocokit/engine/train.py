@@ -17,6 +17,7 @@ from mocokit.engine.precision import Precision
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.methods.groups import GroupLayout
 from mocokit.randomness import Purpose, torch_seed
+from mocokit.sharding import gradient_sum
 
 
 class Method(Protocol):
@@ -49,6 +50,10 @@ class Method(Protocol):
         """Parameters; those that take a gradient are trained."""
         ...
 
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Itself and all that is inside."""
+        ...
+
 
 def train(
     method: Method,
@@ -69,7 +74,7 @@ def train(
     Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss or
     gradient, before it reaches the weights or a checkpoint.
     """
-    step, stream, gradients = start_step, on_device(batches, device), GradientSum(method.parameters())
+    step, stream, gradients = start_step, on_device(batches, device), gradient_sum(method)
     while (batch := _next_batch(stream, books)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)
@@ -98,7 +103,7 @@ def train_step(
     clip_norm: float = 0.0,
 ) -> Tensor:
     """One optimizer step on a batch; whether its gradient was finite, a scalar on the device (see `step_if_finite`)."""
-    with precision.autocast():
+    with precision.autocast(), gradients.together():
         method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
     losses = gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(batch.query))))
     for loss in precision.forward_each(losses):

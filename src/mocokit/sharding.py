@@ -1,0 +1,156 @@
+"""Encoders in parts: each rank keeps a part of every parameter, of its gradient and of its optimizer state.
+
+torch's FSDP2 does the work; here is what a run needs around it. A block's parameters are put together when the block
+computes, and let go of afterwards. Checkpoints are put together too, so that they are the same single file that any
+number of ranks, sharded or not, resumes from.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mocokit import distributed
+from mocokit.distributed import GradientSum
+
+
+def shard(encoder: nn.Module, device: torch.device) -> None:
+    """Split `encoder`, whole and the same on all ranks, in place; each of its repeated blocks computes by itself."""
+    encoder.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    for block in _blocks_of(encoder):
+        fully_shard(block, mesh=mesh)
+    fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # keys have no backward pass that would let go
+    for module in sharded_modules(encoder):
+        module.set_gradient_divide_factor(1.0)  # sums over ranks, as everywhere here
+
+
+def _blocks_of(encoder: nn.Module) -> Iterator[nn.Module]:
+    """Children of lists whose entries are of one kind: a ViT's blocks, a ResNet's residual blocks."""
+    for module in encoder.modules():
+        children = list(module.children())
+        if (
+            isinstance(module, nn.Sequential | nn.ModuleList)
+            and len(children) > 1
+            and len(set(map(type, children))) == 1
+        ):
+            yield from (child for child in children if next(child.parameters(), None) is not None)
+
+
+class Modules(Protocol):
+    """What is asked here of a method or an encoder; `nn.Module` has it."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Itself and all that is inside."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+        ...
+
+
+def sharded_modules(module: Modules) -> list[FSDPModule]:
+    """Those inside `module` that FSDP2 splits; none on a single rank, or unless run.shard asks for it."""
+    return [child for child in module.modules() if isinstance(child, FSDPModule)]
+
+
+def is_split(value: object) -> bool:
+    """Whether ranks hold parts of it."""
+    return isinstance(value, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, put together when ranks hold parts of it; then all must call this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with distributed.together():
+        full: Tensor = tensor.full_tensor()
+    return full
+
+
+def gathered(state: Any) -> Any:
+    """`state`, nested as it is, with whole tensors; those that ranks hold parts of in the main rank's host memory.
+
+    Elsewhere they come out empty.
+    """
+    if isinstance(state, DTensor):
+        full = whole(state.detach())
+        return full.cpu() if distributed.is_main() else full.new_empty(0)
+    if isinstance(state, dict):
+        copied = state.copy()  # keeps the versions that torch attaches to a state dict
+        copied.update((name, gathered(value)) for name, value in state.items())
+        return copied
+    if isinstance(state, list | tuple):
+        return type(state)(gathered(value) for value in state)
+    return state
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """The whole `tensor` split as `model` is, which may be whole; nothing travels."""
+    if not isinstance(model, DTensor) or tensor.shape != model.shape:
+        return tensor
+    return distribute_tensor(
+        tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None
+    )  # every rank has read all of it
+
+
+def load_method_state(method: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole tensors into a method that may be split."""
+    own = method.state_dict()
+    method.load_state_dict({name: like(value, own[name]) if name in own else value for name, value in state.items()})
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load whole tensors into the optimizer of a method that may be split."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    split = {
+        number: {
+            name: like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": split})
+
+
+class ShardedGradientSum(GradientSum):
+    """The same for a method that is split: FSDP2 adds up gradients, each rank's part on that rank alone.
+
+    Args:
+        modules: What is split.
+
+    """
+
+    def __init__(self, modules: Iterable[FSDPModule]) -> None:
+        super().__init__(())
+        self._modules = list(modules)
+
+    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """The same losses; gradients stay whole until the last one has gone through `backward`."""
+        for number in range(1, count + 1):
+            for module in self._modules:
+                module.set_requires_gradient_sync(number == count, recurse=False)
+            with self.together():
+                loss = next(losses)
+            yield loss
+        if next(losses, None) is not None:
+            raise AssertionError(f"more than {count} losses: the gradients of the others were not added up")
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients; after the step's last one they are those of all ranks."""
+        with self.together():
+            torch.autograd.backward(loss)
+
+    def together(self) -> Any:
+        """Every forward is one of all ranks."""
+        return distributed.together()
+
+
+def gradient_sum(method: Modules) -> GradientSum:
+    """What adds up the gradients of `method` over ranks."""
+    modules = sharded_modules(method)
+    return ShardedGradientSum(modules) if modules else GradientSum(method.parameters())
