@@ -112,14 +112,14 @@ def build_trained(
         config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
         num_images=num_images, total_steps=total_steps,
     ).to(device=device, dtype=precision.dtype)  # fmt: skip
-    encoders = {method.encoder_q, getattr(method, "encoder_k", method.encoder_q)}
+    encoders = list(dict.fromkeys([method.encoder_q, getattr(method, "encoder_k", method.encoder_q)]))
     if config.run.shard and config.optim.name != "adamw":
         raise ValueError(f"optim.name={config.optim.name!r}: run.shard needs adamw, the others take no parts of layers")
     if config.run.shard and distributed.world_size() > 1:
         for encoder in encoders:
             shard(encoder, device)
     elif should_compile(config.run.compile, device, total_steps=total_steps):
-        for part in {method.pixels, *encoders}:
+        for part in (method.pixels, *encoders):
             part.compile()
     optim = config.optim
     optimizer = build_optimizer(
