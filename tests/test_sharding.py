@@ -9,7 +9,7 @@ import torch
 
 from mocokit.assembly import assemble
 from mocokit.config import Config
-from mocokit.settings import replace_settings
+from mocokit.settings import replace_settings, to_toml
 from tests.run_process import final_state, finish, flags_of, start, wait_for_step
 from tests.small_presets import small
 
@@ -52,21 +52,24 @@ def test_a_run_in_parts_goes_on_in_one_process_and_back(config: Config, tmp_path
         assert torch.allclose(got["optimizer"]["state"][number][key], value, rtol=1e-6, atol=1e-12), key
 
 
-def test_two_ranks_hold_half_each(config: Config, tmp_path: Path) -> None:
+def test_two_ranks_hold_half_each_and_train_in_float32_too(config: Config, tmp_path: Path) -> None:
     program = f"""
 import torch
 from mocokit import distributed
-from mocokit.assembly import assemble
+from mocokit.assembly import assemble, build_batches
+from mocokit.benchmark import trainer
 from mocokit.settings import from_toml
 from torch.distributed.tensor import DTensor
 with distributed.session("cpu"):
-    parts = assemble(from_toml(open({str(tmp_path / "c.toml")!r}).read()), torch.device("cpu"))
+    config = from_toml(open({str(tmp_path / "c.toml")!r}).read())
+    parts = assemble(config, torch.device("cpu"))
     held = sum(p.to_local().numel() for p in parts.method.parameters() if isinstance(p, DTensor))
+    train = trainer(parts)
+    for step, batch in enumerate(build_batches(config, parts, start_step=0, total_steps=2)):
+        assert train(batch, step)
     print("held", held, sum(p.numel() for p in parts.method.parameters()))
 """
-    from mocokit.settings import to_toml
-
-    (tmp_path / "c.toml").write_text(to_toml(config))
+    (tmp_path / "c.toml").write_text(to_toml(replace_settings(config, {"run.precision": "fp32"})))
     (tmp_path / "held.py").write_text(program)
     code, output = finish(start([], ranks=2, program=(str(tmp_path / "held.py"),)))
     assert code == 0, output[-3000:]

@@ -19,7 +19,14 @@ from mocokit.distributed import GradientSum
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Split `encoder`, whole and the same on all ranks, in place; each of its repeated blocks computes by itself."""
+    """Split `encoder`, whole and the same on all ranks, in place; each of its repeated blocks computes by itself.
+
+    Raises:
+        ValueError: This torch's FSDP2 can't add up without scaling.
+
+    """
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"run.shard=True: needs a newer torch than {torch.__version__}")
     encoder.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in _blocks_of(encoder):
@@ -27,6 +34,7 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # keys have no backward pass that would let go
     for module in sharded_modules(encoder):
         module.set_gradient_divide_factor(1.0)  # sums over ranks, as everywhere here
+        module.set_force_sum_reduction_for_comms(enable=True)  # and no scaled ones, which gloo does not know
 
 
 def _blocks_of(encoder: nn.Module) -> Iterator[nn.Module]:
