@@ -69,7 +69,7 @@ def assemble(config: Config, device: torch.device) -> Parts:
         num_images=len(source),
         total_steps=per_epoch * config.optim.epochs,
     )
-    evaluated, gather = _evaluated_backbone(config, method, precision, device)
+    evaluated, gather = _evaluated_backbone(config, method, precision, device, labelled=source.labels is not None)
     card = BackboneCard(
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
@@ -177,21 +177,25 @@ def _leaves_color(config: Config, device: torch.device) -> bool:
 
 
 def _evaluated_backbone(
-    config: Config, method: AnyMethod, precision: Precision, device: torch.device
+    config: Config, method: AnyMethod, precision: Precision, device: torch.device, *, labelled: bool
 ) -> tuple[nn.Module, Callable[[], None]]:
-    """The query backbone, or where ranks hold parts of it a whole one, and what brings that up to date on all ranks."""
+    """The query backbone, or where ranks hold parts of it and there are labels, a whole one on the main rank; and what
+    brings that up to date, called on all ranks.
+    """
     backbone = method.encoder_q.backbone
-    if not sharded_modules(method):
+    if not (sharded_modules(method) and labelled):
         return backbone, lambda: None
-    copy = build_seeded(lambda: build_encoder(config), 0).backbone.to(device=device, dtype=precision.dtype)
+    whole = backbone  # on other ranks, which are not asked
+    if distributed.is_main():
+        whole = build_seeded(lambda: build_encoder(config), 0).backbone.to(device=device, dtype=precision.dtype)
 
     def gather() -> None:
         """Put the trained weights together in the main rank's copy."""
         state = gathered(backbone.state_dict())
         if distributed.is_main():
-            copy.load_state_dict(state)
+            whole.load_state_dict(state)
 
-    return copy, gather
+    return whole, gather
 
 
 def _build_monitor(

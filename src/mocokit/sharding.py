@@ -5,6 +5,7 @@ computes, and let go of afterwards. Checkpoints are put together too, so that th
 number of ranks, sharded or not, resumes from.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -153,7 +154,7 @@ class ShardedGradientSum(GradientSum):
         with self.together():
             torch.autograd.backward(loss)
 
-    def together(self) -> Any:
+    def together(self) -> contextlib.AbstractContextManager[None]:
         """Every forward is one of all ranks."""
         return distributed.together()
 
