@@ -5,6 +5,7 @@ and the run itself for some seconds, loader and step together, writing no files.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -198,14 +199,10 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
 
 def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
     """A function of a batch and its step that trains on it."""
-    gradients = gradient_sum(parts.method)
-
-    def step_on(batch: ViewBatch, step: int) -> object:
-        return train_step(
-            parts.method, batch, step, gradients=gradients, optimizer=parts.optimizer, precision=parts.precision
-        )
-
-    return step_on
+    return functools.partial(
+        train_step, parts.method, gradients=gradient_sum(parts.method), optimizer=parts.optimizer,
+        precision=parts.precision,
+    )  # fmt: skip
 
 
 def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
