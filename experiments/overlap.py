@@ -28,9 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from mocokit import distributed
 from mocokit.assembly import build_trained
 from mocokit.data.views import ViewBatch
-from mocokit.distributed import GradientSum
 from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
+from mocokit.gradient_sum import BucketedGradientSum
 from mocokit.presets import get_preset
 from mocokit.report.columns import markdown_columns
 from mocokit.settings import replace_settings
@@ -39,7 +39,7 @@ RANKS, BATCH, SIDE_PX = 2, 32, 64
 Span = tuple[float, float]
 
 
-class SumAfterwards(GradientSum):
+class SumAfterwards(BucketedGradientSum):
     """Sums in one flat buffer after the last backward."""
 
     def backward(self, loss: Tensor) -> None:
@@ -78,12 +78,12 @@ def work(out: Path, steps: int) -> None:
             total_steps=99,
         )
         ways = {
-            "while backward runs": GradientSum(method.parameters()),
+            "while backward runs": BucketedGradientSum(method.parameters()),
             "afterwards": SumAfterwards(method.parameters()),
         }
         generator = torch.Generator().manual_seed(distributed.rank())
 
-        def step(gradients: GradientSum, number: int) -> None:
+        def step(gradients: BucketedGradientSum, number: int) -> None:
             """On noise."""
             shape = (BATCH // RANKS, 3, SIDE_PX, SIDE_PX)
             query, key = (torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(2))

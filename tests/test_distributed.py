@@ -35,7 +35,7 @@ SUMS = """
 import torch
 from torch import nn
 from mocokit import distributed
-from mocokit.distributed import GradientSum
+from mocokit.gradient_sum import BucketedGradientSum
 
 torch.manual_seed(0)
 network = nn.Sequential(*(nn.Linear(300, 300) for _ in range(8)))  # 2.9 MB: more than one bucket
@@ -57,7 +57,7 @@ for rank in range(4):
         loss.backward()
 wanted, steps = gradients(), []
 with distributed.session("cpu"):
-    gradient_sum = GradientSum(network.parameters())
+    gradient_sum = BucketedGradientSum(network.parameters())
     for _ in range(4):
         for loss in gradient_sum.each(losses(distributed.rank()), counts[distributed.rank()]):
             gradient_sum.backward(loss)

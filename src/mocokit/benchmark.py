@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from mocokit.assembly import Parts, assemble, build_batches, build_views
 from mocokit.config import Config
@@ -25,10 +26,10 @@ from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
+from mocokit.gradient_sum import GradientSum, gradient_sum
 from mocokit.losses import info_nce
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
-from mocokit.sharding import gradient_sum
 
 SAMPLE_IMAGES = 64
 WARM_UP_STEPS = 2
@@ -150,31 +151,38 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
     return {name: statistics.median(values[WARM_UP_STEPS:]) for name, values in stages.items()}
 
 
+class _TimedSum(GradientSum):
+    """Books the time of each part of a step, on a GPU after all work so far is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.spent: dict[str, float] = {}
+        self._device, self._last = device, _now(device)
+
+    def lap(self, name: str) -> None:
+        """Book the milliseconds since the last call."""
+        now = _now(self._device)
+        self.spent[name] = self.spent.get(name, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """The same losses."""
+        self.lap("momentum update and keys")
+        for loss in super().each(losses, count):
+            self.lap("queries and loss")
+            yield loss
+
+    def backward(self, loss: Tensor) -> None:
+        """As in training."""
+        super().backward(loss)
+        self.lap("backward")
+
+
 def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
-    """What engine/train.py does in a step, with the clock read in between, on a GPU after all work so far is done."""
-    method, precision, spent = parts.method, parts.precision, dict[str, float]()
-    last = _now(parts.device)
-
-    def lap(name: str) -> None:
-        """Book the time since the last call."""
-        nonlocal last
-        now = _now(parts.device)
-        spent[name] = spent.get(name, 0.0) + 1000 * (now - last)
-        last = now
-
-    with precision.autocast():
-        method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
-    lap("momentum update and keys")
-    for loss in precision.forward_each(method.micro_losses()):
-        lap("queries and loss")
-        precision.scaler.scale(loss).backward()
-        lap("backward")
-    precision.scaler.step(parts.optimizer)
-    precision.scaler.update()
-    parts.optimizer.zero_grad(set_to_none=True)
-    method.remember()
-    lap("optimizer and queue")
-    return spent
+    """Train on a batch; milliseconds of each part of the step, in order."""
+    timed = _TimedSum(parts.device)
+    train_step(parts.method, batch, step, gradients=timed, optimizer=parts.optimizer, precision=parts.precision)
+    timed.lap("optimizer and queue")
+    return timed.spent
 
 
 def _now(device: torch.device) -> float:

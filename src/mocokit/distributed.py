@@ -1,16 +1,15 @@
-"""The only file beside sharding.py that speaks to torch.distributed; every function is true without a process group."""
+"""What ranks tell each other, beside sharding.py and gradient_sum.py; all of it true without a process group."""
 
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mocokit.rank_watch import RankWatch, limited
 
@@ -177,76 +176,6 @@ def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
             received, sent, torch.bincount(sources, minlength=len(counts)).tolist(), [len(slots) for slots in to_send]
         )
     return received[torch.argsort(torch.argsort(sources, stable=True)).to(rows.device, non_blocking=True)]
-
-
-class GradientSum:
-    """Adds up gradients over ranks while the last backward of a step still runs: torch's DistributedDataParallel.
-
-    Losses are scaled by the global batch before `backward`, so the sum over ranks (not the mean) is the gradient,
-    also when ranks hold different numbers of groups. Gradients are views of the buckets that travel.
-
-    Args:
-        parameters: The same ones on all ranks; those that take no gradient are left out, every other takes one in
-            each step.
-
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._ddp: DistributedDataParallel | None = None
-        self._is_last, parameters = False, list(parameters)
-        if not dist.is_initialized() or not parameters:
-            return
-        with _arrive():
-            self._ddp = DistributedDataParallel(_NextLoss(parameters), gradient_as_bucket_view=True)
-            self._ddp.register_comm_hook(None, _sum_bucket)
-            self._settle_buckets(list(self._ddp.parameters()))
-
-    def _settle_buckets(self, trained: list[nn.Parameter]) -> None:
-        """DDP makes its buckets anew after a first step; were that a real one, a resumed run would add up otherwise."""
-        assert self._ddp is not None
-        for _ in range(2):
-            nothing = torch.stack([parameter.sum().float() * 0 for parameter in trained]).sum()
-            self._ddp(iter([nothing])).backward()
-            for parameter in trained:
-                parameter.grad = None
-
-    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-        """The same losses, of which this rank has `count`; each has to go through `backward` before the next."""
-        if self._ddp is None:
-            yield from losses
-            return
-        for number in range(1, count + 1):
-            self._is_last = number == count
-            with contextlib.nullcontext() if self._is_last else self._ddp.no_sync():
-                loss: Tensor = self._ddp(losses)
-            yield loss
-        if next(losses, None) is not None:
-            raise AssertionError(f"more than {count} losses: the gradients of the others were not added up")
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradients; after the step's last one they are those of all ranks."""
-        with together() if self._is_last else contextlib.nullcontext():
-            torch.autograd.backward(loss)
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Around forwards in which this rank may wait for others; here none."""
-        return contextlib.nullcontext()
-
-
-class _NextLoss(nn.Module):
-    """Takes the next loss as its forward, so that DistributedDataParallel sees the parameters at work."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().__init__()
-        self.trained = nn.ParameterList(parameter for parameter in parameters if parameter.requires_grad)
-
-    def forward(self, losses: Iterator[Tensor]) -> Tensor:
-        """A scalar."""
-        return next(losses)
-
-
-def _sum_bucket(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
 def on_main(action: Callable[[], object]) -> None:

@@ -2,7 +2,7 @@
 
 The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
 exchange of shuffled views, the gathering of embeddings, and what remains of the gradients' ring all-reduce, which runs
-beside the last micro-batch's backward pass but for its last bucket (distributed.GradientSum). Storage has to deliver
+beside the last micro-batch's backward pass but for its last bucket (gradient_sum.py). Storage has to deliver
 the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
 """
 

@@ -5,8 +5,7 @@ computes, and let go of afterwards. Checkpoints are put together too, so that th
 number of ranks, sharded or not, resumes from.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mocokit import distributed
-from mocokit.distributed import GradientSum
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
@@ -124,42 +122,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": split})
-
-
-class ShardedGradientSum(GradientSum):
-    """The same for a method that is split: FSDP2 adds up gradients, each rank's part on that rank alone.
-
-    Args:
-        modules: What is split.
-
-    """
-
-    def __init__(self, modules: Iterable[FSDPModule]) -> None:
-        super().__init__(())
-        self._modules = list(modules)
-
-    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-        """The same losses; gradients stay whole until the last one has gone through `backward`."""
-        for number in range(1, count + 1):
-            for module in self._modules:
-                module.set_requires_gradient_sync(number == count, recurse=False)
-            with self.together():
-                loss = next(losses)
-            yield loss
-        if next(losses, None) is not None:
-            raise AssertionError(f"more than {count} losses: the gradients of the others were not added up")
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradients; after the step's last one they are those of all ranks."""
-        with self.together():
-            torch.autograd.backward(loss)
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """Every forward is one of all ranks."""
-        return distributed.together()
-
-
-def gradient_sum(method: Modules) -> GradientSum:
-    """What adds up the gradients of `method` over ranks."""
-    modules = sharded_modules(method)
-    return ShardedGradientSum(modules) if modules else GradientSum(method.parameters())

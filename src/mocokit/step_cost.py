@@ -25,8 +25,8 @@ from mocokit.config import Config
 from mocokit.data.views import ViewBatch
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
+from mocokit.gradient_sum import gradient_sum
 from mocokit.settings import from_toml, to_toml
-from mocokit.sharding import gradient_sum
 
 MEAN_STD = (0.5, 0.5, 0.5)
 """Where the config measures them on images."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mocokit import distributed
-from mocokit.distributed import GradientSum
 from mocokit.engine.optim import build_sgd
+from mocokit.gradient_sum import gradient_sum
 from mocokit.methods import official_names
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
@@ -126,7 +126,7 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
     meta = json.loads(str(trace["meta"]))
     method = build_method(trace, micro_groups=micro_groups)
     optimizer = build_sgd(method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"])
-    gradients = GradientSum(method.parameters())
+    gradients = gradient_sum(method)
     rows = method.layout.own_rows(trace["views"].shape[2])
     losses, similarities, pointers = [], [], []
     for step, (query, key) in enumerate(torch.from_numpy(trace["views"])[:, :, rows.start : rows.stop]):

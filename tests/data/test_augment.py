@@ -23,9 +23,7 @@ from mocokit.data.augment import (
 )
 
 DRAWS = 2000
-STILL = ViewParams(
-    crop=(0, 0, 100, 150), jitter=None, grayscale=False, grayscale_first=False, blur_radius_px=None, flip=False
-)
+STILL = ViewParams(crop=(0, 0, 100, 150))
 
 
 def _draws(recipe: Recipe, count: int = DRAWS) -> list[ViewParams]:
@@ -157,9 +155,7 @@ def test_v1_grays_before_the_jitter_and_aug_plus_after(photograph: Image.Image) 
 
 def test_everything_at_once_is_the_official_composition(photograph: Image.Image) -> None:
     jitter = Jitter(order=(2, 0, 3, 1), brightness=0.8, contrast=1.1, saturation=0.9, hue=0.05)
-    params = ViewParams(
-        crop=(5, 9, 80, 90), jitter=jitter, grayscale=True, grayscale_first=False, blur_radius_px=0.9, flip=True
-    )
+    params = ViewParams(crop=(5, 9, 80, 90), jitter=jitter, grayscale=True, blur_radius_px=0.9, flip=True)
     f = transforms.functional
     x = f.resized_crop(photograph, 5, 9, 80, 90, [48, 48])
     x = f.adjust_contrast(f.adjust_hue(f.adjust_brightness(f.adjust_saturation(x, 0.9), 0.8), 0.05), 1.1)

@@ -91,15 +91,15 @@ class Jitter:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewParams:
-    """One draw of everything that happens to an image."""
+    """One draw of everything that happens to an image; what is left out does not."""
 
     crop: tuple[int, int, int, int]
     """(top, left, height, width) in pixels."""
-    jitter: Jitter | None
-    grayscale: bool
-    grayscale_first: bool
-    blur_radius_px: float | None
-    flip: bool
+    jitter: Jitter | None = None
+    grayscale: bool = False
+    grayscale_first: bool = False
+    blur_radius_px: float | None = None
+    flip: bool = False
     solarize: bool = False
     bicubic: bool = False
 

@@ -114,14 +114,10 @@ def _compiled_view(image: _Pixels, params: ViewParams) -> _Pixels:
 
 
 def _batched_views(pairs: Sequence[tuple[_Pixels, ViewParams]], device: torch.device) -> list[_Pixels]:
-    crops = [_compiled_view(image, replace(_only(params.crop), bicubic=params.bicubic)) for image, params in pairs]
+    crops = [_compiled_view(image, ViewParams(crop=params.crop, bicubic=params.bicubic)) for image, params in pairs]
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)  # (n, 3, S, S)
     params = pack_params([params for _, params in pairs]).to(device)
     return list(augment_batch(images, params).permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _only(crop: tuple[int, int, int, int], jitter: Jitter | None = None) -> ViewParams:
-    return ViewParams(crop=crop, jitter=jitter, grayscale=False, grayscale_first=False, blur_radius_px=None, flip=False)
 
 
 def _compare(engine: str, operation: str, views: list[_Pixels], reference: list[_Pixels]) -> PixelParity:
@@ -235,7 +231,7 @@ def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
             )
             names = ("brightness", "contrast", "saturation", "hue")
             drawn = Jitter(order=tuple(order.tolist()), **dict(zip(names, factors, strict=True)))
-            params = _only(tuple(crop), drawn if coin.random() < recipe.jitter_p else None)
+            params = ViewParams(crop=tuple(crop), jitter=drawn if coin.random() < recipe.jitter_p else None)
             blurs = coin.random() < recipe.blur_p
             samples.add(
                 replace(

@@ -8,7 +8,6 @@ Shapes: V views of an image that have the same size, S side of a view.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 from typing import Protocol
 
@@ -122,7 +121,7 @@ def _by_target(drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
 
 
 def _crop_only(params: ViewParams) -> ViewParams:
-    return replace(params, jitter=None, grayscale=False, blur_radius_px=None, flip=False, solarize=False)
+    return ViewParams(crop=params.crop, bicubic=params.bicubic)
 
 
 def _smallest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:
@@ -137,7 +136,5 @@ def warm_up() -> None:
     """Make or load the fast pipeline's machine code, once for this process and those that it forks."""
     gray = np.zeros((16, 16, 3), np.uint8)
     jitter = Jitter(order=(0, 1, 2, 3), brightness=1.1, contrast=1.1, saturation=1.1, hue=0.1)
-    params = ViewParams(
-        crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, grayscale_first=False, blur_radius_px=1.0, flip=True
-    )
+    params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, flip=True)
     apply_params_compiled(gray, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))

@@ -10,14 +10,13 @@ from torch import Tensor
 from mocokit import distributed
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import ViewBatch
-from mocokit.distributed import GradientSum
 from mocokit.engine.bookkeeping import Bookkeeper
 from mocokit.engine.optim import set_lr, step_if_finite
 from mocokit.engine.precision import Precision
 from mocokit.engine.stop_signal import StopSignal
+from mocokit.gradient_sum import GradientSum, gradient_sum
 from mocokit.methods.groups import GroupLayout
 from mocokit.randomness import Purpose, torch_seed
-from mocokit.sharding import gradient_sum
 
 
 class Method(Protocol):
