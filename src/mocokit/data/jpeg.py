@@ -1,10 +1,12 @@
-"""JPEG files, decoded by libjpeg-turbo at a fraction of their size where that is enough: 1/2, 1/4 or 1/8.
+"""JPEG files, decoded at a fraction of their size where that is enough: 1/2, 1/4 or 1/8.
 
-At full size the pixels are Pillow's, which has the same library inside. The smaller sizes leave out the high
-frequencies of each 8x8 block before it is decoded; what remains of the cost is reading the bit stream.
+At full size the pixels are Pillow's, which has the same library inside, libjpeg-turbo. The smaller sizes leave out the
+high frequencies of each 8x8 block before it is decoded; what remains of the cost is reading the bit stream, of which
+jpeg_small.py reads less.
 """
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,10 +15,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small
 from mocokit.data.limits import PILLOW_ERRORS
 
 FRACTIONS = (8, 4, 2, 1)
-"""Sizes that libjpeg-turbo has fast code for, as divisors."""
+"""Sizes that there is fast code for, as divisors."""
+
+Crop = tuple[int, int, int, int]
+"""(top, left, height, width)"""
 
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 """EXIF orientation -> (quarter turns against the clock, then mirror)."""
@@ -70,8 +76,14 @@ def _orientation(raw: bytes) -> int:
     return orientation if orientation in _TURNS else 1
 
 
-def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int) -> NDArray[np.uint8]:
+def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterable[Crop] = ()) -> NDArray[np.uint8]:
     """The upright RGB pixels (h, w, 3) at 1 / `fraction` of the size, rounded up.
+
+    Args:
+        raw: The file.
+        header: Of this file.
+        fraction: One of FRACTIONS.
+        crops: What will be looked at, in pixels of the whole size: the rest may be undefined. All, if there are none.
 
     Raises:
         ValueError: Damaged or cut short.
@@ -79,9 +91,18 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int) -> NDArray[np.
     """
     stored = (header.width, header.height) if header.orientation > 4 else (header.height, header.width)
     least = [-(-side // fraction) for side in stored]
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)
+    part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
+    pixels = decode_small(raw, fraction=fraction, part=part) if fraction >= LEAST_FRACTION else None
+    if pixels is None or [*pixels.shape[:2]] != least:
+        pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)
     if header.orientation == 1:
         return pixels
     quarters, mirror = _TURNS[header.orientation]
     upright = np.rot90(pixels, quarters)
     return np.ascontiguousarray(upright[:, ::-1] if mirror else upright)
+
+
+def _around(crops: Sequence[Crop]) -> Box:
+    """What holds all of them."""
+    corners = np.array([(top, left, top + height, left + width) for top, left, height, width in crops])
+    return (*corners[:, :2].min(axis=0).tolist(), *corners[:, 2:].max(axis=0).tolist())

@@ -8,16 +8,19 @@ Shapes: V views of an image that have the same size, S side of a view.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import BytesIO
 from itertools import accumulate, chain, pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mocokit.data.augment import Jitter, ViewParams, apply_params
 from mocokit.data.augment_compiled import apply_params_compiled
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
+from mocokit.data.jpeg_small import decode_small
 from mocokit.data.sources import RawImage
 
 LEAST_ENLARGED = 1.5
@@ -106,11 +109,11 @@ def _decode_small(
     raw: bytes, header: JpegHeader, drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
 ) -> Iterator[Decoded]:
     """What each target is cut from: what the one before is cut from, unless its crops need finer pixels."""
-    pixels, fraction = np.empty(0, np.uint8), max(FRACTIONS) + 1
+    pixels, fraction, crops = np.empty(0, np.uint8), max(FRACTIONS) + 1, [params.crop for params in drawn]
     for target, views in zip(targets, _by_target(drawn, targets), strict=True):
         needed = _smallest_fraction(views, target.shape[1])
         if needed < fraction:
-            pixels, fraction = decode_jpeg(raw, header, fraction=needed), needed
+            pixels, fraction = decode_jpeg(raw, header, fraction=needed, crops=crops), needed
         yield pixels, fraction
 
 
@@ -138,3 +141,7 @@ def warm_up() -> None:
     jitter = Jitter(order=(0, 1, 2, 3), brightness=1.1, contrast=1.1, saturation=1.1, hue=0.1)
     params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, flip=True)
     apply_params_compiled(gray, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))
+    file = BytesIO()
+    Image.fromarray(gray).save(file, "JPEG")
+    for _ in range(2):  # codes that are seen again, such as the standard's, are worth tables
+        decode_small(file.getvalue(), fraction=4, part=(0, 0, 16, 16))

@@ -1,0 +1,174 @@
+"""decode_small against what libjpeg-turbo and a cosine transform of whole blocks say, and against damage."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.data.jpeg_layout import read_layout
+from mocokit.data.jpeg_small import decode_small
+
+Options = dict[str, Any]
+
+ARRANGEMENTS: tuple[Options, ...] = ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"gray": True})
+CODINGS: tuple[Options, ...] = (
+    {},
+    {"optimize": True},
+    {"restart_marker_blocks": 3},
+    {"restart_marker_rows": 1},
+    {"quality": 100},
+)
+BRIGHTNESS = np.array([0.299, 0.587, 0.114])
+
+
+def _file(height: int = 123, width: int = 211, *, gray: bool = False, detail: float = 12, **options: object) -> bytes:
+    """Soft colors with noise, which never reach black or white."""
+    rng = np.random.default_rng(0)
+    soft = Image.fromarray(rng.integers(70, 190, (5, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(soft) + rng.normal(0, detail, (height, width, 3))
+    image, file = Image.fromarray(pixels.clip(45, 210).astype(np.uint8)), BytesIO()
+    (image.convert("L") if gray else image).save(file, "JPEG", **{"quality": 90, **options})
+    return file.getvalue()
+
+
+def _small(raw: bytes, fraction: int, part: tuple[int, int, int, int] = (0, 0, 10**6, 10**6)) -> NDArray[np.uint8]:
+    """What decode_small gives, the second time that it sees a code."""
+    decode_small(raw, fraction=fraction, part=part)
+    pixels = decode_small(raw, fraction=fraction, part=part)
+    assert pixels is not None
+    return pixels
+
+
+def _by_libjpeg(raw: bytes, fraction: int) -> NDArray[np.uint8]:
+    height, width = simplejpeg.decode_jpeg_header(raw)[:2]
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        raw, min_height=-(-height // fraction), min_width=-(-width // fraction), min_factor=1
+    )
+    return pixels
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_an_eighth_is_libjpegs(arrangement: Options, coding: Options) -> None:
+    """The mean of each block; of colors that have half the resolution we read more than libjpeg does."""
+    raw = _file(**arrangement, **coding)
+    ours, theirs = _small(raw, 8), _by_libjpeg(raw, 8)
+    assert ours.shape == theirs.shape
+    error = ours.astype(int) - theirs
+    assert np.abs(error @ BRIGHTNESS).max() < 1.5
+    if arrangement.get("subsampling") in {None, 0}:
+        assert np.abs(error).max() <= 1
+
+
+def _cosine_transform(size: int) -> NDArray[np.float64]:
+    """The orthonormal matrix (frequency, place)."""
+    frequency, place = np.mgrid[:size, :size]
+    rows: NDArray[np.float64] = np.cos((place + 0.5) * frequency * np.pi / size) * np.sqrt(2 / size)
+    rows[0] /= np.sqrt(2)
+    return rows
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_quarter_is_the_low_frequencies_of_each_block(coding: Options) -> None:
+    raw = _file(120, 208, gray=True, **coding)
+    whole = np.asarray(Image.open(BytesIO(raw)), np.float64)
+    blocks = whole.reshape(15, 8, 26, 8).transpose(0, 2, 1, 3)
+    shrink = _cosine_transform(2).T @ _cosine_transform(8)[:2] / 2  # (2, 8)
+    wanted = (shrink @ blocks @ shrink.T).transpose(0, 2, 1, 3).reshape(30, 52)
+    error = _small(raw, 4)[:, :, 0] - wanted
+    assert np.abs(error).max() < 1.1  # both round
+    assert np.abs(error).mean() < 0.35
+
+
+@pytest.mark.parametrize("fraction", [4, 8])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_it_looks_like_the_shrunk_image(arrangement: Options, fraction: int) -> None:
+    raw = _file(240, 320, detail=4, **arrangement)
+    image = Image.open(BytesIO(raw)).convert("RGB")
+    wanted = np.asarray(image.resize((320 // fraction, 240 // fraction), Image.Resampling.BOX), np.float64)
+    assert np.abs(_small(raw, fraction) - wanted).mean() < 1
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_a_part_has_the_pixels_of_the_whole(arrangement: Options, coding: Options) -> None:
+    raw, rng = _file(**arrangement, **coding), np.random.default_rng(1)
+    for fraction in (4, 8):
+        whole = _small(raw, fraction)
+        for _ in range(8):
+            (top, bottom), (left, right) = (np.sort(rng.integers(0, side, 2)) for side in (123, 211))
+            part = _small(raw, fraction, (top, left, bottom + 1, right + 1))
+            seen = np.s_[top // fraction : bottom // fraction + 1, left // fraction : right // fraction + 1]
+            np.testing.assert_array_equal(part[seen], whole[seen])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        _file(progressive=True),
+        _file()[:-400],
+        _file(keep_rgb=True),
+        b"\xff\xd8\xff",
+        b"",
+        _file().replace(b"\xff\xc4", b"\xff\xc5"),
+    ],
+    ids=["progressive", "cut short", "red, green and blue", "no header", "empty", "no codes"],
+)
+def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
+    assert read_layout(raw) is None
+
+
+def test_codes_of_their_own_are_worth_tables_in_large_files_only() -> None:
+    small, large = _file(optimize=True, quality=71), _file(800, 1200, optimize=True, quality=97, detail=30)
+    part = (0, 0, 100, 100)
+    assert decode_small(small, fraction=4, part=part) is None
+    assert decode_small(small, fraction=4, part=part) is not None
+    assert len(large) > 256_000
+    assert decode_small(large, fraction=4, part=part) is not None
+
+
+def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
+    raw = _file(400, 400)
+    start, end = raw.index(b"\xff\xda") + 14, len(raw) - 2
+    cut = raw[: start + (end - start) // 2] + raw[end:]  # half of the data, and an end
+    header = read_jpeg_header(cut)
+    assert header is not None
+    _small(raw, 4)
+    assert decode_small(cut, fraction=4, part=(0, 0, 400, 400)) is None
+    assert decode_small(cut, fraction=4, part=(0, 0, 100, 400)) is not None
+    with pytest.raises(ValueError, match="premature end"):
+        decode_jpeg(cut, header, fraction=4)
+
+
+def test_turned_files_are_turned_whole() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = _file(exif=exif)
+    header = read_jpeg_header(raw)
+    assert header is not None
+    _small(raw, 4)
+    pixels = decode_jpeg(raw, header, fraction=4, crops=[(20, 10, 50, 60)])
+    np.testing.assert_array_equal(pixels, np.rot90(_small(raw, 4), 3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_no_bits_lead_beyond_an_array(data: st.DataObject) -> None:
+    """Any bytes changed: pixels of the right shape, or none."""
+    arrangement = data.draw(st.sampled_from(ARRANGEMENTS))
+    raw = bytearray(_file(64, 96, restart_marker_blocks=2, **arrangement))
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(2, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    layout = read_layout(bytes(raw))
+    if layout is None or layout.height * layout.width > 10**7:
+        return
+    for _ in range(2):
+        pixels = decode_small(bytes(raw), fraction=4, part=(8, 8, 56, 80))
+        assert pixels is None or pixels.shape == (-(-layout.height // 4), -(-layout.width // 4), 3)
