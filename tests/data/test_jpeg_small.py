@@ -13,18 +13,12 @@ from PIL import Image
 
 from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
-from mocokit.data.jpeg_small import decode_small
+from mocokit.data.jpeg_small import LARGE_BYTES, decode_small, is_worth_it
 
 Options = dict[str, Any]
 
 ARRANGEMENTS: tuple[Options, ...] = ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"gray": True})
-CODINGS: tuple[Options, ...] = (
-    {},
-    {"optimize": True},
-    {"restart_marker_blocks": 3},
-    {"restart_marker_rows": 1},
-    {"quality": 100},
-)
+CODINGS: tuple[Options, ...] = ({}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"quality": 100})
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 
 
@@ -39,9 +33,9 @@ def _file(height: int = 123, width: int = 211, *, gray: bool = False, detail: fl
 
 
 def _small(raw: bytes, fraction: int, part: tuple[int, int, int, int] = (0, 0, 10**6, 10**6)) -> NDArray[np.uint8]:
-    """What decode_small gives, the second time that it sees a code."""
-    decode_small(raw, fraction=fraction, part=part)
-    pixels = decode_small(raw, fraction=fraction, part=part)
+    layout = read_layout(raw)
+    assert layout is not None
+    pixels = decode_small(raw, layout, fraction=fraction, part=part)
     assert pixels is not None
     return pixels
 
@@ -126,12 +120,15 @@ def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
 
 
 def test_codes_of_their_own_are_worth_tables_in_large_files_only() -> None:
-    small, large = _file(optimize=True, quality=71), _file(800, 1200, optimize=True, quality=97, detail=30)
-    part = (0, 0, 100, 100)
-    assert decode_small(small, fraction=4, part=part) is None
-    assert decode_small(small, fraction=4, part=part) is not None
-    assert len(large) > 256_000
-    assert decode_small(large, fraction=4, part=part) is not None
+    """It depends on the file alone, never on what was read before, or views would."""
+    small, large = _file(optimize=True), _file(800, 1200, optimize=True, quality=97, detail=30)
+    for raw, worth_it in ((small, False), (large, True), (_file(), True), (small, False)):
+        layout = read_layout(raw)
+        assert layout is not None
+        assert is_worth_it(raw, layout) == worth_it
+    assert len(large) > LARGE_BYTES
+    error = _small(large, 8).astype(int) - _by_libjpeg(large, 8)
+    assert np.abs(error @ BRIGHTNESS).max() < 1.5
 
 
 def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
@@ -140,9 +137,9 @@ def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
     cut = raw[: start + (end - start) // 2] + raw[end:]  # half of the data, and an end
     header = read_jpeg_header(cut)
     assert header is not None
-    _small(raw, 4)
-    assert decode_small(cut, fraction=4, part=(0, 0, 400, 400)) is None
-    assert decode_small(cut, fraction=4, part=(0, 0, 100, 400)) is not None
+    assert header.layout is not None
+    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 400, 400)) is None
+    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 100, 400)) is not None
     with pytest.raises(ValueError, match="premature end"):
         decode_jpeg(cut, header, fraction=4)
 
@@ -153,7 +150,6 @@ def test_turned_files_are_turned_whole() -> None:
     raw = _file(exif=exif)
     header = read_jpeg_header(raw)
     assert header is not None
-    _small(raw, 4)
     pixels = decode_jpeg(raw, header, fraction=4, crops=[(20, 10, 50, 60)])
     np.testing.assert_array_equal(pixels, np.rot90(_small(raw, 4), 3))
 
@@ -169,6 +165,5 @@ def test_no_bits_lead_beyond_an_array(data: st.DataObject) -> None:
     layout = read_layout(bytes(raw))
     if layout is None or layout.height * layout.width > 10**7:
         return
-    for _ in range(2):
-        pixels = decode_small(bytes(raw), fraction=4, part=(8, 8, 56, 80))
-        assert pixels is None or pixels.shape == (-(-layout.height // 4), -(-layout.width // 4), 3)
+    pixels = decode_small(bytes(raw), layout, fraction=4, part=(8, 8, 56, 80))
+    assert pixels is None or pixels.shape == (-(-layout.height // 4), -(-layout.width // 4), 3)

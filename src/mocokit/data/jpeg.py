@@ -15,7 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small
+from mocokit.data.jpeg_layout import JpegLayout, read_layout
+from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small, is_worth_it
 from mocokit.data.limits import PILLOW_ERRORS
 
 FRACTIONS = (8, 4, 2, 1)
@@ -37,6 +38,8 @@ class JpegHeader:
     width: int
     orientation: int
     """EXIF's 1 to 8; 1 is upright."""
+    layout: JpegLayout | None
+    """Of a plain file."""
 
 
 def read_jpeg_header(raw: bytes) -> JpegHeader | None:
@@ -47,12 +50,13 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
         return None
-    if colors not in {"YCbCr", "RGB", "Gray"} or has_absurd_scans(raw, height * width):
+    layout = read_layout(raw)
+    if colors not in {"YCbCr", "RGB", "Gray"} or (layout is None and has_absurd_scans(raw, height * width)):
         return None
     orientation = _orientation(raw)
     if orientation > 4:  # lies on its side
         height, width = width, height
-    return JpegHeader(height=height, width=width, orientation=orientation)
+    return JpegHeader(height=height, width=width, orientation=orientation, layout=layout)
 
 
 MAX_SCANNED_PX = 2**33
@@ -92,7 +96,9 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterabl
     stored = (header.width, header.height) if header.orientation > 4 else (header.height, header.width)
     least = [-(-side // fraction) for side in stored]
     part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
-    pixels = decode_small(raw, fraction=fraction, part=part) if fraction >= LEAST_FRACTION else None
+    pixels = None
+    if fraction >= LEAST_FRACTION and header.layout is not None and is_worth_it(raw, header.layout):
+        pixels = decode_small(raw, header.layout, fraction=fraction, part=part)
     if pixels is None or [*pixels.shape[:2]] != least:
         pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)
     if header.orientation == 1:

@@ -31,6 +31,8 @@ class Coded(NamedTuple):
     """Units in a part."""
     parts: NDArray[np.int64]
     """(B,) the component of each block of a unit."""
+    places: NDArray[np.int64]
+    """(B, 2) place of the first unit's block among the coefficients of some units, and steps to the next unit's."""
     codes: Codes
 
 
@@ -88,30 +90,31 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
         kept: (C,) last coefficient that is wanted of a block, in the order of the file.
         state: (3,) bits read but not used, how many these are, byte behind them; kept between calls.
         means: (C,) of the last block of each component; kept between calls.
-        coefficients: (units * B, NUM_KEPT) zeros, to be filled.
+        coefficients: (NUM_KEPT, units * B) zeros, to be filled.
 
     """
-    data, starts, restart_units, parts, (means_code, means_short, details_code, details_short, details_passed) = coded
-    bits, left, position, block = state[0], state[1], state[2], 0
+    data, starts, restart_units, parts, places, codes = coded
+    means_code, means_short, details_code, details_short, details_passed = codes
+    bits, left, position = state[0], state[1], state[2]
     for unit in range(units[0], units[1]):
         if unit % restart_units == 0:
             bits, left, position = _u64(0), _u64(0), _u64(starts[unit // restart_units])
             means[:] = 0
-        is_wanted = wanted[0] <= unit < wanted[1]
-        for part in parts:
+        for number in range(parts.size):
+            part, block = parts[number], places[number, 0] + (unit - units[0]) * places[number, 1]
             bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
             entry = means_short[part, bits >> _BEHIND] or one_symbol(means_code, part, bits, True)
             means[part] += entry >> 16
-            coefficients[block, 0] = means[part]
+            coefficients[0, block] = means[part]
             bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
-            at, last = (entry >> 8) & 255, kept[part] if is_wanted else 0
+            at, last = (entry >> 8) & 255, kept[part] if wanted[0] <= unit < wanted[1] else 0
             while at <= last:
                 if left < _u64(32):
                     bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
                 entry = details_short[part, bits >> _BEHIND] or one_symbol(details_code, part, bits, False)
                 at += (entry >> 8) & 255
                 if at <= last + 1:
-                    coefficients[block, at - 1] = entry >> 16
+                    coefficients[at - 1, block] = entry >> 16
                 bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
             while at < 64:
                 if left < _u64(32):
@@ -125,7 +128,6 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
                 bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
             if at != 64 and not END_OF_BLOCK <= at < DAMAGED:
                 return False
-            block += 1
         if _u64(8) * position - left > _u64(8 * starts[unit // restart_units + 1]):
             return False
     state[0], state[1], state[2] = bits, left, position

@@ -9,10 +9,11 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled, inlined
-from mocokit.data.jpeg_layout import JpegLayout
+from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
 TABLE_BITS = 12
 LONGEST = 16
@@ -39,21 +40,25 @@ class Codes(NamedTuple):
     """(C, T) entries of as many coefficients as fit, without a value; DAMAGED: longer than that."""
 
 
-def codes_of(layout: JpegLayout, *, worth_new: bool) -> Codes | None:
-    """The tables of each component; None where one is no prefix code.
-
-    Making them takes 0.5 ms, and most files have the standard's: unless `worth_new`, they are made from the second
-    file on that has the same.
-    """
-    pairs = tuple((component.dc_codes, component.ac_codes) for component in layout.components)
-    sightings = _sightings(pairs)
-    sightings.append(1)
-    return _codes(pairs) if worth_new or len(sightings) > 1 else None
+def codes_of(layout: JpegLayout) -> Codes | None:
+    """The tables of each component, which take 0.5 ms unless these codes were there before; None: no prefix code."""
+    return _codes(_coded_by(layout))
 
 
-@functools.lru_cache(maxsize=256)
-def _sightings(_pairs: tuple[tuple[bytes, bytes], ...]) -> list[int]:
-    return []
+def has_common_codes(layout: JpegLayout) -> bool:
+    """Whether these are the standard's own codes, which most files have."""
+    return set(_coded_by(layout)) <= _common_codes()
+
+
+def _coded_by(layout: JpegLayout) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((component.dc_codes, component.ac_codes) for component in layout.components)
+
+
+@functools.cache
+def _common_codes() -> set[tuple[bytes, bytes]]:
+    layout = read_layout(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+    assert layout is not None
+    return set(_coded_by(layout))
 
 
 @functools.lru_cache(maxsize=16)

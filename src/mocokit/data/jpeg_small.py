@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled
 from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_markers
-from mocokit.data.jpeg_codes import Codes, codes_of
-from mocokit.data.jpeg_layout import JpegLayout, read_layout
+from mocokit.data.jpeg_codes import Codes, codes_of, has_common_codes
+from mocokit.data.jpeg_layout import JpegLayout
 
 LEAST_FRACTION = 4
 """At 1/2 there is too little to pass over."""
 
 LARGE_BYTES = 256_000
-"""A file for which tables of its own pay."""
+"""A file for which tables for codes of its own pay."""
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right)"""
@@ -39,21 +39,26 @@ _NUMBERS = np.array([[_PLACES.index((row, column)) for column in range(4)] for r
 NUM_KEPT = int(_NUMBERS.max()) + 1
 
 
-def decode_small(raw: bytes, *, fraction: int, part: Box) -> NDArray[np.uint8] | None:
+def is_worth_it(raw: bytes, layout: JpegLayout) -> bool:
+    """Whether this is faster than libjpeg-turbo; it depends on the file alone, or the views of an image would not."""
+    return len(raw) >= LARGE_BYTES or has_common_codes(layout)
+
+
+def decode_small(raw: bytes, layout: JpegLayout, *, fraction: int, part: Box) -> NDArray[np.uint8] | None:
     """The RGB pixels (h, w, 3), not turned upright, at 1 / `fraction` (4 or 8) of the size, rounded up.
 
     Args:
         raw: The file.
+        layout: Of this file.
         fraction: Divisor of both sides.
         part: What will be looked at, in pixels of the whole size. The rest is undefined.
 
     Returns:
-        None when the file is no plain one, or damaged above the bottom of `part`.
+        None when its codes are none, or it is damaged above the bottom of `part`.
 
     """
-    layout = read_layout(raw)
-    codes = codes_of(layout, worth_new=len(raw) >= LARGE_BYTES) if layout is not None else None
-    if layout is None or codes is None:
+    codes = codes_of(layout)
+    if codes is None:
         return None
     (height, width), (down, across), (top, left, bottom, right) = layout.unit_px, layout.num_units, part
     area = top // height, left // width, min(-(-bottom // height), down), min(-(-right // width), across)
@@ -74,12 +79,22 @@ def _decode_planes(raw: bytes, layout: JpegLayout, codes: Codes, area: Box, frac
     blocks = np.array([(one.down, one.across) for one in layout.components])
     sides = unit // blocks
     steps = np.stack([one.quantization for one in layout.components])
-    parts = np.repeat(np.arange(len(blocks)), blocks.prod(axis=1))
     kept = _NUMBERS[sides[:, 0] - 1, sides[:, 1] - 1]
     planes = np.empty((len(blocks), down * unit[0], across * unit[1]), np.uint8)
-    coded = Coded(data, starts, restart_units, parts, codes)
+    coded = Coded(data, starts, restart_units, *_arrangement(layout), codes)
     whole = _fill(planes, coded, (down, across), area, blocks, sides, kept, steps)
     return planes if whole else None
+
+
+def _arrangement(layout: JpegLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`Coded.parts` and `Coded.places` that lay each row of a component's blocks out in one piece."""
+    parts, places, start = list[int](), list[tuple[int, int]](), 0
+    for number, component in enumerate(layout.components):
+        for _ in range(component.down):
+            parts += [number] * component.across
+            places += [(start + x, component.across) for x in range(component.across)]
+            start += component.across * layout.num_units[1]
+    return np.array(parts), np.array(places)
 
 
 def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: int) -> NDArray[np.uint8]:
@@ -92,9 +107,28 @@ def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: 
     if len(part) == 1:
         pixels[rows, columns] = part[0][:, :, None]
     else:
-        brightness, blue, red = part
-        pixels[rows, columns] = cv2.cvtColor(cv2.merge([brightness, red, blue]), cv2.COLOR_YCrCb2RGB)
+        cv2.merge(list(_to_rgb_planes(part)), dst=pixels[rows, columns])
     return pixels
+
+
+@compiled
+def _to_rgb_planes(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness, blueness and redness (3, R, K) as red, green and blue, in place (ITU-T T.871)."""
+    for row in range(planes.shape[1]):
+        brightness, blueness, redness = planes[0, row], planes[1, row], planes[2, row]
+        for column in range(brightness.size):
+            y = _i32((_i32(brightness[column]) << _i32(16)) + _i32(1 << 15))
+            blue, red = _i32(_i32(blueness[column]) - _i32(128)), _i32(_i32(redness[column]) - _i32(128))
+            brightness[column] = _level(_i32(y + _i32(91881) * red))
+            blueness[column] = _level(_i32(y - _i32(22554) * blue - _i32(46802) * red))
+            redness[column] = _level(_i32(y + _i32(116130) * blue))
+    return planes
+
+
+@compiled
+def _level(fixed: np.int32) -> np.uint8:
+    """16-bit fixed point, cut off to 0..255."""
+    return _u8(min(max(int(fixed >> _i32(16)), 0), 255))
 
 
 @compiled
@@ -122,124 +156,80 @@ def _fill(
 
     """
     state, means = np.zeros(3, np.uint64), np.zeros(len(blocks), np.int32)
-    coefficients = np.empty((units[1] * coded.parts.size, NUM_KEPT), np.int16)
+    coefficients = np.empty((NUM_KEPT, coded.parts.size * units[1]), np.int16)
+    halves = np.empty((4, 4, blocks[:, 1].max() * units[1]), np.float32)
     for row in range(area[2]):
         coefficients[:] = 0
         first, last = row * units[1], (row + 1) * units[1]
         wanted = (first + area[1], first + area[3]) if row >= area[0] else (0, 0)
         if not read_units(coded, (first, last), wanted, kept, state, means, coefficients):
             return False
-        block = _i64(0)
+        start = _i64(0)
         for part in range(len(blocks) if row >= area[0] else 0):
-            _write_row(
-                planes[part], row, (area[1], area[3]), coefficients, block, coded.parts.size, blocks[part], sides[part],
-                steps[part],
-            )  # fmt: skip
-            block += blocks[part, 0] * blocks[part, 1]
+            for y in range(blocks[part, 0]):
+                _write_blocks(
+                    planes[part], (row * blocks[part, 0] + y) * sides[part, 0], sides[part], coefficients, start,
+                    (area[1] * blocks[part, 1], area[3] * blocks[part, 1]), steps[part], halves,
+                )  # fmt: skip
+                start += blocks[part, 1] * units[1]
     return True
 
 
 @compiled
-def _write_row(
+def _write_blocks(
     plane: NDArray[np.uint8],
-    row: int,
-    wanted: tuple[int, int],
-    coefficients: NDArray[np.int16],
-    first: np.int64,
-    stride: int,
-    blocks: NDArray[np.int64],
+    top: int,
     sides: NDArray[np.int64],
+    coefficients: NDArray[np.int16],
+    start: np.int64,
+    wanted: tuple[int, int],
     steps: NDArray[np.int32],
+    halves: NDArray[np.float32],
 ) -> None:
-    """Fill the pixels (R, K) of a component that belong to the units `wanted` of a row.
+    """Fill the pixels of a component that belong to a row of its blocks: the inverse cosine transform of each.
 
     Args:
-        plane: Where they go.
-        row: Number of the row of units.
-        wanted: The first unit, and the one behind the last.
-        coefficients: (units * stride, NUM_KEPT) of the whole row.
-        first: The component's first block in a unit.
-        stride: Blocks in a unit.
-        blocks: (2,) the component's in a unit, down and across.
+        plane: (R, K) where they go.
+        top: Their first row.
         sides: (2,) pixels that a block becomes.
+        coefficients: (NUM_KEPT, ...) of all blocks of the row of units.
+        start: The first of this row of blocks in them.
+        wanted: The first block of the row that is wanted, and the one behind the last.
         steps: (64,) what a coefficient of 1 means.
+        halves: (4, 4, ...) room for as many blocks.
 
     """
-    down, across = _cosines(sides[0]), _cosines(sides[1])
-    half_done, levels = np.empty((4, 4), np.float32), np.empty((4, 4), np.float32)
-    for column in range(wanted[0] * blocks[1], wanted[1] * blocks[1]):
-        block, left = column // blocks[1] * stride + first + column % blocks[1], column * sides[1]
-        for top in range(row * blocks[0] * sides[0], (row + 1) * blocks[0] * sides[0], sides[0]):
-            mean, detail = _i32(_i32(coefficients[block, 0]) * steps[0]), np.int16(0)
-            for place in range(1, NUM_KEPT):
-                detail |= coefficients[block, place]
-            if sides[0] == 2 and sides[1] == 2:
-                right, below = coefficients[block, 1] * steps[1], coefficients[block, 2] * steps[2]
-                _write_four(plane, top, left, mean, right, below, coefficients[block, 4] * steps[4])
-            elif detail == 0 or sides[0] * sides[1] == 1:
-                for n in range(sides[0]):
-                    for m in range(sides[1]):
-                        plane[top + n, left + m] = _level(mean)
-            else:
-                _transform(coefficients, block, steps, down, across, half_done, levels)
-                for n in range(sides[0]):
-                    for m in range(sides[1]):
-                        plane[top + n, left + m] = _clipped(levels[n, m])
-            block += blocks[1]
+    count, down, across = wanted[1] - wanted[0], _waves(sides[0]), _waves(sides[1])
+    for u in range(sides[0]):
+        for m in range(sides[1]):
+            half = halves[u, m, :count]
+            half[:] = _f32(0)
+            for v in range(sides[1]):
+                place = _NUMBERS[u, v]
+                values, factor = (
+                    coefficients[place, start + wanted[0] : start + wanted[1]],
+                    across[v, m] * _f32(steps[place]),
+                )
+                for block in range(count):
+                    half[block] += factor * _f32(values[block])
+    levels = np.empty(count, np.float32)
+    for n in range(sides[0]):
+        for m in range(sides[1]):
+            levels[:] = _f32(0)
+            for u in range(sides[0]):
+                half, factor = halves[u, m, :count], down[u, n]
+                for block in range(count):
+                    levels[block] += factor * half[block]
+            pixels = plane[top + n, wanted[0] * sides[1] + m : wanted[1] * sides[1] : sides[1]]
+            for block in range(count):
+                pixels[block] = _u8(min(max(levels[block] * _f32(0.125) + _f32(128.5), _f32(0)), _f32(255)))
 
 
 @compiled
-def _write_four(
-    plane: NDArray[np.uint8], top: int, left: int, mean: np.int32, across: np.int32, down: np.int32, both: np.int32
-) -> None:
-    """The inverse cosine transform of 2 x 2."""
-    plane[top, left] = _level(mean + across + down + both)
-    plane[top, left + 1] = _level(mean - across + down - both)
-    plane[top + 1, left] = _level(mean + across - down - both)
-    plane[top + 1, left + 1] = _level(mean - across - down + both)
-
-
-@compiled
-def _level(eighths: np.int32) -> np.uint8:
-    """The pixel that is `eighths` of a level brighter than the middle, 128."""
-    return _u8(min(max(int(eighths + 1028) >> 3, 0), 255))
-
-
-@compiled
-def _clipped(level: float) -> np.uint8:
-    return _u8(min(max(level, 0.0), 255.0))
-
-
-@compiled
-def _cosines(count: int) -> NDArray[np.float32]:
-    """(4, 4) what coefficient u (row) adds to pixel n (column) of `count`; zeros beyond."""
-    cosines = np.zeros((4, 4), np.float32)
+def _waves(count: int) -> NDArray[np.float32]:
+    """(4, 4) what coefficient u (row) adds to pixel n (column) of `count`, in the unit of the mean."""
+    waves = np.zeros((4, 4), np.float32)
     for u in range(count):
         for n in range(count):
-            wave = math.cos((n + 0.5) * u * math.pi / count)
-            cosines[u, n] = wave * math.sqrt((1.0 if u == 0 else 2.0) / 8.0)
-    return cosines
-
-
-@compiled
-def _transform(
-    coefficients: NDArray[np.int16],
-    block: int,
-    steps: NDArray[np.int32],
-    down: NDArray[np.float32],
-    across: NDArray[np.float32],
-    half_done: NDArray[np.float32],
-    levels: NDArray[np.float32],
-) -> None:
-    """Fill `levels` (4, 4) by the inverse cosine transform of 4 x 4 or, by the cosines given, of less."""
-    half_done[:], levels[:] = _f32(0), _f32(128.5)  # a half for rounding
-    for u in range(4):
-        for v in range(4):
-            place = _NUMBERS[u, v]
-            value = _f32(_i32(_i32(coefficients[block, place]) * steps[place]))
-            for m in range(4):
-                half_done[u, m] += value * across[v, m]
-    for u in range(4):
-        for n in range(4):
-            for m in range(4):
-                levels[n, m] += down[u, n] * half_done[u, m]
+            waves[u, n] = 1.0 if u == 0 else math.sqrt(2.0) * math.cos((n + 0.5) * u * math.pi / count)
+    return waves
