@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.data.jpeg import LARGE_BYTES, decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
-from mocokit.data.jpeg_small import LARGE_BYTES, decode_small, is_worth_it
+from mocokit.data.jpeg_small import decode_small
 
 Options = dict[str, Any]
 
 ARRANGEMENTS: tuple[Options, ...] = ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"gray": True})
-CODINGS: tuple[Options, ...] = ({}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"quality": 100})
+CODINGS: tuple[Options, ...] = (
+    {}, {"optimize": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"quality": 100},
+)  # fmt: skip
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 
 
@@ -119,27 +121,25 @@ def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
     assert read_layout(raw) is None
 
 
-def test_codes_of_their_own_are_worth_tables_in_large_files_only() -> None:
-    """It depends on the file alone, never on what was read before, or views would."""
-    small, large = _file(optimize=True), _file(800, 1200, optimize=True, quality=97, detail=30)
-    for raw, worth_it in ((small, False), (large, True), (_file(), True), (small, False)):
-        layout = read_layout(raw)
-        assert layout is not None
-        assert is_worth_it(raw, layout) == worth_it
-    assert len(large) > LARGE_BYTES
-    error = _small(large, 8).astype(int) - _by_libjpeg(large, 8)
-    assert np.abs(error @ BRIGHTNESS).max() < 1.5
+def test_large_plain_files_are_read_so() -> None:
+    small, large = _file(), _file(800, 1200, quality=97, detail=30)
+    for raw, is_large in ((small, False), (large, True)):
+        header = read_jpeg_header(raw)
+        assert header is not None
+        assert (header.layout is not None) == (len(raw) >= LARGE_BYTES) == is_large
+        wanted = _small(raw, 4) if is_large else _by_libjpeg(raw, 4)
+        np.testing.assert_array_equal(decode_jpeg(raw, header, fraction=4), wanted)
 
 
 def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
-    raw = _file(400, 400)
+    raw = _file(800, 1200, quality=97, detail=30)
     start, end = raw.index(b"\xff\xda") + 14, len(raw) - 2
     cut = raw[: start + (end - start) // 2] + raw[end:]  # half of the data, and an end
     header = read_jpeg_header(cut)
     assert header is not None
     assert header.layout is not None
-    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 400, 400)) is None
-    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 100, 400)) is not None
+    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 800, 1200)) is None
+    assert decode_small(cut, header.layout, fraction=4, part=(0, 0, 200, 1200)) is not None
     with pytest.raises(ValueError, match="premature end"):
         decode_jpeg(cut, header, fraction=4)
 
@@ -147,7 +147,7 @@ def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
 def test_turned_files_are_turned_whole() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    raw = _file(exif=exif)
+    raw = _file(800, 1200, quality=97, detail=30, exif=exif)
     header = read_jpeg_header(raw)
     assert header is not None
     pixels = decode_jpeg(raw, header, fraction=4, crops=[(20, 10, 50, 60)])

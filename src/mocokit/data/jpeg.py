@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
-from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small, is_worth_it
+from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small
 from mocokit.data.limits import PILLOW_ERRORS
 
 FRACTIONS = (8, 4, 2, 1)
@@ -24,6 +24,9 @@ FRACTIONS = (8, 4, 2, 1)
 
 Crop = tuple[int, int, int, int]
 """(top, left, height, width)"""
+
+LARGE_BYTES = 256_000
+"""A file for which jpeg_small.py pays: what it does in Python for each, threads can't do at the same time."""
 
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 """EXIF orientation -> (quarter turns against the clock, then mirror)."""
@@ -39,7 +42,7 @@ class JpegHeader:
     orientation: int
     """EXIF's 1 to 8; 1 is upright."""
     layout: JpegLayout | None
-    """Of a plain file."""
+    """Of a large plain file."""
 
 
 def read_jpeg_header(raw: bytes) -> JpegHeader | None:
@@ -50,7 +53,7 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
         return None
-    layout = read_layout(raw)
+    layout = read_layout(raw) if len(raw) >= LARGE_BYTES else None
     if colors not in {"YCbCr", "RGB", "Gray"} or (layout is None and has_absurd_scans(raw, height * width)):
         return None
     orientation = _orientation(raw)
@@ -59,13 +62,20 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
     return JpegHeader(height=height, width=width, orientation=orientation, layout=layout)
 
 
+_SCAN = b"\xff\xda"
+"""Can't occur in coded data."""
+
+LEAST_SCAN_BYTES = 10
+"""Marker and header of one component."""
+
 MAX_SCANNED_PX = 2**33
 """Scans times pixels, about 2 s of decoding. A progressive JPEG has some 10 scans, each of which visits every block."""
 
 
 def has_absurd_scans(raw: bytes, num_px: int) -> bool:
     """Whether a JPEG of a few bytes would keep its decoder busy for minutes by going over the image again and again."""
-    return raw.count(b"\xff\xda") * num_px > MAX_SCANNED_PX  # the marker can't occur in coded data
+    most = len(raw) // LEAST_SCAN_BYTES  # counting takes longer than all else that is done before decoding
+    return most * num_px > MAX_SCANNED_PX and raw.count(_SCAN) * num_px > MAX_SCANNED_PX
 
 
 def _orientation(raw: bytes) -> int:
@@ -97,7 +107,7 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterabl
     least = [-(-side // fraction) for side in stored]
     part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
     pixels = None
-    if fraction >= LEAST_FRACTION and header.layout is not None and is_worth_it(raw, header.layout):
+    if fraction >= LEAST_FRACTION and header.layout is not None:
         pixels = decode_small(raw, header.layout, fraction=fraction, part=part)
     if pixels is None or [*pixels.shape[:2]] != least:
         pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)

@@ -9,11 +9,10 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled, inlined
-from mocokit.data.jpeg_layout import JpegLayout, read_layout
+from mocokit.data.jpeg_layout import JpegLayout
 
 TABLE_BITS = 12
 LONGEST = 16
@@ -42,23 +41,7 @@ class Codes(NamedTuple):
 
 def codes_of(layout: JpegLayout) -> Codes | None:
     """The tables of each component, which take 0.5 ms unless these codes were there before; None: no prefix code."""
-    return _codes(_coded_by(layout))
-
-
-def has_common_codes(layout: JpegLayout) -> bool:
-    """Whether these are the standard's own codes, which most files have."""
-    return set(_coded_by(layout)) <= _common_codes()
-
-
-def _coded_by(layout: JpegLayout) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((component.dc_codes, component.ac_codes) for component in layout.components)
-
-
-@functools.cache
-def _common_codes() -> set[tuple[bytes, bytes]]:
-    layout = read_layout(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
-    assert layout is not None
-    return set(_coded_by(layout))
+    return _codes(tuple((component.dc_codes, component.ac_codes) for component in layout.components))
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled
 from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_markers
-from mocokit.data.jpeg_codes import Codes, codes_of, has_common_codes
+from mocokit.data.jpeg_codes import Codes, codes_of
 from mocokit.data.jpeg_layout import JpegLayout
 
 LEAST_FRACTION = 4
 """At 1/2 there is too little to pass over."""
-
-LARGE_BYTES = 256_000
-"""A file for which tables for codes of its own pay."""
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right)"""
@@ -37,11 +34,6 @@ _PLACES = sorted(
 
 _NUMBERS = np.array([[_PLACES.index((row, column)) for column in range(4)] for row in range(4)])
 NUM_KEPT = int(_NUMBERS.max()) + 1
-
-
-def is_worth_it(raw: bytes, layout: JpegLayout) -> bool:
-    """Whether this is faster than libjpeg-turbo; it depends on the file alone, or the views of an image would not."""
-    return len(raw) >= LARGE_BYTES or has_common_codes(layout)
 
 
 def decode_small(raw: bytes, layout: JpegLayout, *, fraction: int, part: Box) -> NDArray[np.uint8] | None:

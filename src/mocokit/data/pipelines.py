@@ -20,7 +20,8 @@ from mocokit.data.augment import Jitter, ViewParams, apply_params
 from mocokit.data.augment_compiled import apply_params_compiled
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
-from mocokit.data.jpeg_small import LEAST_FRACTION
+from mocokit.data.jpeg_layout import read_layout
+from mocokit.data.jpeg_small import LEAST_FRACTION, decode_small
 from mocokit.data.sources import RawImage
 
 LEAST_ENLARGED = 1.5
@@ -143,5 +144,5 @@ def warm_up() -> None:
     apply_params_compiled(gray, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))
     file = BytesIO()
     Image.fromarray(gray).save(file, "JPEG")
-    if (header := read_jpeg_header(file.getvalue())) is not None:
-        decode_jpeg(file.getvalue(), header, fraction=LEAST_FRACTION)
+    if (layout := read_layout(file.getvalue())) is not None:
+        decode_small(file.getvalue(), layout, fraction=LEAST_FRACTION, part=(0, 0, 16, 16))
