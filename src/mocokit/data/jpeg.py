@@ -105,9 +105,9 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterabl
     """
     stored = (header.width, header.height) if header.orientation > 4 else (header.height, header.width)
     least = [-(-side // fraction) for side in stored]
-    part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
     pixels = None
     if fraction >= LEAST_FRACTION and header.layout is not None:
+        part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
         pixels = decode_small(raw, header.layout, fraction=fraction, part=part)
     if pixels is None or [*pixels.shape[:2]] != least:
         pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)

@@ -125,12 +125,13 @@ class ImageReader:
 
         """
         bad: list[BadImage] = []
-        draws = generator(self.seed, Purpose.REPLACEMENT, epoch, index)
+        draws: np.random.Generator | None = None
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return index, use(self.source.read(index), index), bad
             except (DecodeError, OSError) as error:  # OSError: gone, unreadable, damaged archive member
                 bad.append(BadImage(index=index, name=self.source.name(index), reason=str(error)))
+                draws = draws or generator(self.seed, Purpose.REPLACEMENT, epoch, index)
                 index = int(draws.integers(len(self.source)))
         raise ValueError(
             f"data: {MAX_REPLACEMENTS} images in a row can't be used, the last being {bad[-1].name} "
