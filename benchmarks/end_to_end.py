@@ -1,7 +1,7 @@
 """From a folder of JPEG files to a pre-trained backbone, start-up included: `mocokit pretrain` against both peers.
 
 Every side is a command of its own with the same images, epochs, batch, queue and cores; the peers have 2 workers,
-mocokit its default, on a CPU threads between the steps. Rounds are interleaved; what counts is the median wall clock.
+mocokit its default, as many as cores. Rounds are interleaved; what counts is the median wall clock.
 
     python benchmarks/end_to_end.py --case small_32_12mp --repeats 3
     python benchmarks/end_to_end.py --tiny --plain                     # do the scripts work?

@@ -69,6 +69,7 @@ def main() -> None:
     runs: dict[str, BenchResult] = {}
     for name in args.only or WAYS:
         runs[name] = measure(folder, WAYS[name], batch=args.batch, seconds=args.seconds)
+        print(*row_of(name, runs[name]), sep=" | ", flush=True)  # a compilation may outlast the machine's time
     header = ("", "step alone, img/s", "loader alone", "fed from JPEGs", "of the step", "keys' share", "loss's share",
               "hours for 200 epochs of ImageNet")  # fmt: skip
     print(torch.cuda.get_device_name(), "\n")

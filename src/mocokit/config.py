@@ -36,8 +36,8 @@ class DataConfig:
     global_batch_size: Annotated[int, flag("--global-batch-size")] = 256
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, flag("--workers")] = -1
-    """Loader processes a rank that work ahead; 0: none, threads make each batch between the steps; -1: none where
-    the CPU trains on local images, else the machine's cores, at most 16, shared by its ranks."""
+    """Loader processes a rank that work ahead; 0: none, threads make each batch between the steps; -1: the machine's
+    cores, at most 16, shared by its ranks."""
     pipeline: Literal["fast", "reference"] = "fast"
     """fast: libjpeg-turbo and machine code; reference: Pillow and torchvision, several times slower."""
     mean: tuple[float, ...] = _IMAGENET_MEAN

@@ -1,4 +1,4 @@
-"""A JPEG at 1/4 or 1/8 of its size, without reading most of it.
+"""A large JPEG at 1/4 or 1/8 of its size, without reading most of it.
 
 Of a block of 8x8 pixels that becomes one, two or four pixels a side, as many coefficients a side are needed, the lowest
 frequencies. The others only have to be passed over, for which jpeg_codes.py has a table that goes over two or three at
@@ -46,7 +46,7 @@ def decode_small(raw: bytes, layout: JpegLayout, *, fraction: int, part: Box) ->
         part: What will be looked at, in pixels of the whole size. The rest is undefined.
 
     Returns:
-        None when its codes are none, or it is damaged above the bottom of `part`.
+        None when it is damaged above the bottom of `part`, or its codes are no codes.
 
     """
     codes = codes_of(layout)
@@ -198,10 +198,8 @@ def _write_blocks(
             half[:] = _f32(0)
             for v in range(sides[1]):
                 place = _NUMBERS[u, v]
-                values, factor = (
-                    coefficients[place, start + wanted[0] : start + wanted[1]],
-                    across[v, m] * _f32(steps[place]),
-                )
+                values = coefficients[place, start + wanted[0] : start + wanted[1]]
+                factor = across[v, m] * _f32(steps[place])
                 for block in range(count):
                     half[block] += factor * _f32(values[block])
     levels = np.empty(count, np.float32)

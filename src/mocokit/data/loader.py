@@ -146,9 +146,8 @@ def build_loader(
 class ThreadedBatches(Generic[B]):
     """Batches made by threads of the calling process while it waits for them.
 
-    What computes on a CPU has no use for workers of its own cores: its threads wait for each other at every barrier,
-    so that a step slows down by more than the workers get done meanwhile. Decoding and the machine code of the views
-    release the interpreter's lock.
+    Nothing has to be started, which suits evaluations of a few seconds. Decoding and the machine code of the views
+    release the interpreter's lock, but what is left between takes turns: for runs, workers make more.
 
     Args:
         views: Makes a batch.
@@ -181,7 +180,7 @@ def own_cores() -> int:
 
 
 def choose_workers(asked: int, *, on_cpu: bool, location: str = "") -> int:
-    """Loader processes: as many as asked for; -1: none where the CPU computes on local images, else the own cores."""
+    """Loader processes to evaluate with: as many as asked for; -1: none for the CPU on local images, else its cores."""
     if asked >= 0:
         return asked
     return 0 if on_cpu and not is_url(location) else own_cores()  # a network may make anyone wait
