@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from safetensors.torch import save
 
 from mocokit.data.decode import decode
 from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.data.jpeg_layout import read_layout
+from mocokit.data.jpeg_small import decode_small
 from mocokit.data.open_source import open_source
 from mocokit.data.shard_index import ShardIndex, load_index
 from mocokit.demo import sample_path
@@ -101,10 +104,20 @@ def _decode(path: Path) -> None:
     raw = path.read_bytes()
     header = read_jpeg_header(raw)
     if header is not None and header.height * header.width <= MAX_PX:
-        for fraction in (2, 4):  # by libjpeg-turbo, by our own reader
-            with contextlib.suppress(ValueError):
-                decode_jpeg(raw, header, fraction=fraction)
+        with contextlib.suppress(ValueError):
+            decode_jpeg(raw, header, fraction=2)
     decode(raw, max_image_px=MAX_PX)
+
+
+def _decode_small(path: Path) -> None:
+    """As files of more than jpeg.LARGE_BYTES are read."""
+    raw = path.read_bytes()
+    layout = read_layout(raw)
+    if layout is None or layout.height * layout.width > MAX_PX:
+        raise ValueError("not a plain JPEG")
+    whole = (0, 0, layout.height, layout.width)
+    if decode_small(raw, layout, fraction=4, part=whole) is None:
+        raise ValueError("damaged")
 
 
 def _mend_tar(raw: bytes) -> bytes:
@@ -150,6 +163,17 @@ def _images() -> tuple[bytes, ...]:
         image.save(file, kind, **options)  # type: ignore[arg-type]
         files.append(file.getvalue())
     return tuple(files)
+
+
+def _plain_jpegs(images: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """In every arrangement of colors, with and without restarts."""
+    image = Image.open(io.BytesIO(images[0])).resize((70, 50))
+    ways: list[dict[str, Any]] = [{"subsampling": number, "restart_marker_blocks": number} for number in range(3)]
+    files = [io.BytesIO() for _ in range(4)]
+    for file, options in zip(files, ways, strict=False):
+        image.save(file, "JPEG", **options)
+    image.convert("L").save(files[3], "JPEG", optimize=True)
+    return tuple(file.getvalue() for file in files)
 
 
 def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
@@ -199,6 +223,7 @@ def build_readers() -> dict[str, Reader]:
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
     return {
         "image": Reader(".img", images, _decode),
+        "large JPEG": Reader(".jpg", _plain_jpegs(images), _decode_small),
         "zip": Reader(".zip", (stored, packed), _read_images),
         "tar": Reader(".tar", (tar,), _read_images),
         "tar, checksums right": Reader(".tar", (tar,), _read_images, _mend_tar),
@@ -299,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="in all, with those of the result file")
     parser.add_argument("--minutes", type=float, default=10**6, help="stop earlier than that")
+    parser.add_argument("--readers", nargs="+", help="names of those to fuzz; all if not given")
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -312,6 +338,8 @@ def main() -> None:
         rows.setdefault(name, dict.fromkeys(("inputs", "read", "refused", "findings", "seconds", "slowest_s"), 0))
     while (total := sum(row["inputs"] for row in rows.values())) < args.inputs and time.monotonic() < end:
         for name, reader in readers.items():
+            if args.readers and name not in args.readers:
+                continue
             _fuzz(name, reader, rows[name], result["findings"], seconds=2.0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         result["memory"].append({"inputs": total, "resident_mb": round(_resident_mb(), 1), "peak_mb": round(peak, 1)})
