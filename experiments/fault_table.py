@@ -1,4 +1,4 @@
-"""docs/reliability.md out of experiments/results/faults.json and soak.json."""
+"""docs/reliability.md out of experiments/results/faults.json, soak.json and those of hours before (soak_*.json)."""
 
 import json
 from pathlib import Path
@@ -44,13 +44,12 @@ SOAK_HEADER = ("rank", "what", "least in first half", "least in second half", "s
 
 
 def write_document(path: Path, faults: Path) -> None:
-    """Write the document: a row for each fault of the file `faults`, and what soak.json beside it holds."""
+    """Write the document: a row for each fault of the file `faults`, and what the soaks beside it hold."""
     rows = json.loads(faults.read_text(encoding="utf-8"))["faults"] if faults.exists() else {}
     measured = [row["machine"] for row in rows.values() if "machine" in row]
     cells = [_cells(name, row) for name, row in rows.items()]
     text = TEXT.format(table=markdown_columns(HEADER, cells, words=WORDS), machines=_machines(measured))
-    soak = faults.with_name("soak.json")
-    if soak.exists():
+    for soak in sorted(faults.parent.glob("soak*.json")):
         text += _soak(json.loads(soak.read_text(encoding="utf-8")))
     path.write_text(text, encoding="utf-8")
 

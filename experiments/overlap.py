@@ -45,7 +45,6 @@ class SumAfterwards(BucketedGradientSum):
     def backward(self, loss: Tensor) -> None:
         """As in training, but nothing travels yet before the last is done."""
         loss.backward()
-        assert self._ddp is not None
         if self._is_last:
             gradients = [p.grad for p in self._ddp.parameters() if p.grad is not None]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -55,7 +54,6 @@ class SumAfterwards(BucketedGradientSum):
 
     def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         """Every micro-batch is one that does not synchronise."""
-        assert self._ddp is not None
         with self._ddp.no_sync():
             yield from super().each(losses, count)
 

@@ -84,8 +84,8 @@ def settled(samples: list[Sample]) -> list[Sample]:
 
 
 def line_through(samples: list[Sample], name: str) -> dict[str, float]:
-    """Least-squares slope an hour and its standard error, after the warm-up; first and last value, least of halves."""
-    hours, values = (np.array([line[key] for line in settled(samples)]) for key in ("hours", name))
+    """Least-squares slope an hour and its standard error; first and last value, least of halves."""
+    hours, values = (np.array([line[key] for line in samples]) for key in ("hours", name))
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
     half = len(values) // 2
     return {
@@ -106,8 +106,9 @@ def judge(samples: dict[int, list[Sample]]) -> dict[str, dict[str, dict[str, Any
     names = ("memory_mb", "handles", "threads", "processes")
     judged: dict[str, dict[str, dict[str, Any]]] = {}
     for rank, lines in sorted(samples.items()):
-        found = {name: line_through(lines, name) for name in names}
-        hours = settled(lines)[-1]["hours"] - settled(lines)[0]["hours"]
+        kept = settled(lines)
+        found = {name: line_through(kept, name) for name in names}
+        hours = kept[-1]["hours"] - kept[0]["hours"]
         judged[f"rank {rank}"] = {
             name: {**line, "flat": is_flat(name, line, hours=hours)} for name, line in found.items()
         }

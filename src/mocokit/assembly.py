@@ -74,11 +74,11 @@ def assemble(config: Config, device: torch.device) -> Parts:
         arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
         eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
     )  # fmt: skip
-    monitoring = choose_workers(data.workers, on_cpu=device.type == "cpu", location=data.source)
+    monitoring = choose_workers(data.workers, threads_suffice=device.type == "cpu", location=data.source)
     return Parts(
         reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
         steps_per_epoch=per_epoch, card=card,
-        num_workers=data.workers if data.workers >= 0 else own_cores(),
+        num_workers=choose_workers(data.workers),
         gather=gather,
         evaluate=_build_monitor(
             config, reader, embed_with(evaluated, method.pixels, precision), device=device, num_workers=monitoring

@@ -103,6 +103,10 @@ class ViewParams:
     solarize: bool = False
     bicubic: bool = False
 
+    def crop_only(self) -> "ViewParams":
+        """The same crop, and nothing else."""
+        return ViewParams(crop=self.crop, bicubic=self.bicubic)
+
 
 def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width: int) -> ViewParams:
     """Draw a view of an image of `height` x `width` pixels."""

@@ -179,8 +179,8 @@ def own_cores() -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
 
 
-def choose_workers(asked: int, *, on_cpu: bool, location: str = "") -> int:
-    """Loader processes to evaluate with: as many as asked for; -1: none for the CPU on local images, else its cores."""
+def choose_workers(asked: int, *, threads_suffice: bool = False, location: str = "") -> int:
+    """Loader processes: as many as asked for; -1: none where threads suffice, on local images, else the own cores."""
     if asked >= 0:
         return asked
-    return 0 if on_cpu and not is_url(location) else own_cores()  # a network may make anyone wait
+    return 0 if threads_suffice and not is_url(location) else own_cores()  # a network may make anyone wait

@@ -114,7 +114,7 @@ def _compiled_view(image: _Pixels, params: ViewParams) -> _Pixels:
 
 
 def _batched_views(pairs: Sequence[tuple[_Pixels, ViewParams]], device: torch.device) -> list[_Pixels]:
-    crops = [_compiled_view(image, ViewParams(crop=params.crop, bicubic=params.bicubic)) for image, params in pairs]
+    crops = [_compiled_view(image, params.crop_only()) for image, params in pairs]
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)  # (n, 3, S, S)
     params = pack_params([params for _, params in pairs]).to(device)
     return list(augment_batch(images, params).permute(0, 2, 3, 1).cpu().numpy())

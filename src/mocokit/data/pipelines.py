@@ -63,7 +63,7 @@ def reference_views(
     image = decode(raw, max_image_px=max_image_px)
     drawn = draw(image.height, image.width)
     for view, params in zip(chain(*targets), drawn, strict=True):
-        view[:] = apply_params(image, _crop_only(params) if crops_only else params, size_px=len(view))
+        view[:] = apply_params(image, params.crop_only() if crops_only else params, size_px=len(view))
     return drawn
 
 
@@ -75,7 +75,7 @@ def fast_views(
     for target, (pixels, fraction), views in zip(targets, decoded, _by_target(drawn, targets), strict=True):
         for view, params in zip(target, views, strict=True):
             top, left, height, width = (side / fraction for side in params.crop)
-            todo = _crop_only(params) if crops_only else params
+            todo = params.crop_only() if crops_only else params
             apply_params_compiled(pixels, todo, crop=(top, left, height, width), target=view)
     return drawn
 
@@ -122,10 +122,6 @@ def _by_target(drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
     """The draw of each target's views."""
     stops = [0, *accumulate(len(target) for target in targets)]
     return [drawn[start:stop] for start, stop in pairwise(stops)]
-
-
-def _crop_only(params: ViewParams) -> ViewParams:
-    return ViewParams(crop=params.crop, bicubic=params.bicubic)
 
 
 def _smallest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:

@@ -102,7 +102,7 @@ def _run_trial(
     if path.exists():
         return Trial(**json.loads(path.read_text(encoding="utf-8")))
     start, device = time.perf_counter(), pick_device(plan.device_name, local_rank=0)
-    num_workers = choose_workers(plan.num_workers, on_cpu=device.type == "cpu")
+    num_workers = choose_workers(plan.num_workers, threads_suffice=device.type == "cpu")
     detector = initial_detector(plan, number).to(device)
     losses = train_detector(
         detector, plan.train, plan.recipe, device=device, seed=torch_seed(plan.seed, Purpose.DETECTION_TRIAL, number),

@@ -229,7 +229,7 @@ def evaluate(
     precision, folder = Precision(precision_name, device), results_folder(run)
     digest = weights_digest(loaded.backbone)[:12]
     places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
-    num_workers = choose_workers(num_workers, on_cpu=device.type == "cpu", location=str(data))
+    num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
     opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers))
     cache, rows = FeatureCache(folder / "features"), list[Row]()
     for seed in seeds:

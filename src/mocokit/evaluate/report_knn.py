@@ -47,7 +47,7 @@ def compare_with_baselines(
     """
     loaded, device = load_backbone(run), pick_device(device_name, local_rank=distributed.local_rank())
     with distributed.session(device.type):
-        num_workers = choose_workers(num_workers, on_cpu=device.type == "cpu", location=str(bank))
+        num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
         train, test = open_train_and_test(bank, queries, view, seed=seed)
         return [
