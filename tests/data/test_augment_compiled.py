@@ -24,6 +24,15 @@ def _noise(height: int, width: int, seed: int = 0) -> Pixels:
     return ramp.clip(0, 255).astype(np.uint8)
 
 
+def _resized(image: Pixels, crop: tuple[float, float, float, float], size_px: int, *, bicubic: bool = False) -> Pixels:
+    target = np.empty((size_px, size_px, 3), np.uint8)
+    resized_crop(image, crop, target, bicubic=bicubic)
+    mirrored = np.empty_like(target)
+    resized_crop(image, crop, mirrored, bicubic=bicubic, mirrored=True)
+    np.testing.assert_array_equal(mirrored[:, ::-1], target)
+    return target
+
+
 def _planes(image: Pixels) -> Pixels:
     return np.ascontiguousarray(image.transpose(2, 0, 1)).reshape(3, -1)
 
@@ -41,20 +50,20 @@ def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px:
         height, width = int(rng.integers(1, 98)), int(rng.integers(1, 132))
         crop = int(rng.integers(98 - height)), int(rng.integers(132 - width)), height, width
         pillow = F.resized_crop(Image.fromarray(image), *crop, [size_px, size_px], interpolation)
-        ours = resized_crop(image, crop, size_px, bicubic=bicubic)
+        ours = _resized(image, crop, size_px, bicubic=bicubic)
         np.testing.assert_array_equal(ours, np.asarray(pillow), str(crop))
 
 
 def test_bicubic_overshoots_are_cut_off_at_black_and_white() -> None:
     checks = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((4, 4)))[..., None].repeat(3, 2).astype(np.uint8) * 255
     pillow = Image.fromarray(checks).resize((53, 53), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(resized_crop(checks, (0, 0, 32, 32), 53, bicubic=True), np.asarray(pillow))
+    np.testing.assert_array_equal(_resized(checks, (0, 0, 32, 32), 53, bicubic=True), np.asarray(pillow))
 
 
 def test_a_crop_between_pixels_is_pillows_box() -> None:
     image, box = _noise(60, 80), (10.25, 5.5, 71.75, 43.0)  # left, top, right, bottom
     pillow = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR, box=box)
-    ours = resized_crop(image, (box[1], box[0], box[3] - box[1], box[2] - box[0]), 24)
+    ours = _resized(image, (box[1], box[0], box[3] - box[1], box[2] - box[0]), 24)
     # Pillow holds the box in float32 and looks beyond it; only the outermost pixels may notice.
     np.testing.assert_allclose(ours[1:-1, 1:-1].astype(int), np.asarray(pillow)[1:-1, 1:-1], atol=1)
 

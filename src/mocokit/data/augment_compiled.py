@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from mocokit.data.augment import SOLARIZE_FROM, Jitter, ViewParams
 from mocokit.data.blur import gaussian_blur
-from mocokit.data.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
+from mocokit.data.color import recolor
 from mocokit.data.resize import resized_crop
 
 SOLARIZED = np.array([level if level < SOLARIZE_FROM else 255 - level for level in range(256)], np.uint8)
 """What each level becomes."""
+
+NO_JITTER = Jitter(order=(0, 1, 2, 3), brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0)
 
 
 def apply_params_compiled(
@@ -29,43 +31,16 @@ def apply_params_compiled(
         image: The image, or a smaller version of it.
         params: The draw.
         crop: `params.crop` in pixels of `image`.
-        target: Where the view goes.
+        target: Where the view goes, in one piece.
 
     """
-    view = resized_crop(image, crop, len(target), bicubic=params.bicubic)
+    resized_crop(image, crop, target, bicubic=params.bicubic, mirrored=params.flip)  # all that follows is symmetric
     if params.grayscale or params.jitter is not None:
-        view = _recolor(view, params)
+        jitter = params.jitter or NO_JITTER
+        factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        gray_last = params.grayscale and not params.grayscale_first
+        recolor(target, jitter.order, factors, params.grayscale and params.grayscale_first, gray_last)
     if params.blur_radius_px is not None:
-        view = gaussian_blur(view, params.blur_radius_px)
+        target[:] = gaussian_blur(target, params.blur_radius_px)
     if params.solarize:
-        view = np.asarray(cv2.LUT(view, SOLARIZED), np.uint8)
-    if params.flip:
-        cv2.flip(view, 1, dst=target)
-    else:
-        target[:] = view
-
-
-def _recolor(view: NDArray[np.uint8], params: ViewParams) -> NDArray[np.uint8]:
-    channels = np.empty((3, *view.shape[:2]), np.uint8)
-    cv2.split(view, list(channels))
-    planes = channels.reshape(3, -1)
-    if params.grayscale and params.grayscale_first:
-        to_grayscale(planes)
-    if params.jitter is not None:
-        _apply_jitter(planes, params.jitter)
-    if params.grayscale and not params.grayscale_first:
-        to_grayscale(planes)
-    merged: NDArray[np.uint8] = cv2.merge(list(channels))
-    return merged
-
-
-def _apply_jitter(planes: NDArray[np.uint8], jitter: Jitter) -> None:
-    for number in jitter.order:
-        if number == 0 and jitter.brightness != 1.0:
-            adjust_brightness(planes, jitter.brightness)
-        elif number == 1 and jitter.contrast != 1.0:
-            adjust_contrast(planes, jitter.contrast)
-        elif number == 2 and jitter.saturation != 1.0:
-            adjust_saturation(planes, jitter.saturation)
-        elif number == 3 and jitter.hue != 0.0:
-            shift_hue(planes, int(jitter.hue * 255) % 256)
+        cv2.LUT(target, SOLARIZED, dst=target)

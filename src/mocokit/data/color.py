@@ -1,7 +1,7 @@
 """Brightness, contrast, saturation, hue and grayscale, bit for bit as torchvision applies them to Pillow images.
 
-All work in place on planes (3, P) uint8: red, green and blue of P pixels. Each rounds as Pillow does, so that the
-rounding between two operations is the reference's too.
+Operations work in place on planes (3, P) uint8: red, green and blue of P pixels. Each rounds as Pillow does, so that
+the rounding between two of them is the reference's too.
 """
 
 import numpy as np
@@ -79,43 +79,73 @@ def shift_hue(planes: Planes, shift: int) -> None:
     for pixel in range(red.size):
         r, g, b = _i32(red[pixel]), _i32(green[pixel]), _i32(blue[pixel])
         high, lowest = max(max(r, g), b), min(min(r, g), b)  # noqa: PLW3301, numba takes two at a time
-        saturation = _i32(_f32(_i32(high - lowest)) / _f32(max(high, _i32(1))) * _f32(255))
-        hue = _hue(r, g, b, high, lowest)
+        chroma = _i32(high - lowest)
+        saturation = _i32(_f32(chroma) / _f32(max(high, _i32(1))) * _f32(255))
+        hue = _hue(r, g, b, high, max(chroma, _i32(1)))
+        place = _i32(_i32(_i32(hue + _i32(shift)) & _i32(255)) * _i32(6))  # 255 a sixth of the circle
 
-        six = _i32(_i32(_i32(hue + _i32(shift)) & _i32(255)) * _i32(6))
-        sector = _i32(_i32(six * _i32(257) + _i32(257)) >> _i32(16))  # six // 255
-        rest = _i32(six - _i32(sector * _i32(255)))
-        low = _share(high, _i32(saturation * _i32(255)))
-        down = _share(high, _i32(saturation * rest))
-        up = _share(high, _i32(saturation * _i32(_i32(255) - rest)))
-        red[pixel] = _u8(_of_sector(sector, high, down, low, up))
-        green[pixel] = _u8(_of_sector(_i32(sector + _i32(4)), high, down, low, up))
-        blue[pixel] = _u8(_of_sector(_i32(sector + _i32(2)), high, down, low, up))
+        depth = _f32(_i32(high * saturation)) * _f32(1 / 65025)
+        red[pixel] = _channel(_i32(place + _i32(5 * 255)), _f32(high), depth)
+        green[pixel] = _channel(_i32(place + _i32(3 * 255)), _f32(high), depth)
+        blue[pixel] = _channel(_i32(place + _i32(255)), _f32(high), depth)
 
 
 @compiled
-def _hue(r: np.int32, g: np.int32, b: np.int32, high: np.int32, lowest: np.int32) -> np.int32:
-    """Hue of a colour in 255ths of the circle, 0 for gray."""
-    middle = _i32(_i32(_i32(r + g) + b) - _i32(high + lowest))
-    chroma = _i32(high - lowest)
-    part = _f32(_i32(high - middle)) / _f32(max(chroma, _i32(1)))
-    falling = g >= b if r == high else (b > r if g == high else r > g)  # sixths in which `part` falls
-    start = _f32(0) if r == high else (_f32(2) if g == high else _f32(4))  # sixth of the pure colour
-    sixth = start + _f32(1) - part if falling else start - _f32(1) + part
-    turn = sixth / _f32(6)
-    turn = turn + _f32(1) if turn < _f32(0) else turn
-    return min(_i32(turn * _f32(255)), _i32(255)) if chroma > 0 else _i32(0)
+def _hue(r: np.int32, g: np.int32, b: np.int32, high: np.int32, chroma: np.int32) -> np.int32:
+    """Hue of a colour in 255ths of the circle; rounded where Pillow rounds. `chroma` is 1 for gray."""
+    ahead = _i32(g - b) if r == high else (_i32(b - r) if g == high else _i32(r - g))  # of the purest colour's place
+    sixth = _f32(0) if r == high else (_f32(2) if g == high else _f32(4))
+    side = _f32(1) if ahead >= 0 else _f32(-1)
+    rest = _f32(_i32(chroma - abs(ahead))) / _f32(chroma)
+    turn = (sixth + side - side * rest) / _f32(6)
+    return _i32((turn + _f32(1) if turn < _f32(0) else turn) * _f32(255))
 
 
 @compiled
-def _of_sector(sector: np.int32, high: np.int32, down: np.int32, low: np.int32, up: np.int32) -> np.int32:
-    """Red, where the circle starts; the other colours are a third and two thirds of the circle (6 sectors) behind."""
-    part = _i32(sector - _i32(6)) if sector >= 6 else sector
-    side = down if part == 1 else up
-    return high if (part == 0) | (part == 5) else (low if (part == 2) | (part == 3) else side)
+def _channel(place: np.int32, high: np.float32, depth: np.float32) -> np.uint8:
+    """A colour's level: `high`, less a trapezoid over its place on the circle, rounded to nearest."""
+    place = _i32(place - _i32(1530)) if place >= _i32(1530) else place
+    share = min(max(min(place, _i32(_i32(1020) - place)), _i32(0)), _i32(255))
+    return _u8(high + _f32(0.5) - depth * _f32(share))
 
 
 @compiled
-def _share(value: np.int32, part: np.int32) -> np.int32:
-    """`value` times 1 - part / 65025, rounded to nearest; the product fits single precision and is never a half."""
-    return _i32(_f32(_i32(value * _i32(_i32(65025) - part))) * _f32(1 / 65025) + _f32(0.5))
+def recolor(
+    view: NDArray[np.uint8],
+    order: tuple[int, ...],
+    factors: tuple[float, float, float, float],
+    gray_first: bool,
+    gray_last: bool,
+) -> None:
+    """Grayscale and color jitter of a view (S, S, 3), in one piece and in place.
+
+    Args:
+        view: The pixels.
+        order: Of brightness (0), contrast (1), saturation (2) and hue (3).
+        factors: Of each, by these numbers: 1, for the hue 0, is no change.
+        gray_first: Before them.
+        gray_last: After them.
+
+    """
+    interleaved = view.ravel()
+    planes = np.empty((3, interleaved.size // 3), np.uint8)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for pixel in range(red.size):
+        red[pixel], green[pixel] = interleaved[3 * pixel], interleaved[3 * pixel + 1]
+        blue[pixel] = interleaved[3 * pixel + 2]
+    if gray_first:
+        to_grayscale(planes)
+    for number in order:
+        if number == 0 and factors[0] != 1.0:
+            adjust_brightness(planes, factors[0])
+        elif number == 1 and factors[1] != 1.0:
+            adjust_contrast(planes, factors[1])
+        elif number == 2 and factors[2] != 1.0:
+            adjust_saturation(planes, factors[2])
+        elif number == 3 and factors[3] != 0.0:
+            shift_hue(planes, int(factors[3] * 255) & 255)
+    if gray_last:
+        to_grayscale(planes)
+    for pixel in range(red.size):
+        interleaved[3 * pixel], interleaved[3 * pixel + 1] = red[pixel], green[pixel]
+        interleaved[3 * pixel + 2] = blue[pixel]

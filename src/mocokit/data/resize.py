@@ -19,21 +19,40 @@ from mocokit.data.compiled import compiled
 WEIGHT_BITS = 22
 """Fixed-point weights, as Pillow's: 8 bits of pixel and 22 of weight fit 32 bits with room for a sum."""
 
+Weights = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+"""(weights (num_out, T), first input row, number of input rows)"""
+
 
 def resized_crop(
-    image: NDArray[np.uint8], crop: tuple[float, float, float, float], size_px: int, *, bicubic: bool = False
-) -> NDArray[np.uint8]:
-    """The (top, left, h, w) part of `image` (H, W, 3) as (S, S, 3); the part may begin and end between pixels."""
+    image: NDArray[np.uint8],
+    crop: tuple[float, float, float, float],
+    target: NDArray[np.uint8],
+    *,
+    bicubic: bool = False,
+    mirrored: bool = False,
+) -> None:
+    """Fill `target` (S, S, 3), which lies in one piece, with a crop of `image` (H, W, 3).
+
+    Args:
+        image: The pixels.
+        crop: (top, left, height, width), which may begin and end between pixels.
+        target: Where it goes.
+        bicubic: The filter; otherwise bilinear.
+        mirrored: Left becomes right.
+
+    """
     top, left, height, width = crop
     first_row, first_column = math.floor(top), math.floor(left)
     last_row, last_column = math.ceil(top + height), math.ceil(left + width)
-    part = image[first_row:last_row, first_column:last_column]  # (h, w, 3)
-    rows, columns = (top - first_row, height), (left - first_column, width)
+    part, size_px = image[first_row:last_row, first_column:last_column], len(target)  # (h, w, 3)
+    rows = filter_weights(part.shape[0], float(top - first_row), float(height), size_px, bicubic, False)
+    columns = filter_weights(part.shape[1], float(left - first_column), float(width), size_px, bicubic, mirrored)
     if height - size_px > max(0, 2 * (width - size_px)):  # tall: Pillow 13 resizes the columns first
-        short = _transposed(_resize_columns(np.ascontiguousarray(part), rows, size_px, bicubic))  # (w, S, 3)
-        return _transposed(_resize_columns(short, columns, size_px, bicubic))
-    narrow = _transposed(_resize_columns(_transposed(part), columns, size_px, bicubic))  # (h, S, 3)
-    return _resize_columns(narrow, rows, size_px, bicubic)
+        short = _transposed(_resize_columns(np.ascontiguousarray(part), rows))  # (w, S, 3)
+        cv2.transpose(_resize_columns(short, columns), dst=target)
+    else:
+        narrow = _transposed(_resize_columns(_transposed(part), columns))  # (h, S, 3)
+        resize_rows(narrow.reshape(len(narrow), -1), target.reshape(size_px, -1), *rows)
 
 
 def _transposed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -41,21 +60,16 @@ def _transposed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return swapped
 
 
-def _resize_columns(
-    image: NDArray[np.uint8], span: tuple[float, float], num_rows: int, bicubic: bool
-) -> NDArray[np.uint8]:
-    """(h, w, 3) -> (num_rows, w, 3), of the rows within `span` (start, length)."""
-    resized = np.empty((num_rows, *image.shape[1:]), np.uint8)
-    weights = filter_weights(len(image), float(span[0]), float(span[1]), num_rows, bicubic)
-    resize_rows(image.reshape(len(image), -1), resized.reshape(num_rows, -1), *weights)
+def _resize_columns(image: NDArray[np.uint8], weights: Weights) -> NDArray[np.uint8]:
+    """(h, w, 3) -> (num_out, w, 3)"""
+    resized = np.empty((len(weights[0]), *image.shape[1:]), np.uint8)
+    resize_rows(image.reshape(len(image), -1), resized.reshape(len(resized), -1), *weights)
     return resized
 
 
 @compiled
-def filter_weights(
-    num_in: int, start: float, length: float, num_out: int, bicubic: bool
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """A filter that widens as it shrinks: (weights (num_out, T), first input row, number of input rows)."""
+def filter_weights(num_in: int, start: float, length: float, num_out: int, bicubic: bool, mirrored: bool) -> Weights:
+    """A filter that widens as it shrinks; `mirrored`: the last row is the first."""
     scale = length / num_out
     widening = max(scale, 1.0)
     support = 2.0 * widening if bicubic else widening
@@ -63,7 +77,7 @@ def filter_weights(
     first, count = np.empty(num_out, np.int32), np.empty(num_out, np.int32)
     row = np.empty(weights.shape[1], np.float64)
     for out in range(num_out):
-        center = start + (out + 0.5) * scale
+        center, place = start + (out + 0.5) * scale, num_out - 1 - out if mirrored else out
         low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), num_in)
         total = 0.0
         for tap in range(high - low):
@@ -72,8 +86,8 @@ def filter_weights(
             total += row[tap]
         for tap in range(high - low):
             weight = row[tap] / total
-            weights[out, tap] = int(weight * (1 << WEIGHT_BITS) + (0.5 if weight >= 0.0 else -0.5))
-        first[out], count[out] = low, high - low
+            weights[place, tap] = int(weight * (1 << WEIGHT_BITS) + (0.5 if weight >= 0.0 else -0.5))
+        first[place], count[place] = low, high - low
     return weights, first, count
 
 
