@@ -121,14 +121,26 @@ def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
     assert read_layout(raw) is None
 
 
-def test_large_plain_files_are_read_so() -> None:
-    small, large = _file(), _file(800, 1200, quality=97, detail=30)
-    for raw, is_large in ((small, False), (large, True)):
-        header = read_jpeg_header(raw)
-        assert header is not None
-        assert (header.layout is not None) == (len(raw) >= LARGE_BYTES) == is_large
-        wanted = _small(raw, 4) if is_large else _by_libjpeg(raw, 4)
-        np.testing.assert_array_equal(decode_jpeg(raw, header, fraction=4), wanted)
+@pytest.mark.parametrize(
+    ("raw", "is_ours"),
+    [
+        (_file(), False),
+        (_file(400, 600, detail=20), True),
+        (_file(400, 600, detail=20, optimize=True), False),
+        (_file(400, 600, detail=20, progressive=True), False),
+        (_file(800, 1200, quality=97, detail=30), True),
+        (_file(800, 1200, quality=97, detail=30, optimize=True), True),
+    ],
+    ids=["few bytes", "more", "more, codes of its own", "more, progressive", "many", "many, codes of its own"],
+)
+def test_who_reads_a_file(raw: bytes, is_ours: bool) -> None:
+    header = read_jpeg_header(raw)
+    assert header is not None
+    assert (header.layout is not None) == (len(raw) >= LARGE_BYTES)
+    by_libjpeg = _by_libjpeg(raw, 4)
+    wanted = _small(raw, 4) if is_ours else by_libjpeg
+    np.testing.assert_array_equal(decode_jpeg(raw, header, fraction=4), wanted)
+    assert is_ours == (not np.array_equal(wanted, by_libjpeg)), "both read it alike: this shows nothing"
 
 
 def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:

@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from mocokit.data.jpeg_codes import has_standard_codes
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small
 from mocokit.data.limits import PILLOW_ERRORS
@@ -25,8 +26,8 @@ FRACTIONS = (8, 4, 2, 1)
 Crop = tuple[int, int, int, int]
 """(top, left, height, width)"""
 
-LARGE_BYTES = 256_000
-"""A file for which jpeg_small.py pays: what it does in Python for each, threads can't do at the same time."""
+LEAST_BYTES, LARGE_BYTES = 32_000, 256_000
+"""From when on jpeg_small.py pays: with standard codes, and with codes that it must make tables of first."""
 
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 """EXIF orientation -> (quarter turns against the clock, then mirror)."""
@@ -42,7 +43,7 @@ class JpegHeader:
     orientation: int
     """EXIF's 1 to 8; 1 is upright."""
     layout: JpegLayout | None
-    """Of a large plain file."""
+    """Of a large plain file; None: not looked at, or not plain."""
 
 
 def read_jpeg_header(raw: bytes) -> JpegHeader | None:
@@ -106,9 +107,9 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterabl
     stored = (header.width, header.height) if header.orientation > 4 else (header.height, header.width)
     least = [-(-side // fraction) for side in stored]
     pixels = None
-    if fraction >= LEAST_FRACTION and header.layout is not None:
+    if fraction >= LEAST_FRACTION and (layout := header.layout or _layout_of_small(raw)) is not None:
         part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
-        pixels = decode_small(raw, header.layout, fraction=fraction, part=part)
+        pixels = decode_small(raw, layout, fraction=fraction, part=part)
     if pixels is None or [*pixels.shape[:2]] != least:
         pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)
     if header.orientation == 1:
@@ -116,6 +117,12 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterabl
     quarters, mirror = _TURNS[header.orientation]
     upright = np.rot90(pixels, quarters)
     return np.ascontiguousarray(upright[:, ::-1] if mirror else upright)
+
+
+def _layout_of_small(raw: bytes) -> JpegLayout | None:
+    if not LEAST_BYTES <= len(raw) < LARGE_BYTES or (layout := read_layout(raw)) is None:
+        return None
+    return layout if has_standard_codes(layout) else None
 
 
 def _around(crops: Sequence[Crop]) -> Box:

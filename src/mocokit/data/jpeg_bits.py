@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled, inlined
-from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, TABLE_BITS, Codes, one_symbol
+from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, PASSED_BITS, TABLE_BITS, Codes, one_symbol
 
 MARGIN = 1 << 13
 """Zero bytes behind the coded data: more than one unit takes, after each of which the end is looked for."""
 
-_u64, _u8 = np.uint64, np.uint8
-_BEHIND = _u64(64 - TABLE_BITS)
+_u64, _i64, _u8 = np.uint64, np.int64, np.uint8
+_BEHIND, _BEHIND_PASSED = _u64(64 - TABLE_BITS), _u64(64 - PASSED_BITS)
 
 
 class Coded(NamedTuple):
@@ -29,9 +29,9 @@ class Coded(NamedTuple):
     """(parts + 1,) where each part between two restarts begins, and where the last one ends."""
     restart_units: int
     """Units in a part."""
-    parts: NDArray[np.int64]
+    parts: NDArray[np.uint64]
     """(B,) the component of each block of a unit."""
-    places: NDArray[np.int64]
+    places: NDArray[np.uint64]
     """(B, 2) place of the first unit's block among the coefficients of some units, and steps to the next unit's."""
     codes: Codes
 
@@ -94,16 +94,16 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
 
     """
     data, starts, restart_units, parts, places, codes = coded
-    means_code, means_short, details_code, details_short, details_passed = codes
+    means_code, means_short, details_code, details_short, details_passed, of_component = codes
     bits, left, position = state[0], state[1], state[2]
     for unit in range(units[0], units[1]):
         if unit % restart_units == 0:
             bits, left, position = _u64(0), _u64(0), _u64(starts[unit // restart_units])
             means[:] = 0
-        for number in range(parts.size):
-            part, block = parts[number], places[number, 0] + (unit - units[0]) * places[number, 1]
+        for number, part in enumerate(parts):
+            code, block = of_component[part], places[number, 0] + _u64(unit - units[0]) * places[number, 1]
             bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-            entry = means_short[part, bits >> _BEHIND] or one_symbol(means_code, part, bits, True)
+            entry = means_short[code, bits >> _BEHIND] or one_symbol(means_code, code, bits, True)
             means[part] += entry >> 16
             coefficients[0, block] = means[part]
             bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
@@ -111,7 +111,7 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
             while at <= last:
                 if left < _u64(32):
                     bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-                entry = details_short[part, bits >> _BEHIND] or one_symbol(details_code, part, bits, False)
+                entry = details_short[code, bits >> _BEHIND] or one_symbol(details_code, code, bits, False)
                 at += (entry >> 8) & 255
                 if at <= last + 1:
                     coefficients[at - 1, block] = entry >> 16
@@ -119,10 +119,10 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
             while at < 64:
                 if left < _u64(32):
                     bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-                entry = details_passed[part, bits >> _BEHIND]
+                entry = _i64(details_passed[code, bits >> _BEHIND_PASSED])
                 following = at + (entry >> 8)
                 if (following & 127) + (following >> 7) > 64:  # some are the next block's, or nothing fits the table
-                    entry = one_symbol(details_code, part, bits, False)
+                    entry = one_symbol(details_code, code, bits, False)
                     following = at + ((entry >> 8) & 255)
                 at = following
                 bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)

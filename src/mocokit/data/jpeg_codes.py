@@ -6,15 +6,19 @@ block is zero, one of DAMAGED that the bits begin no symbol.
 """
 
 import functools
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mocokit.data.compiled import compiled, inlined
-from mocokit.data.jpeg_layout import JpegLayout
+from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
-TABLE_BITS = 12
+TABLE_BITS, PASSED_BITS = 12, 13
+"""Of the tables of one symbol and of several: what stays in the first-level cache."""
+
 LONGEST = 16
 """Bits of a code."""
 END_OF_BLOCK, DAMAGED = 128, 192
@@ -22,37 +26,65 @@ END_OF_BLOCK, DAMAGED = 128, 192
 _u64, _i64, _i32 = np.uint64, np.int64, np.int32
 _Symbols = NDArray[np.uint16]
 _Entries = NDArray[np.int32]
+_Steps = NDArray[np.uint16]
 
 
 class Codes(NamedTuple):
-    """Tables of C components; T = 2**TABLE_BITS."""
+    """Tables of the D different codes of the components; T = 2**TABLE_BITS, P = 2**PASSED_BITS."""
 
     means: _Symbols
-    """(C, 2**LONGEST) length << 8 | symbol, 0 for none, by the next bits: code of a block's mean."""
+    """(D, 2**LONGEST) length << 8 | symbol, 0 for none, by the next bits: code of a block's mean."""
     means_short: _Entries
-    """(C, T) entries of one mean, as the difference to the last one; 0: longer than that."""
+    """(D, T) entries of one mean, as the difference to the last one; 0: longer than that."""
     details: _Symbols
     """As `means`, code of the other coefficients."""
     details_short: _Entries
-    """(C, T) entries of one coefficient; 0: longer than that."""
-    details_passed: _Entries
-    """(C, T) entries of as many coefficients as fit, without a value; DAMAGED: longer than that."""
+    """(D, T) entries of one coefficient; 0: longer than that."""
+    details_passed: _Steps
+    """(D, P) entries of as many coefficients as fit, without a value; DAMAGED: longer than that."""
+    of_component: NDArray[np.uint64]
+    """(C,) which of them"""
+
+
+Pair = tuple[bytes, bytes]
+"""Codes of a component: of means and of other coefficients."""
+
+
+def _pairs(layout: JpegLayout) -> tuple[Pair, ...]:
+    return tuple((component.dc_codes, component.ac_codes) for component in layout.components)
+
+
+@functools.cache
+def _standard_pairs() -> frozenset[Pair]:
+    """Those of ITU-T T.81, annex K, which Pillow writes as most others do."""
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    layout = read_layout(file.getvalue())
+    return frozenset(_pairs(layout) if layout else ())
+
+
+def has_standard_codes(layout: JpegLayout) -> bool:
+    """Whether the tables are there already, whatever was read before."""
+    return _standard_pairs().issuperset(_pairs(layout))
 
 
 def codes_of(layout: JpegLayout) -> Codes | None:
-    """The tables of each component, which take 0.5 ms unless these codes were there before; None: no prefix code."""
-    return _codes(tuple((component.dc_codes, component.ac_codes) for component in layout.components))
+    """The tables, which take half a millisecond unless these codes were there before; None: no prefix code."""
+    pairs = _pairs(layout)
+    different = tuple(dict.fromkeys(pairs))
+    tables = _tables(different)
+    return None if tables is None else Codes(*tables, np.array([different.index(pair) for pair in pairs], np.uint64))
 
 
 @functools.lru_cache(maxsize=16)
-def _codes(pairs: tuple[tuple[bytes, bytes], ...]) -> Codes | None:
+def _tables(pairs: tuple[Pair, ...]) -> tuple[_Symbols, _Entries, _Symbols, _Entries, _Steps] | None:
     try:
         means, details = (np.stack([_symbols(code) for code in kind]) for kind in zip(*pairs, strict=True))
     except ValueError:
         return None
     if (means & 255).max() > 15:
         return None
-    return Codes(means, _short(means, True), details, _short(details, False), _passed(details))
+    return means, _short(means, True), details, _short(details, False), _passed(details)
 
 
 def _symbols(code: bytes) -> _Symbols:
@@ -98,15 +130,15 @@ def _short(tables: _Symbols, is_mean: bool) -> _Entries:
 
 
 @compiled
-def _passed(tables: _Symbols) -> _Entries:
-    passed = np.empty((len(tables), 1 << TABLE_BITS), np.int32)
+def _passed(tables: _Symbols) -> _Steps:
+    passed = np.empty((len(tables), 1 << PASSED_BITS), np.uint16)
     for part in range(len(tables)):
-        for index in range(1 << TABLE_BITS):
+        for index in range(1 << PASSED_BITS):
             used, advance = _i32(0), _i32(0)
-            while advance < END_OF_BLOCK and used < TABLE_BITS:
-                entry = one_symbol(tables, part, _u64(index) << _u64(64 - TABLE_BITS + used), False)
+            while advance < END_OF_BLOCK and used < PASSED_BITS:
+                entry = one_symbol(tables, part, _u64(index) << _u64(64 - PASSED_BITS + used), False)
                 length, step = entry & 255, (entry >> 8) & 255
-                if length == 0 or used + length > TABLE_BITS or (step < END_OF_BLOCK and advance + step > 63):
+                if length == 0 or used + length > PASSED_BITS or (step < END_OF_BLOCK and advance + step > 63):
                     break
                 used, advance = used + length, advance + step
             passed[part, index] = (advance << 8 | used) if used > 0 else DAMAGED << 8

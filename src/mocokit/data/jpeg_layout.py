@@ -1,10 +1,9 @@
 """What a JPEG file says before its picture: sizes, tables, and where the coded data begin (ITU-T T.81, annex B)."""
 
+import functools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 _BASELINE, _HUFFMAN, _SCAN, _QUANTIZATION, _RESTART, _ADOBE = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xEE
 _FRAMES = set(range(0xC0, 0xD0)) - {_HUFFMAN, 0xC8, 0xCC}
@@ -20,8 +19,8 @@ class Component:
     across: int
     """Blocks of 8x8 side by side in a unit, 1 or 2."""
     down: int
-    quantization: NDArray[np.int32]
-    """(64,) steps in zigzag order."""
+    quantization: tuple[int, ...]
+    """64 steps in zigzag order."""
     dc_codes: bytes
     """Huffman code of a block's mean: how many codes have 1 to 16 bits, then what they stand for."""
     ac_codes: bytes
@@ -40,12 +39,12 @@ class JpegLayout:
     data_start: int
     """Offset of the coded data."""
 
-    @property
+    @functools.cached_property
     def unit_px(self) -> tuple[int, int]:
         """(height, width) of a unit, the least that is coded together."""
         return 8 * max(part.down for part in self.components), 8 * max(part.across for part in self.components)
 
-    @property
+    @functools.cached_property
     def num_units(self) -> tuple[int, int]:
         """Units (down, across) that the picture takes."""
         height, width = self.unit_px
@@ -63,7 +62,7 @@ def read_layout(raw: bytes) -> JpegLayout | None:
 
 
 def _read_layout(raw: bytes) -> JpegLayout | None:
-    quantization, codes, frame, restart_units = dict[int, NDArray[np.int32]](), dict[int, bytes](), b"", 0
+    quantization, codes, frame, restart_units = dict[int, tuple[int, ...]](), dict[int, bytes](), b"", 0
     for marker, body, end in _segments(raw):
         if marker == _QUANTIZATION:
             quantization.update(_quantization_tables(body))
@@ -103,28 +102,32 @@ def _segments(raw: bytes) -> Iterator[tuple[int, bytes, int]]:
         position = end
 
 
-def _quantization_tables(body: bytes) -> Iterator[tuple[int, NDArray[np.int32]]]:
+@functools.lru_cache(maxsize=64)
+def _quantization_tables(body: bytes) -> dict[int, tuple[int, ...]]:
+    tables = {}
     while body:
         number, length = body[0] & 15, 128 if body[0] >> 4 else 64
-        steps = np.frombuffer(body[1 : 1 + length], ">u2" if length == 128 else np.uint8).astype(np.int32)
-        if len(steps) != 64:
+        if len(body) < 1 + length:
             raise ValueError("cut short")
-        yield number, steps
+        tables[number] = struct.unpack_from(">64H" if length == 128 else "64B", body, 1)
         body = body[1 + length :]
+    return tables
 
 
-def _huffman_codes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number of a table (16 and more: AC) and its code."""
+@functools.lru_cache(maxsize=64)
+def _huffman_codes(body: bytes) -> dict[int, bytes]:
+    """Code by number of its table (16 and more: AC)."""
+    codes = {}
     while body:
         length = 17 + sum(body[1:17])
         if len(body) < length:
             raise ValueError("cut short")
-        yield body[0], body[1:length]
-        body = body[length:]
+        codes[body[0]], body = body[1:length], body[length:]
+    return codes
 
 
 def _components(
-    frame: bytes, scan: bytes, quantization: dict[int, NDArray[np.int32]], codes: dict[int, bytes]
+    frame: bytes, scan: bytes, quantization: dict[int, tuple[int, ...]], codes: dict[int, bytes]
 ) -> Iterator[Component]:
     """Those of the frame, if the one scan holds them all in the same order."""
     count = frame[5]

@@ -1,4 +1,4 @@
-"""A large JPEG at 1/4 or 1/8 of its size, without reading most of it.
+"""A JPEG at 1/4 or 1/8 of its size, without reading most of it.
 
 Of a block of 8x8 pixels that becomes one, two or four pixels a side, as many coefficients a side are needed, the lowest
 frequencies. The others only have to be passed over, for which jpeg_codes.py has a table that goes over two or three at
@@ -8,7 +8,9 @@ libjpeg-turbo reads every coefficient of every block, one by one.
 Shapes: C components, R x K pixels of the smaller image.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from mocokit.data.compiled import compiled
 from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_markers
 from mocokit.data.jpeg_codes import Codes, codes_of
-from mocokit.data.jpeg_layout import JpegLayout
+from mocokit.data.jpeg_layout import Component, JpegLayout
 
 LEAST_FRACTION = 4
 """At 1/2 there is too little to pass over."""
@@ -61,32 +63,48 @@ def decode_small(raw: bytes, layout: JpegLayout, *, fraction: int, part: Box) ->
 def _decode_planes(raw: bytes, layout: JpegLayout, codes: Codes, area: Box, fraction: int) -> NDArray[np.uint8] | None:
     """The components (C, R, K) within `area`, in units; None where the file is damaged."""
     down, across = layout.num_units
+    plan = _plan(layout.components, layout.unit_px, across, fraction)
     restart_units = layout.restart_units or down * across
     starts = np.zeros(-(-down * across // restart_units) + 1, np.int64)
     source = np.frombuffer(raw, np.uint8)[layout.data_start :]
     data = np.empty(len(source) + MARGIN, np.uint8)
     if strip_markers(source, data, starts) < len(starts) - 1:
         return None
-    unit = np.array(layout.unit_px) // fraction
-    blocks = np.array([(one.down, one.across) for one in layout.components])
-    sides = unit // blocks
-    steps = np.stack([one.quantization for one in layout.components])
-    kept = _NUMBERS[sides[:, 0] - 1, sides[:, 1] - 1]
-    planes = np.empty((len(blocks), down * unit[0], across * unit[1]), np.uint8)
-    coded = Coded(data, starts, restart_units, *_arrangement(layout), codes)
-    whole = _fill(planes, coded, (down, across), area, blocks, sides, kept, steps)
+    height, width = (side // fraction for side in layout.unit_px)
+    planes = np.empty((len(layout.components), down * height, across * width), np.uint8)
+    coded = Coded(data, starts, restart_units, plan.parts, plan.places, codes)
+    whole = _fill(planes, coded, (down, across), area, plan.blocks, plan.sides, plan.kept, plan.steps)
     return planes if whole else None
 
 
-def _arrangement(layout: JpegLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+class _Plan(NamedTuple):
+    """What is the same for all pictures of a width and an encoder; see `_fill` and `Coded`."""
+
+    blocks: NDArray[np.int64]
+    sides: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    steps: NDArray[np.int32]
+    parts: NDArray[np.uint64]
+    places: NDArray[np.uint64]
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(components: tuple[Component, ...], unit_px: tuple[int, int], across: int, fraction: int) -> _Plan:
+    blocks = np.array([(one.down, one.across) for one in components])
+    sides = np.array(unit_px) // fraction // blocks
+    steps = np.array([one.quantization for one in components], np.int32)
+    return _Plan(blocks, sides, _NUMBERS[sides[:, 0] - 1, sides[:, 1] - 1], steps, *_arrangement(components, across))
+
+
+def _arrangement(components: tuple[Component, ...], across: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """`Coded.parts` and `Coded.places` that lay each row of a component's blocks out in one piece."""
     parts, places, start = list[int](), list[tuple[int, int]](), 0
-    for number, component in enumerate(layout.components):
+    for number, component in enumerate(components):
         for _ in range(component.down):
             parts += [number] * component.across
             places += [(start + x, component.across) for x in range(component.across)]
-            start += component.across * layout.num_units[1]
-    return np.array(parts), np.array(places)
+            start += component.across * across
+    return np.array(parts, np.uint64), np.array(places, np.uint64)
 
 
 def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: int) -> NDArray[np.uint8]:
