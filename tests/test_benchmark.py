@@ -54,6 +54,7 @@ def test_the_slower_part_bounds_the_run(changes: dict[str, object], bound: str) 
         ),
         ({}, {"pixels_ms": {**RESULT.pixels_ms, "read": 5.0}}, "reading is 81%"),
         ({}, {"workers": 4}, "--workers 8: 4 of 8 cores make views"),
+        ({}, {"workers": 0, "device": "cpu"}, "--workers 8: 0 of 8 cores make views"),
         ({"augment.on": "cpu"}, {}, "--augment-on device"),
         ({"run.compile": "off"}, {"loader_images_per_s": 9000.0}, "--run.compile on"),
         ({}, {"loader_images_per_s": 9000.0, "device": "cpu"}, "nothing here"),

@@ -257,7 +257,7 @@ def _advise(config: Config, result: "BenchResult") -> list[str]:
             )
         if pixels["read"] > whole / 3:
             advice.append(f"reading is {pixels['read'] / whole:.0%} of the pixel work: `mocokit pack` to a local disk")
-        if result.workers < result.cores and result.bound == "pixels" and not result.device.startswith("cpu"):
+        if result.workers < result.cores:
             advice.append(f"--workers {result.cores}: {result.workers} of {result.cores} cores make views")
         if not result.device.startswith("cpu") and config.augment.on == "cpu":
             advice.append("--augment-on device leaves color and blur to the GPU")
