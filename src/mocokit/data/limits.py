@@ -5,6 +5,7 @@ Limits are far above honest data and far below what harms a machine; SECURITY.md
 
 import csv
 import lzma
+import stat
 import struct
 import tarfile
 import tokenize
@@ -48,10 +49,10 @@ def read_regular_file(path: Path) -> bytes:
 
     """
     try:
-        if not path.is_file():
-            path.stat()  # says what is wrong with it, if it is absent
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        require_image_bytes(path.stat().st_size)
+        require_image_bytes(status.st_size)
         return path.read_bytes()
     except ValueError as error:  # a NUL in the path
         raise OSError(f"not a path ({error})") from error
