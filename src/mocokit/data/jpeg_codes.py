@@ -16,7 +16,7 @@ from PIL import Image
 from mocokit.data.compiled import compiled, inlined
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
-TABLE_BITS, PASSED_BITS = 12, 13
+TABLE_BITS, PASSED_BITS = 10, 14
 """Of the tables of one symbol and of several: what stays in the first-level cache."""
 
 LONGEST = 16
