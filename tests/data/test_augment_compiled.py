@@ -60,6 +60,11 @@ def test_bicubic_overshoots_are_cut_off_at_black_and_white() -> None:
     np.testing.assert_array_equal(_resized(checks, (0, 0, 32, 32), 53, bicubic=True), np.asarray(pillow))
 
 
+def test_a_target_in_pieces_is_refused() -> None:
+    with pytest.raises(ValueError, match="one piece"):
+        resized_crop(_noise(60, 80), (0, 0, 32, 32), np.empty((3, 24, 24), np.uint8).transpose(1, 2, 0))
+
+
 def test_a_crop_between_pixels_is_pillows_box() -> None:
     image, box = _noise(60, 80), (10.25, 5.5, 71.75, 43.0)  # left, top, right, bottom
     pillow = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR, box=box)

@@ -64,7 +64,7 @@ def _standard_pairs() -> frozenset[Pair]:
 
 
 def has_standard_codes(layout: JpegLayout) -> bool:
-    """Whether the tables are there already, whatever was read before."""
+    """Whether it has those, whose tables are made once for all files."""
     return _standard_pairs().issuperset(_pairs(layout))
 
 

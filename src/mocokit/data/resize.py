@@ -40,7 +40,12 @@ def resized_crop(
         bicubic: The filter; otherwise bilinear.
         mirrored: Left becomes right.
 
+    Raises:
+        ValueError: `target` lies in pieces.
+
     """
+    if not target.flags.c_contiguous:  # reshaped below, it would be a copy
+        raise ValueError(f"target={target.shape} with strides {target.strides}: must lie in one piece")
     top, left, height, width = crop
     first_row, first_column = math.floor(top), math.floor(left)
     last_row, last_column = math.ceil(top + height), math.ceil(left + width)
