@@ -227,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="instead of the case's, on a CPU without bf16")
     parser.add_argument("--plain", action="store_true", help="run the plain PyTorch loop too")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, nothing is recorded")
     parser.add_argument("--cores", type=int, default=2)
@@ -235,8 +236,11 @@ def main() -> None:
     args = parser.parse_args()
     measuring.use_cores(args.cores)
     work = args.work.absolute()
-    for name in args.case:
-        case = shrink(CASES[name]) if args.tiny else CASES[name]
+    for asked in args.case:
+        case = shrink(CASES[asked]) if args.tiny else CASES[asked]
+        precision = args.precision or case.precision
+        name = asked if precision == case.precision else f"{asked}_{precision}"
+        case = replace(case, precision=precision)
         data = work / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
         make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
         sides = measure(case, data, work, repeats=1 if args.tiny else args.repeats, plain=args.plain)
