@@ -6,6 +6,7 @@ of a camera's file of that size.
 
 import functools
 import multiprocessing
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,19 @@ def make_folder(folder: Path, *, count: int, width: int, height: int, noise: flo
 
 def _save(folder: Path, number: int, *, width: int, height: int, noise: float) -> None:
     unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
-    picture(number, width=width, height=height, noise=noise).save(unfinished, "JPEG", quality=JPEG_QUALITY)
+    unfinished.write_bytes(_jpeg(number, width=width, height=height, noise=noise))
     unfinished.rename(unfinished.with_suffix(".jpg"))
+
+
+def jpegs(count: int, *, width: int, height: int, noise: float = NOISE) -> list[bytes]:
+    """The files of such a folder, in memory."""
+    return [_jpeg(number, width=width, height=height, noise=noise) for number in range(count)]
+
+
+def _jpeg(number: int, *, width: int, height: int, noise: float) -> bytes:
+    file = BytesIO()
+    picture(number, width=width, height=height, noise=noise).save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
 
 
 def picture(number: int, *, width: int, height: int, noise: float = NOISE) -> Image.Image:

@@ -8,6 +8,7 @@ Interleaved, medians. From where on jpeg_small.py is used (`LEAST_BYTES` in data
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import cv2
 import measuring
 import photographs
 import simplejpeg
-from two_views import jpegs
 
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import decode_small
@@ -28,39 +28,35 @@ CASES = (  # width, height, noise of the sensor
 )  # fmt: skip
 
 
-def libjpeg(files: Sequence[bytes], *, width: int, height: int, fraction: int) -> Callable[[], None]:
+def libjpeg(raw: bytes, *, width: int, height: int, fraction: int) -> None:
     """libjpeg-turbo's own decoding at a fraction."""
-    least = {"min_height": -(-height // fraction), "min_width": -(-width // fraction), "min_factor": 1}
-
-    def run() -> None:
-        for raw in files:
-            simplejpeg.decode_jpeg(raw, **least)
-
-    return run
+    simplejpeg.decode_jpeg(raw, min_height=-(-height // fraction), min_width=-(-width // fraction), min_factor=1)
 
 
-def mocokit(files: Sequence[bytes], *, width: int, height: int, fraction: int) -> Callable[[], None]:
+def mocokit(raw: bytes, *, width: int, height: int, fraction: int) -> None:
     """Ours, its reading of the header included."""
+    layout = read_layout(raw)
+    assert layout is not None
+    decode_small(raw, layout, fraction=fraction, part=(0, 0, height, width))
 
-    def run() -> None:
-        for raw in files:
-            layout = read_layout(raw)
-            assert layout is not None
-            decode_small(raw, layout, fraction=fraction, part=(0, 0, height, width))
 
-    return run
+def read_all(reader: Callable[..., None], files: Sequence[bytes], **options: int) -> None:
+    """Each of `files` in turn."""
+    for raw in files:
+        reader(raw, **options)
 
 
 def measure(*, width: int, height: int, noise: float, rounds: int) -> dict[str, Any]:
     """Milliseconds a file of each reader at each fraction."""
-    files = jpegs(max(3, min(40, 8_000_000 // (width * height))), width=width, height=height, noise=noise)
+    count = max(3, min(40, 8_000_000 // (width * height)))
+    files = photographs.jpegs(count, width=width, height=height, noise=noise)
     sides = {
-        f"{name} 1/{fraction}": reader(files, width=width, height=height, fraction=fraction)
+        f"{name} 1/{fraction}": partial(read_all, reader, files, width=width, height=height, fraction=fraction)
         for fraction in (4, 8)
         for name, reader in (("libjpeg-turbo", libjpeg), ("mocokit", mocokit))
     }
     seconds = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
-    milliseconds = {name: 1000 * statistics.median(values) / len(files) for name, values in seconds.items()}
+    milliseconds = {name: 1000 * statistics.median(values) / count for name, values in seconds.items()}
     return {"kilobytes": statistics.mean(map(len, files)) / 1000, "milliseconds": milliseconds}
 
 

@@ -35,17 +35,6 @@ Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
 
 
-def jpegs(count: int, *, width: int, height: int, noise: float = photographs.NOISE) -> list[bytes]:
-    """Distinct photographs as JPEG files."""
-    files = []
-    for number in range(count):
-        picture = photographs.picture(number, width=width, height=height, noise=noise)
-        file = BytesIO()
-        picture.save(file, "JPEG", quality=photographs.JPEG_QUALITY)
-        files.append(file.getvalue())
-    return files
-
-
 def packed(files: Files, *, short_side_px: int) -> list[bytes]:
     """The same files after `mocokit pack --short-side`."""
     with tempfile.TemporaryDirectory() as name:
@@ -135,12 +124,12 @@ def main() -> None:
     warm_up()
     result: dict[str, Any] = {"rounds": args.rounds}
 
-    small = jpegs(args.images, width=500, height=375)
+    small = photographs.jpegs(args.images, width=500, height=375)
     result["500x375"] = measure(sides_of(small, size_px=224), num_images=len(small), rounds=args.rounds)
     show(f"500x375 JPEG, {len(small[0]) / 1000:.0f} kB, to 224 px", result["500x375"])
 
     for noise in (photographs.LITTLE_NOISE, photographs.NOISE):
-        large = jpegs(max(4, args.images // 6), width=4000, height=3000, noise=noise)
+        large = photographs.jpegs(max(4, args.images // 6), width=4000, height=3000, noise=noise)
         megabytes = statistics.mean(len(raw) for raw in large) / 1e6
         sides = sides_of(large, size_px=224)
         sides["mocokit fast, packed at 512"] = mocokit("fast", packed(large, short_side_px=512), size_px=224)

@@ -25,7 +25,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -167,11 +166,9 @@ def _images() -> tuple[bytes, ...]:
 
 def _plain_jpegs(images: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """In every arrangement of colors, with and without restarts."""
-    image = Image.open(io.BytesIO(images[0])).resize((70, 50))
-    ways: list[dict[str, Any]] = [{"subsampling": number, "restart_marker_blocks": number} for number in range(3)]
-    files = [io.BytesIO() for _ in range(4)]
-    for file, options in zip(files, ways, strict=False):
-        image.save(file, "JPEG", **options)
+    image, files = Image.open(io.BytesIO(images[0])).resize((70, 50)), [io.BytesIO() for _ in range(4)]
+    for number in range(3):
+        image.save(files[number], "JPEG", subsampling=number, restart_marker_blocks=number)
     image.convert("L").save(files[3], "JPEG", optimize=True)
     return tuple(file.getvalue() for file in files)
 
@@ -344,10 +341,8 @@ def main() -> None:
     for name in readers:
         rows.setdefault(name, dict.fromkeys(("inputs", "read", "refused", "findings", "seconds", "slowest_s"), 0))
     while (total := sum(row["inputs"] for row in rows.values())) < args.inputs and time.monotonic() < end:
-        for name, reader in readers.items():
-            if args.readers and name not in args.readers:
-                continue
-            _fuzz(name, reader, rows[name], result["findings"], seconds=2.0)
+        for name in args.readers or readers:
+            _fuzz(name, readers[name], rows[name], result["findings"], seconds=2.0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sample = {"inputs": total, "resident_mb": round(_resident_mb(), 1), "peak_mb": round(peak, 1)}
         _note(result["memory"], sample)

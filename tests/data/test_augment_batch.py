@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mocokit.data.augment import AUG, AUG_PLUS, MOCO_V3_PAIR, Jitter, Recipe, ViewParams, apply_params, draw_params
 from mocokit.data.augment_batch import MAX_STEP_IMAGES, Op, augment_batch, pack_params
+from mocokit.data.augment_compiled import NO_JITTER
 
 STILL = ViewParams(crop=(0, 0, 0, 0))
-NO_JITTER = Jitter(order=(0, 1, 2, 3), brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0)
 FACTORS = (0.0, 0.3, 0.6, 0.77, 0.999, 1.001, 1.2, 1.4, 2.5)
 
 
