@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled, inlined
-from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, PASSED_BITS, TABLE_BITS, Codes, one_symbol
+from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, MEAN_BITS, PAIR_BITS, PASSED_BITS, Codes, as_pair, one_symbol
 
 MARGIN = 1 << 13
 """Zero bytes behind the coded data: more than one unit takes, after each of which the end is looked for."""
 
-_u64, _i64, _u8 = np.uint64, np.int64, np.uint8
-_BEHIND, _BEHIND_PASSED = _u64(64 - TABLE_BITS), _u64(64 - PASSED_BITS)
+_u64, _i16, _u8 = np.uint64, np.int16, np.uint8
+_BYTE = _u64(255)
+_BEHIND_MEAN, _BEHIND_PAIR, _BEHIND_PASSED = _u64(64 - MEAN_BITS), _u64(64 - PAIR_BITS), _u64(64 - PASSED_BITS)
 
 
 class Coded(NamedTuple):
@@ -51,10 +52,13 @@ def strip_markers(source: NDArray[np.uint8], target: NDArray[np.uint8], starts: 
     """
     part, size, at, end, one, eight = 0, _u64(source.size), _u64(0), _u64(0), _u64(1), _u64(8)
     while part < starts.size - 1:
-        while at + eight <= size and not _has_255(_word(source, at)):
+        while at + eight <= size:
             for offset in range(eight):
                 target[end + offset] = source[at + offset]
-            at, end = at + eight, end + eight
+            before = _before_255(_little_endian(source, at))
+            at, end = at + before, end + before
+            if before < eight:
+                break
         value = source[at] if at < size else _u8(255)
         following = source[at + one] if at + one < size else _u8(0xD9)
         if value != 255 or following == 0:
@@ -72,61 +76,61 @@ def strip_markers(source: NDArray[np.uint8], target: NDArray[np.uint8], starts: 
 
 
 @compiled
-def read_units(  # noqa: C901  (in parts, their calls would take as long as the work)
-    coded: Coded,
-    units: tuple[int, int],
-    wanted: tuple[int, int],
-    kept: NDArray[np.int64],
-    state: NDArray[np.uint64],
-    means: NDArray[np.int32],
+def read_units(  # noqa: C901, PLR0912  (in parts, their calls would take as long as the work)
+    coded: Coded, units: tuple[int, int, int, int], kept: NDArray[np.int64], state: NDArray[np.uint64],
     coefficients: NDArray[np.int16],
-) -> bool:
+) -> bool:  # fmt: skip
     """Read some units in a row; False where the data are damaged or at their end.
 
     Args:
         coded: What to read.
-        units: The first, and the one behind the last.
-        wanted: The same of those of which more than means is wanted.
+        units: The first, and the one behind the last; then those of which more than means is wanted, likewise.
         kept: (C,) last coefficient that is wanted of a block, in the order of the file.
-        state: (3,) bits read but not used, how many these are, byte behind them; kept between calls.
-        means: (C,) of the last block of each component; kept between calls.
-        coefficients: (NUM_KEPT, units * B) zeros, to be filled.
+        state: (3 + C,) bits read but not used, how many, byte behind them, mean of each component's last block.
+        coefficients: (last kept + 2, units * B or more) zeros, to be filled; the last row is rubbish.
 
     """
-    data, starts, restart_units, parts, places, codes = coded
-    means_code, means_short, details_code, details_short, details_passed, of_component = codes
-    bits, left, position = state[0], state[1], state[2]
+    data, starts, restart_units, parts, places, (means_code, means_short, details_code, pairs, passed, of_part) = coded
+    bits, left, position, means, unused = state[0], state[1], state[2], state[3:], _u64(len(coefficients) - 1)
     for unit in range(units[0], units[1]):
         if unit % restart_units == 0:
             bits, left, position = _u64(0), _u64(0), _u64(starts[unit // restart_units])
             means[:] = 0
         for number, part in enumerate(parts):
-            code, block = of_component[part], places[number, 0] + _u64(unit - units[0]) * places[number, 1]
-            bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-            entry = means_short[code, bits >> _BEHIND] or one_symbol(means_code, code, bits, True)
-            means[part] += entry >> 16
-            coefficients[0, block] = means[part]
-            bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
-            at, last = (entry >> 8) & 255, kept[part] if wanted[0] <= unit < wanted[1] else 0
-            while at <= last:
-                if left < _u64(32):
-                    bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-                entry = details_short[code, bits >> _BEHIND] or one_symbol(details_code, code, bits, False)
-                at += (entry >> 8) & 255
-                if at <= last + 1:
-                    coefficients[at - 1, block] = entry >> 16
-                bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
-            while at < 64:
-                if left < _u64(32):
-                    bits, position, left = bits | _word(data, position) >> left, position + _fit(left), left | _u64(56)
-                entry = _i64(details_passed[code, bits >> _BEHIND_PASSED])
-                following = at + (entry >> 8)
-                if (following & 127) + (following >> 7) > 64:  # some are the next block's, or nothing fits the table
-                    entry = one_symbol(details_code, code, bits, False)
-                    following = at + ((entry >> 8) & 255)
-                at = following
-                bits, left = bits << _u64(entry & 255), left - _u64(entry & 255)
-            if at != 64 and not END_OF_BLOCK <= at < DAMAGED:
+            code, block = of_part[part], places[number, 0] + _u64(unit - units[0]) * places[number, 1]
+            bits, left, position = _refilled(bits, left, position, data)
+            mean = means_short[code, bits >> _BEHIND_MEAN] or one_symbol(means_code, code, bits, True)
+            means[part] += _u64(mean >> 16)
+            coefficients[0, block] = _i16(means[part])
+            at, bits, left = _u64(mean >> 8) & _BYTE, bits << _u64(mean & 255), left - _u64(mean & 255)
+            end = _u64(kept[part] + 1 if units[2] <= unit < units[3] else 1)
+            while at < end:
+                bits, left, position = _refilled(bits, left, position, data)
+                for _ in range(2):  # as many as these bits are enough for
+                    entry = pairs[code, bits >> _BEHIND_PAIR]
+                    following = at + ((entry >> _u64(8)) & _BYTE)
+                    if _overshoots(following):
+                        bits, left, position = _refilled(bits, left, position, data)
+                        entry = as_pair(one_symbol(details_code, code, bits, False))
+                        following = at + ((entry >> _u64(8)) & _BYTE)
+                    coefficients[min(at + ((entry >> _u64(16)) & _BYTE), unused), block] = _i16(entry >> _u64(32))
+                    coefficients[min(at + ((entry >> _u64(24)) & _BYTE), unused), block] = _i16(entry >> _u64(48))
+                    at, bits, left = following, bits << (entry & _BYTE), left - (entry & _BYTE)
+                    if at >= end:
+                        break
+            while at < _u64(64):
+                bits, left, position = _refilled(bits, left, position, data)
+                for _ in range(2):  # as many as these bits are enough for
+                    entry = _u64(passed[code, bits >> _BEHIND_PASSED])
+                    following = at + (entry >> _u64(8))
+                    if _overshoots(following):
+                        bits, left, position = _refilled(bits, left, position, data)
+                        entry = _u64(one_symbol(details_code, code, bits, False))
+                        following = at + ((entry >> _u64(8)) & _BYTE)
+                    at, bits, left = following, bits << (entry & _BYTE), left - (entry & _BYTE)
+                    if at >= _u64(64):
+                        break
+            if at != _u64(64) and not _u64(END_OF_BLOCK) <= at < _u64(DAMAGED):
                 return False
         if _u64(8) * position - left > _u64(8 * starts[unit // restart_units + 1]):
             return False
@@ -135,9 +139,17 @@ def read_units(  # noqa: C901  (in parts, their calls would take as long as the 
 
 
 @inlined
-def _fit(left: np.uint64) -> np.uint64:
-    """Whole bytes that fit into 64 bits beside `left`."""
-    return (_u64(63) - left) >> _u64(3)
+def _overshoots(following: np.uint64) -> bool:
+    """Whether of some symbols one is the next block's already, or the bits fit no entry."""
+    return bool((following & _u64(127)) + (following >> _u64(7)) > _u64(64))
+
+
+@inlined
+def _refilled(
+    bits: np.uint64, left: np.uint64, position: np.uint64, data: NDArray[np.uint8]
+) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """The same bits and, behind them, as many whole bytes as fit into 64 bits: 56 bits at least."""
+    return bits | _word(data, position) >> left, left | _u64(56), position + ((_u64(63) - left) >> _u64(3))
 
 
 @inlined
@@ -154,8 +166,23 @@ def _word(data: NDArray[np.uint8], at: np.uint64) -> np.uint64:
 
 
 @inlined
-def _has_255(word: np.uint64) -> bool:
-    """Whether one of eight bytes is 255."""
-    rest = ~word
-    found: bool = ((rest - _u64(0x0101010101010101)) & word & _u64(0x8080808080808080)) != _u64(0)
-    return found
+def _little_endian(data: NDArray[np.uint8], at: np.uint64) -> np.uint64:
+    """Eight bytes, the first one at the bottom."""
+    word = _u64(data[at]) | _u64(data[at + _u64(1)]) << _u64(8)
+    word |= _u64(data[at + _u64(2)]) << _u64(16)
+    word |= _u64(data[at + _u64(3)]) << _u64(24)
+    word |= _u64(data[at + _u64(4)]) << _u64(32)
+    word |= _u64(data[at + _u64(5)]) << _u64(40)
+    word |= _u64(data[at + _u64(6)]) << _u64(48)
+    return word | _u64(data[at + _u64(7)]) << _u64(56)
+
+
+@compiled
+def _before_255(word: np.uint64) -> np.uint64:
+    """How many of eight bytes come before the first 255."""
+    ones = _u64(0x0101010101010101)
+    found = (~word - ones) & word & (ones << _u64(7))  # on top of the first 255, and perhaps of bytes behind it
+    if found == _u64(0):  # nearly always, and so not worth the wait
+        return _u64(8)
+    lowest = found & (~found + _u64(1))
+    return _u64((((lowest >> _u64(7)) - _u64(1)) & ones) * ones >> _u64(56))

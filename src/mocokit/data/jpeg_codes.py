@@ -2,7 +2,7 @@
 
 An entry is `value << 16 | advance << 8 | length`: `length` bits belong to one symbol or more, which move on by
 `advance` coefficients, the last one of which is `value`. An advance of END_OF_BLOCK or more says that the rest of the
-block is zero, one of DAMAGED that the bits begin no symbol.
+block is zero, one of DAMAGED that the bits begin no symbol. One of two symbols has more on top: see `Codes.pairs`.
 """
 
 import functools
@@ -16,12 +16,13 @@ from PIL import Image
 from mocokit.data.compiled import compiled, inlined
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
-TABLE_BITS, PASSED_BITS = 10, 14
-"""Of the tables of one symbol and of several: what stays in the first-level cache."""
+MEAN_BITS, PAIR_BITS, PASSED_BITS = 10, 11, 14
+"""Of the tables of one symbol, of two and of several: what stays in the first-level cache."""
 
 LONGEST = 16
 """Bits of a code."""
 END_OF_BLOCK, DAMAGED = 128, 192
+NOWHERE = 64
 
 _u64, _i64, _i32 = np.uint64, np.int64, np.int32
 _Symbols = NDArray[np.uint16]
@@ -30,18 +31,20 @@ _Steps = NDArray[np.uint16]
 
 
 class Codes(NamedTuple):
-    """Tables of the D different codes of the components; T = 2**TABLE_BITS, P = 2**PASSED_BITS."""
+    """Tables of the D different codes of the components."""
 
     means: _Symbols
     """(D, 2**LONGEST) length << 8 | symbol, 0 for none, by the next bits: code of a block's mean."""
     means_short: _Entries
-    """(D, T) entries of one mean, as the difference to the last one; 0: longer than that."""
+    """(D, 2**MEAN_BITS) entries of one mean, as the difference to the last one; 0: longer than that."""
     details: _Symbols
     """As `means`, code of the other coefficients."""
-    details_short: _Entries
-    """(D, T) entries of one coefficient; 0: longer than that."""
-    details_passed: _Steps
-    """(D, P) entries of as many coefficients as fit, without a value; DAMAGED: longer than that."""
+    pairs: NDArray[np.uint64]
+    """(D, 2**PAIR_BITS) entries of one symbol or two: `second value << 48 | first value << 32 | second place << 24 |
+    first place << 16 | advance << 8 | length`, places in coefficients from the present one; those of an end of block
+    lie NOWHERE, a second one that is none is the first. DAMAGED: longer than that."""
+    passed: _Steps
+    """(D, 2**PASSED_BITS) entries of as many coefficients as fit, without a value; DAMAGED: longer than that."""
     of_component: NDArray[np.uint64]
     """(C,) which of them"""
 
@@ -77,14 +80,14 @@ def codes_of(layout: JpegLayout) -> Codes | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _tables(pairs: tuple[Pair, ...]) -> tuple[_Symbols, _Entries, _Symbols, _Entries, _Steps] | None:
+def _tables(pairs: tuple[Pair, ...]) -> tuple[_Symbols, _Entries, _Symbols, NDArray[np.uint64], _Steps] | None:
     try:
         means, details = (np.stack([_symbols(code) for code in kind]) for kind in zip(*pairs, strict=True))
     except ValueError:
         return None
     if (means & 255).max() > 15:
         return None
-    return means, _short(means, True), details, _short(details, False), _passed(details)
+    return means, _short(means), details, _in_pairs(details), _passed(details)
 
 
 def _symbols(code: bytes) -> _Symbols:
@@ -119,14 +122,46 @@ def one_symbol(table: _Symbols, part: int, bits: np.uint64, is_mean: bool) -> np
 
 
 @compiled
-def _short(tables: _Symbols, is_mean: bool) -> _Entries:
-    short = np.zeros((len(tables), 1 << TABLE_BITS), np.int32)
+def _short(tables: _Symbols) -> _Entries:
+    short = np.zeros((len(tables), 1 << MEAN_BITS), np.int32)
     for part in range(len(tables)):
-        for index in range(1 << TABLE_BITS):
-            entry = one_symbol(tables, part, _u64(index) << _u64(64 - TABLE_BITS), is_mean)
-            if 0 < entry & 255 <= TABLE_BITS:
+        for index in range(1 << MEAN_BITS):
+            entry = one_symbol(tables, part, _u64(index) << _u64(64 - MEAN_BITS), True)
+            if 0 < entry & 255 <= MEAN_BITS:
                 short[part, index] = entry
     return short
+
+
+@inlined
+def as_pair(entry: np.int32) -> np.uint64:
+    """A symbol's entry as one of `Codes.pairs`."""
+    advance, value = _u64(entry >> 8) & _u64(255), _u64(entry >> 16) & _u64(0xFFFF)
+    place = advance - _u64(1) if advance < _u64(END_OF_BLOCK) else _u64(NOWHERE)
+    both = value << _u64(48) | value << _u64(32) | place << _u64(24) | place << _u64(16)
+    return both | advance << _u64(8) | _u64(entry & 255)
+
+
+@compiled
+def _in_pairs(tables: _Symbols) -> NDArray[np.uint64]:
+    pairs = np.empty((len(tables), 1 << PAIR_BITS), np.uint64)
+    for part in range(len(tables)):
+        for index in range(1 << PAIR_BITS):
+            bits = _u64(index) << _u64(64 - PAIR_BITS)
+            first = one_symbol(tables, part, bits, False)
+            length, advance = first & 255, (first >> 8) & 255
+            pairs[part, index] = as_pair(first) if 0 < length <= PAIR_BITS else _u64(DAMAGED << 8)
+            if advance >= END_OF_BLOCK or not 0 < length < PAIR_BITS:
+                continue
+            second = one_symbol(tables, part, bits << _u64(length), False)
+            more, after = second & 255, advance + ((second >> 8) & 255)
+            if not 0 < more <= PAIR_BITS - length or not (after < 64 or END_OF_BLOCK <= after < DAMAGED):
+                continue
+            last = second if after < 64 else first
+            place = _u64((after if after < 64 else advance) - 1)
+            values = _u64(last >> 16) << _u64(48) | (_u64(first >> 16) & _u64(0xFFFF)) << _u64(32)
+            places = place << _u64(24) | _u64(advance - 1) << _u64(16)
+            pairs[part, index] = values | places | _u64(after << 8 | (length + more))
+    return pairs
 
 
 @compiled

@@ -19,8 +19,8 @@ class Component:
     across: int
     """Blocks of 8x8 side by side in a unit, 1 or 2."""
     down: int
-    quantization: tuple[int, ...]
-    """64 steps in zigzag order."""
+    quantization: bytes
+    """64 steps in zigzag order, two bytes each, the high one first."""
     dc_codes: bytes
     """Huffman code of a block's mean: how many codes have 1 to 16 bits, then what they stand for."""
     ac_codes: bytes
@@ -62,7 +62,7 @@ def read_layout(raw: bytes) -> JpegLayout | None:
 
 
 def _read_layout(raw: bytes) -> JpegLayout | None:
-    quantization, codes, frame, restart_units = dict[int, tuple[int, ...]](), dict[int, bytes](), b"", 0
+    quantization, codes, frame, restart_units = dict[int, bytes](), dict[int, bytes](), b"", 0
     for marker, body, end in _segments(raw):
         if marker == _QUANTIZATION:
             quantization.update(_quantization_tables(body))
@@ -103,13 +103,13 @@ def _segments(raw: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _quantization_tables(body: bytes) -> dict[int, tuple[int, ...]]:
+def _quantization_tables(body: bytes) -> dict[int, bytes]:
     tables = {}
     while body:
         number, length = body[0] & 15, 128 if body[0] >> 4 else 64
         if len(body) < 1 + length:
             raise ValueError("cut short")
-        tables[number] = struct.unpack_from(">64H" if length == 128 else "64B", body, 1)
+        tables[number] = body[1:129] if length == 128 else struct.pack(">64H", *body[1:65])
         body = body[1 + length :]
     return tables
 
@@ -127,7 +127,7 @@ def _huffman_codes(body: bytes) -> dict[int, bytes]:
 
 
 def _components(
-    frame: bytes, scan: bytes, quantization: dict[int, tuple[int, ...]], codes: dict[int, bytes]
+    frame: bytes, scan: bytes, quantization: dict[int, bytes], codes: dict[int, bytes]
 ) -> Iterator[Component]:
     """Those of the frame, if the one scan holds them all in the same order."""
     count = frame[5]

@@ -27,7 +27,7 @@ LEAST_FRACTION = 4
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right)"""
 
-_i64, _i32, _f32, _u8 = np.int64, np.int32, np.float32, np.uint8
+_i64, _i32, _u32, _u16, _f32, _u8 = np.int64, np.int32, np.uint32, np.uint16, np.float32, np.uint8
 _PLACES = sorted(
     ((row, column) for row in range(8) for column in range(8)),
     key=lambda place: (sum(place), place[sum(place) % 2 == 0]),
@@ -92,7 +92,7 @@ class _Plan(NamedTuple):
 def _plan(components: tuple[Component, ...], unit_px: tuple[int, int], across: int, fraction: int) -> _Plan:
     blocks = np.array([(one.down, one.across) for one in components])
     sides = np.array(unit_px) // fraction // blocks
-    steps = np.array([one.quantization for one in components], np.int32)
+    steps = np.array([np.frombuffer(one.quantization, ">u2") for one in components], np.int32)
     return _Plan(blocks, sides, _NUMBERS[sides[:, 0] - 1, sides[:, 1] - 1], steps, *_arrangement(components, across))
 
 
@@ -117,28 +117,40 @@ def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: 
     if len(part) == 1:
         pixels[rows, columns] = part[0][:, :, None]
     else:
-        cv2.merge(list(_to_rgb_planes(part)), dst=pixels[rows, columns])
+        rgb = np.empty(part.shape, np.uint8)
+        _to_rgb_planes(planes, (rows.start, columns.start), rgb)
+        cv2.merge(list(rgb), dst=pixels[rows, columns])
     return pixels
 
 
 @compiled
-def _to_rgb_planes(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Brightness, blueness and redness (3, R, K) as red, green and blue, in place (ITU-T T.871)."""
-    for row in range(planes.shape[1]):
-        brightness, blueness, redness = planes[0, row], planes[1, row], planes[2, row]
-        for column in range(brightness.size):
-            y = _i32((_i32(brightness[column]) << _i32(16)) + _i32(1 << 15))
-            blue, red = _i32(_i32(blueness[column]) - _i32(128)), _i32(_i32(redness[column]) - _i32(128))
-            brightness[column] = _level(_i32(y + _i32(91881) * red))
-            blueness[column] = _level(_i32(y - _i32(22554) * blue - _i32(46802) * red))
-            redness[column] = _level(_i32(y + _i32(116130) * blue))
-    return planes
+def _to_rgb_planes(planes: NDArray[np.uint8], corner: tuple[int, int], rgb: NDArray[np.uint8]) -> None:
+    """Red, green and blue (3, r, k) of brightness, blueness and redness from `corner` on (ITU-T T.871)."""
+    for row in range(rgb.shape[1]):
+        y, blue, red = planes[0, corner[0] + row], planes[1, corner[0] + row], planes[2, corner[0] + row]
+        y, blue, red = y[corner[1] :], blue[corner[1] :], red[corner[1] :]
+        line = rgb[0, row]
+        for x in range(line.size):
+            line[x] = _from_fixed(_i32(_to_fixed(y[x]) + _i32(91881 * _i32(_i32(red[x]) - _i32(128)))))
+        line = rgb[1, row]
+        for x in range(line.size):
+            less = _i32(22554 * _i32(_i32(blue[x]) - _i32(128))) + _i32(46802 * _i32(_i32(red[x]) - _i32(128)))
+            line[x] = _from_fixed(_i32(_to_fixed(y[x]) - _i32(less)))
+        line = rgb[2, row]
+        for x in range(line.size):
+            line[x] = _from_fixed(_i32(_to_fixed(y[x]) + _i32(116130 * _i32(_i32(blue[x]) - _i32(128)))))
 
 
 @compiled
-def _level(fixed: np.int32) -> np.uint8:
-    """16-bit fixed point, cut off to 0..255."""
-    return _u8(min(max(int(fixed >> _i32(16)), 0), 255))
+def _to_fixed(level: np.uint8) -> np.int32:
+    """16-bit fixed point, and a half for rounding."""
+    return _i32((_i32(level) << _i32(16)) + _i32(1 << 15))
+
+
+@compiled
+def _from_fixed(fixed: np.int32) -> np.uint8:
+    """Cut off to 0..255."""
+    return _u8(min(max(_i32(fixed >> _i32(16)), _i32(0)), _i32(255)))
 
 
 @compiled
@@ -165,14 +177,14 @@ def _fill(
         steps: (C, 64) what a coefficient of 1 means.
 
     """
-    state, means = np.zeros(3, np.uint64), np.zeros(len(blocks), np.int32)
-    coefficients = np.empty((NUM_KEPT, coded.parts.size * units[1]), np.int16)
-    halves = np.empty((4, 4, blocks[:, 1].max() * units[1]), np.float32)
+    state = np.zeros(3 + len(blocks), np.uint64)
+    coefficients = np.empty((NUM_KEPT + 1, coded.parts.size * units[1]), np.int16)
+    halves = np.zeros((4, 4, blocks[:, 1].max() * units[1]), np.float32)
     for row in range(area[2]):
         coefficients[:] = 0
         first, last = row * units[1], (row + 1) * units[1]
         wanted = (first + area[1], first + area[3]) if row >= area[0] else (0, 0)
-        if not read_units(coded, (first, last), wanted, kept, state, means, coefficients):
+        if not read_units(coded, (first, last, *wanted), kept, state, coefficients):
             return False
         start = _i64(0)
         for part in range(len(blocks) if row >= area[0] else 0):
@@ -201,36 +213,48 @@ def _write_blocks(
     Args:
         plane: (R, K) where they go.
         top: Their first row.
-        sides: (2,) pixels that a block becomes.
-        coefficients: (NUM_KEPT, ...) of all blocks of the row of units.
+        sides: (2,) pixels that a block becomes, 4 at most.
+        coefficients: (NUM_KEPT + 1, ...) of all blocks of the row of units. Those that aren't needed count nothing.
         start: The first of this row of blocks in them.
         wanted: The first block of the row that is wanted, and the one behind the last.
         steps: (64,) what a coefficient of 1 means.
-        halves: (4, 4, ...) room for as many blocks.
+        halves: (4, 4, ...) room for as many blocks, zeros at first.
 
     """
     count, down, across = wanted[1] - wanted[0], _waves(sides[0]), _waves(sides[1])
+    first, last = start + wanted[0], start + wanted[1]
     for u in range(sides[0]):
+        n0, n1, n2, n3 = _NUMBERS[u]
+        c0, c1 = coefficients[n0, first:last], coefficients[n1, first:last]
+        c2, c3 = coefficients[n2, first:last], coefficients[n3, first:last]
         for m in range(sides[1]):
-            half = halves[u, m, :count]
-            half[:] = _f32(0)
-            for v in range(sides[1]):
-                place = _NUMBERS[u, v]
-                values = coefficients[place, start + wanted[0] : start + wanted[1]]
-                factor = across[v, m] * _f32(steps[place])
-                for block in range(count):
-                    half[block] += factor * _f32(values[block])
-    levels = np.empty(count, np.float32)
-    for n in range(sides[0]):
-        for m in range(sides[1]):
-            levels[:] = _f32(0)
-            for u in range(sides[0]):
-                half, factor = halves[u, m, :count], down[u, n]
-                for block in range(count):
-                    levels[block] += factor * half[block]
-            pixels = plane[top + n, wanted[0] * sides[1] + m : wanted[1] * sides[1] : sides[1]]
+            half, w0, w1 = halves[u, m], across[0, m] * _f32(steps[n0]), across[1, m] * _f32(steps[n1])
+            w2, w3 = across[2, m] * _f32(steps[n2]), across[3, m] * _f32(steps[n3])
             for block in range(count):
-                pixels[block] = _u8(min(max(levels[block] * _f32(0.125) + _f32(128.5), _f32(0)), _f32(255)))
+                half[block] = w0 * _f32(c0[block]) + w1 * _f32(c1[block]) + w2 * _f32(c2[block]) + w3 * _f32(c3[block])
+    for n in range(sides[0]):
+        waves, line = down[:, n].copy(), plane[top + n, wanted[0] * sides[1] : wanted[1] * sides[1]]
+        if sides[1] == 4:  # whole words, in the order of little-endian machines
+            four = line.view(np.uint32)
+            for block in range(count):
+                low = _level(halves, 0, block, waves) | _level(halves, 1, block, waves) << _u32(8)
+                high = _level(halves, 2, block, waves) | _level(halves, 3, block, waves) << _u32(8)
+                four[block] = low | high << _u32(16)
+        elif sides[1] == 2:
+            two = line.view(np.uint16)
+            for block in range(count):
+                two[block] = _u16(_level(halves, 0, block, waves) | _level(halves, 1, block, waves) << _u32(8))
+        else:
+            for block in range(count):
+                line[block] = _u8(_level(halves, 0, block, waves))
+
+
+@compiled
+def _level(halves: NDArray[np.float32], m: int, block: int, waves: NDArray[np.float32]) -> np.uint32:
+    """A pixel: the frequencies of its column, mixed."""
+    total = waves[0] * halves[0, m, block] + waves[1] * halves[1, m, block]
+    total += waves[2] * halves[2, m, block] + waves[3] * halves[3, m, block]
+    return _u32(min(max(total * _f32(0.125) + _f32(128.5), _f32(0)), _f32(255)))
 
 
 @compiled
