@@ -1,7 +1,6 @@
 """decode_small against what libjpeg-turbo and a cosine transform of whole blocks say, and against damage."""
 
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +13,9 @@ from PIL import Image
 from mocokit.data.jpeg import LARGE_BYTES, decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import decode_small
+from tests.jpeg_files import ARRANGEMENTS, CODINGS, Options, jpeg_file
 
-Options = dict[str, Any]
-
-ARRANGEMENTS: tuple[Options, ...] = ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"gray": True})
-CODINGS: tuple[Options, ...] = (
-    {}, {"optimize": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"quality": 100},
-)  # fmt: skip
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
-
-
-def _file(height: int = 123, width: int = 211, *, gray: bool = False, detail: float = 12, **options: object) -> bytes:
-    """Soft colors with noise, which never reach black or white."""
-    rng = np.random.default_rng(0)
-    soft = Image.fromarray(rng.integers(70, 190, (5, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(soft) + rng.normal(0, detail, (height, width, 3))
-    image, file = Image.fromarray(pixels.clip(45, 210).astype(np.uint8)), BytesIO()
-    (image.convert("L") if gray else image).save(file, "JPEG", **{"quality": 90, **options})
-    return file.getvalue()
 
 
 def _small(raw: bytes, fraction: int, part: tuple[int, int, int, int] = (0, 0, 10**6, 10**6)) -> NDArray[np.uint8]:
@@ -54,7 +38,7 @@ def _by_libjpeg(raw: bytes, fraction: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_an_eighth_is_libjpegs(arrangement: Options, coding: Options) -> None:
     """The mean of each block; of colors that have half the resolution we read more than libjpeg does."""
-    raw = _file(**arrangement, **coding)
+    raw = jpeg_file(**arrangement, **coding)
     ours, theirs = _small(raw, 8), _by_libjpeg(raw, 8)
     assert ours.shape == theirs.shape
     error = ours.astype(int) - theirs
@@ -73,7 +57,7 @@ def _cosine_transform(size: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_quarter_is_the_low_frequencies_of_each_block(coding: Options) -> None:
-    raw = _file(120, 208, gray=True, **coding)
+    raw = jpeg_file(120, 208, gray=True, **coding)
     whole = np.asarray(Image.open(BytesIO(raw)), np.float64)
     blocks = whole.reshape(15, 8, 26, 8).transpose(0, 2, 1, 3)
     shrink = _cosine_transform(2).T @ _cosine_transform(8)[:2] / 2  # (2, 8)
@@ -86,7 +70,7 @@ def test_a_quarter_is_the_low_frequencies_of_each_block(coding: Options) -> None
 @pytest.mark.parametrize("fraction", [4, 8])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_it_looks_like_the_shrunk_image(arrangement: Options, fraction: int) -> None:
-    raw = _file(240, 320, detail=4, **arrangement)
+    raw = jpeg_file(240, 320, detail=4, **arrangement)
     image = Image.open(BytesIO(raw)).convert("RGB")
     wanted = np.asarray(image.resize((320 // fraction, 240 // fraction), Image.Resampling.BOX), np.float64)
     assert np.abs(_small(raw, fraction) - wanted).mean() < 1
@@ -95,7 +79,7 @@ def test_it_looks_like_the_shrunk_image(arrangement: Options, fraction: int) -> 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_part_has_the_pixels_of_the_whole(arrangement: Options, coding: Options) -> None:
-    raw, rng = _file(**arrangement, **coding), np.random.default_rng(1)
+    raw, rng = jpeg_file(**arrangement, **coding), np.random.default_rng(1)
     for fraction in (4, 8):
         whole = _small(raw, fraction)
         for _ in range(8):
@@ -108,12 +92,12 @@ def test_a_part_has_the_pixels_of_the_whole(arrangement: Options, coding: Option
 @pytest.mark.parametrize(
     "raw",
     [
-        _file(progressive=True),
-        _file()[:-400],
-        _file(keep_rgb=True),
+        jpeg_file(progressive=True),
+        jpeg_file()[:-400],
+        jpeg_file(keep_rgb=True),
         b"\xff\xd8\xff",
         b"",
-        _file().replace(b"\xff\xc4", b"\xff\xc5"),
+        jpeg_file().replace(b"\xff\xc4", b"\xff\xc5"),
     ],
     ids=["progressive", "cut short", "red, green and blue", "no header", "empty", "no codes"],
 )
@@ -124,16 +108,16 @@ def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "is_ours"),
     [
-        (_file(), False),
-        (_file(400, 600, detail=20), True),
-        (_file(400, 600, detail=20, optimize=True), False),
-        (_file(400, 600, detail=20, progressive=True), False),
-        (_file(800, 1200, quality=97, detail=30), True),
-        (_file(800, 1200, quality=97, detail=30, optimize=True), True),
+        (jpeg_file(), False),
+        (jpeg_file(400, 600, detail=20), True),
+        (jpeg_file(400, 600, detail=20, optimize=True), False),
+        (jpeg_file(400, 600, detail=20, progressive=True), False),
+        (jpeg_file(800, 1200, quality=97, detail=30), True),
+        (jpeg_file(800, 1200, quality=97, detail=30, optimize=True), True),
     ],
     ids=["few bytes", "more", "more, codes of its own", "more, progressive", "many", "many, codes of its own"],
 )
-def test_who_reads_a_file(raw: bytes, is_ours: bool) -> None:
+def test_who_reads_ajpeg_file(raw: bytes, is_ours: bool) -> None:
     header = read_jpeg_header(raw)
     assert header is not None
     assert (header.layout is not None) == (len(raw) >= LARGE_BYTES)
@@ -144,7 +128,7 @@ def test_who_reads_a_file(raw: bytes, is_ours: bool) -> None:
 
 
 def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
-    raw = _file(800, 1200, quality=97, detail=30)
+    raw = jpeg_file(800, 1200, quality=97, detail=30)
     start, end = raw.index(b"\xff\xda") + 14, len(raw) - 2
     cut = raw[: start + (end - start) // 2] + raw[end:]  # half of the data, and an end
     header = read_jpeg_header(cut)
@@ -159,7 +143,7 @@ def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
 def test_turned_files_are_turned_whole() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    raw = _file(800, 1200, quality=97, detail=30, exif=exif)
+    raw = jpeg_file(800, 1200, quality=97, detail=30, exif=exif)
     header = read_jpeg_header(raw)
     assert header is not None
     pixels = decode_jpeg(raw, header, fraction=4, crops=[(20, 10, 50, 60)])
@@ -171,7 +155,7 @@ def test_turned_files_are_turned_whole() -> None:
 def test_no_bits_lead_beyond_an_array(data: st.DataObject) -> None:
     """Any bytes changed: pixels of the right shape, or none."""
     arrangement = data.draw(st.sampled_from(ARRANGEMENTS))
-    raw = bytearray(_file(64, 96, restart_marker_blocks=2, **arrangement))
+    raw = bytearray(jpeg_file(64, 96, restart_marker_blocks=2, **arrangement))
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(2, len(raw) - 1))] = data.draw(st.integers(0, 255))
     layout = read_layout(bytes(raw))
