@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_markers
+from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_file, strip_markers
 from mocokit.data.jpeg_codes import codes_of
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 from mocokit.data.jpeg_small import _arrangement
@@ -93,11 +93,9 @@ def test_coefficients_are_those_of_a_reader_that_goes_bit_by_bit(
     assert codes is not None
     wanted = _blocks(raw, layout)
     units, in_unit = wanted.shape[:2]
-    restart_units = layout.restart_units or units
-    source = np.frombuffer(raw, np.uint8)[layout.data_start :]
-    data, starts = np.empty(len(source) + MARGIN, np.uint8), np.zeros(-(-units // restart_units) + 1, np.int64)
-    strip_markers(source, data, starts)
-    coded = Coded(data, starts, restart_units, *_arrangement(layout.components, units), codes)
+    stripped = strip_file(raw, layout)
+    assert stripped is not None
+    coded = Coded(*stripped, *_arrangement(layout.components, units), codes)
     state, kept = np.zeros(3 + len(layout.components), np.uint64), np.full(len(layout.components), last)
     coefficients = np.zeros((last + 2, units * in_unit), np.int16)
     first, behind = units // 4, units - units // 4

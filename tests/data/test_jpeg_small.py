@@ -117,7 +117,7 @@ def test_what_is_no_plain_file_is_left_to_others(raw: bytes) -> None:
     ],
     ids=["few bytes", "more", "more, codes of its own", "more, progressive", "many", "many, codes of its own"],
 )
-def test_who_reads_ajpeg_file(raw: bytes, is_ours: bool) -> None:
+def test_who_reads_a_file(raw: bytes, is_ours: bool) -> None:
     header = read_jpeg_header(raw)
     assert header is not None
     assert (header.layout is not None) == (len(raw) >= LARGE_BYTES)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled, inlined
 from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, MEAN_BITS, PAIR_BITS, PASSED_BITS, Codes, as_pair, one_symbol
+from mocokit.data.jpeg_layout import JpegLayout
 
 MARGIN = 1 << 13
 """Zero bytes behind the coded data: more than one unit takes, after each of which the end is looked for."""
@@ -35,6 +36,22 @@ class Coded(NamedTuple):
     places: NDArray[np.uint64]
     """(B, 2) place of the first unit's block among the coefficients of some units, and steps to the next unit's."""
     codes: Codes
+
+
+Stripped = tuple[NDArray[np.uint8], NDArray[np.int64], int]
+"""The first three of `Coded`."""
+
+
+def strip_file(raw: bytes, layout: JpegLayout) -> Stripped | None:
+    """The coded data of a file; None where parts of it are missing."""
+    units = layout.num_units[0] * layout.num_units[1]
+    restart_units = layout.restart_units or units
+    starts = np.zeros(-(-units // restart_units) + 1, np.int64)
+    source = np.frombuffer(raw, np.uint8)[layout.data_start :]
+    data = np.empty(len(source) + MARGIN, np.uint8)
+    if strip_markers(source, data, starts) < len(starts) - 1:
+        return None
+    return data, starts, restart_units
 
 
 @compiled

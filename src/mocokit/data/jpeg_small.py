@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.compiled import compiled
-from mocokit.data.jpeg_bits import MARGIN, Coded, read_units, strip_markers
+from mocokit.data.jpeg_bits import Coded, read_units, strip_file
 from mocokit.data.jpeg_codes import Codes, codes_of
 from mocokit.data.jpeg_layout import Component, JpegLayout
 
@@ -64,15 +64,11 @@ def _decode_planes(raw: bytes, layout: JpegLayout, codes: Codes, area: Box, frac
     """The components (C, R, K) within `area`, in units; None where the file is damaged."""
     down, across = layout.num_units
     plan = _plan(layout.components, layout.unit_px, across, fraction)
-    restart_units = layout.restart_units or down * across
-    starts = np.zeros(-(-down * across // restart_units) + 1, np.int64)
-    source = np.frombuffer(raw, np.uint8)[layout.data_start :]
-    data = np.empty(len(source) + MARGIN, np.uint8)
-    if strip_markers(source, data, starts) < len(starts) - 1:
+    if (stripped := strip_file(raw, layout)) is None:
         return None
     height, width = (side // fraction for side in layout.unit_px)
     planes = np.empty((len(layout.components), down * height, across * width), np.uint8)
-    coded = Coded(data, starts, restart_units, plan.parts, plan.places, codes)
+    coded = Coded(*stripped, plan.parts, plan.places, codes)
     whole = _fill(planes, coded, (down, across), area, plan.blocks, plan.sides, plan.kept, plan.steps)
     return planes if whole else None
 
