@@ -163,7 +163,7 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
         seed=config.run.seed,
     )  # fmt: skip
     views = build_views(config, parts.reader, crops_only=_leaves_color(config, parts.device))
-    return build_loader(views, order, num_workers=parts.num_workers)
+    return build_loader(views, order, num_workers=parts.num_workers, in_turns=parts.device.type == "cpu")
 
 
 MANY_CORES = 8

@@ -217,12 +217,17 @@ def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tu
     """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
     train, device = trainer(parts), parts.device
     step, _ = _consume(itertools.repeat(batch), train, seconds, device)
+    alone, _ = _consume(_started_loader(config, parts), lambda batch, step: None, seconds, device)
+    together, waited = _consume(on_device(_started_loader(config, parts), device), train, seconds, device)
+    return {"step": step, "loader": alone, "run": together}, waited
+
+
+def _started_loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
+    """One for each reader: workers keep to the pace of theirs."""
     loader = iter(build_batches(config, parts, start_step=0, total_steps=10**9))
     for _ in range(WARM_UP_STEPS):  # workers start
         next(loader)
-    alone, _ = _consume(loader, lambda batch, step: None, seconds, device)
-    together, waited = _consume(on_device(loader, device), train, seconds, device)
-    return {"step": step, "loader": alone, "run": together}, waited
+    return loader
 
 
 def _consume(

@@ -9,18 +9,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mocokit.data.shards import is_url
-from mocokit.data.views import Each
+from mocokit.data.turns import BatchesInTurns, Turns, ViewsInTurns
+from mocokit.data.views import BatchMaker
 from mocokit.data.workers import as_is, obey_parent_alone
 from mocokit.randomness import Purpose, permutation
 
 B = TypeVar("B")
-B_co = TypeVar("B_co", covariant=True)
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -109,14 +109,6 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, self.indices[row]) for row in order[start:stop]]
 
 
-class BatchMaker(Protocol[B_co]):
-    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
-
-    def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
-        """The batch of the images at `positions`."""
-        ...
-
-
 def build_loader(
     views: BatchMaker[B],
     order: Iterable[Sequence[Any]],
@@ -124,6 +116,7 @@ def build_loader(
     num_workers: int,
     num_threads: int | None = None,
     pin_memory: bool = False,
+    in_turns: bool = False,
 ) -> Iterable[B]:
     """Batches of `views` in `order`.
 
@@ -133,14 +126,18 @@ def build_loader(
         num_workers: Processes that work ahead; 0: the calling process makes each batch when it is asked for.
         num_threads: Of the calling process, with 0 workers; None: its cores.
         pin_memory: Let workers' batches be handed over in page-locked memory; `on_device` has its own.
+        in_turns: Spare the calling process's step, which runs on the workers' cores (see data/turns.py).
 
     """
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
-    return DataLoader(
-        cast(Dataset[B], views), batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is,
-        num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
+    turns = Turns() if in_turns else None
+    loader = DataLoader(
+        cast(Dataset[B], ViewsInTurns(views, turns) if turns else views),
+        batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is, num_workers=num_workers,
+        pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
     )  # fmt: skip
+    return BatchesInTurns(loader, turns) if turns else loader
 
 
 class ThreadedBatches(Generic[B]):

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mocokit.data.view_size import ViewSize
 from mocokit.randomness import Purpose, generator
 
 T = TypeVar("T")
+B_co = TypeVar("B_co", covariant=True)
 
 MAX_REPLACEMENTS = 100
 """Draws of a replacement for a bad image before the data set counts as unreadable."""
@@ -44,6 +45,14 @@ Each = Callable[..., Iterable[Any]]
 
 MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
 """The index of the image used, what was drawn for it, and the bad images on the way."""
+
+
+class BatchMaker(Protocol[B_co]):
+    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
+
+    def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
+        """The batch of the images at `positions`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
