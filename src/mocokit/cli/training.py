@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_name, take_preset
+from mocokit.cli.arguments import quick_imports, take_name, take_preset
 from mocokit.cli.judging import print_knn
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def pretrain_command(arguments: list[str]) -> int:
     default = Pretrain(config=preset, out=tyro.MISSING)
     asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
 
-    from mocokit.pretraining import pretrain
+    with quick_imports():
+        from mocokit.pretraining import pretrain
 
     return _close(pretrain(asked.config, out=asked.out))
 
@@ -44,7 +45,8 @@ def resume_command(arguments: list[str]) -> int:
     run, rest = take_name(arguments, "RUN", "resume RUN")
     if rest:
         raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
-    from mocokit.pretraining import resume
+    with quick_imports():
+        from mocokit.pretraining import resume
 
     return _close(resume(run))
 
@@ -91,7 +93,8 @@ def demo_command(arguments: list[str]) -> int:
             seed: Seed of the run.
 
         """
-        from mocokit.demo import EPOCHS, free_folder, judge, run_demo
+        with quick_imports():
+            from mocokit.demo import EPOCHS, free_folder, judge, run_demo
 
         result = run_demo(free_folder(out), epochs=epochs or EPOCHS, seed=seed)
         code = _close(result)
