@@ -1,0 +1,105 @@
+"""What the loop of a CPU run gains from workers that take turns with the step, and from memory that is kept.
+
+Each side is `mocokit pretrain` as it is but for one thing; rounds are interleaved. The seconds are the loop's, without
+start and end.
+
+    python benchmarks/cpu_sharing.py --repeats 5
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import measuring
+from end_to_end import CASES, HERE, Case, Side, mocokit_command
+from photographs import make_folder
+
+from mocokit.report.columns import markdown_columns
+
+CHANGES = {
+    "as it is": "",
+    "workers beside the step": "import mocokit.data.turns as turns; turns.PATIENCE_S = -1.0",
+    "workers always in turns": "import mocokit.data.turns as turns; turns.PATIENCE_S = float('inf')",
+    "freed memory given back": "import mocokit.engine.precision as p; p.keep_freed_memory = lambda: None",
+}
+"""What is done before the command."""
+
+SHORT = {
+    "r18_64": replace(CASES["r18_64"], precision="fp32", epochs=1),
+    "r50_224": replace(CASES["r50_224"], precision="fp32", epochs=1, images=96),
+    "small_32": replace(CASES["small_32"], epochs=8, images=2048),
+}
+
+
+def changed(command: Sequence[str], change: str) -> list[str]:
+    """`python -m mocokit ...` with something done before it."""
+    arguments = command[command.index("mocokit") + 1 :]
+    return [sys.executable, "-c", f"{change}\nimport sys; from mocokit.cli import main; sys.exit(main())", *arguments]
+
+
+def loop_seconds(side: Side) -> list[float]:
+    """Of each run, without start and end."""
+    return [wall_s * (1 - run["start and end"]) for wall_s, run in zip(side.seconds, side.shares, strict=True)]
+
+
+def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, Any]:
+    """Seconds of the loop and the share of them spent waiting, for each side."""
+    command = mocokit_command(case, data, work / "run")
+    sides = [Side(name, changed(command, change), work / "run") for name, change in CHANGES.items()]
+    for _ in range(repeats):
+        for side in sides:
+            side.run(case.batch)
+    ours = loop_seconds(sides[0])
+    return {
+        "case": asdict(case),
+        "sides": {
+            side.name: {
+                "loop_s": loop_seconds(side),
+                "waiting_s": [
+                    wall_s * run["waiting for data"] for wall_s, run in zip(side.seconds, side.shares, strict=True)
+                ],
+                "as_it_is_is_faster": measuring.median_ratio(loop_seconds(side), ours),
+            }
+            for side in sides
+        },
+    }
+
+
+def report(name: str, result: dict[str, Any]) -> str:
+    """A row a side."""
+    rows = [
+        (
+            side, f"{statistics.median(row['loop_s']):.1f}", f"{statistics.median(row['waiting_s']):.1f}",
+            measuring.show_ratio(row["as_it_is_is_faster"]),
+        )
+        for side, row in result["sides"].items()
+    ]  # fmt: skip
+    return f"{name}\n\n" + markdown_columns(("side", "loop, s", "waiting, s", "as it is is faster"), rows)
+
+
+def main() -> None:
+    """Measure the cases, all in one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=SHORT, nargs="+", default=list(SHORT))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for images and runs")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    measuring.use_cores(args.cores)
+    results = {}
+    for name in args.case:
+        case = SHORT[name]
+        data = args.work.absolute() / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
+        make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
+        results[name] = measure(case, data, args.work.absolute(), repeats=args.repeats)
+        print("\n" + report(name, results[name]), flush=True)
+    measuring.save_result(args.results / "cpu_sharing.json", results)
+
+
+if __name__ == "__main__":
+    main()
