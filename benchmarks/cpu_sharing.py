@@ -24,7 +24,7 @@ CHANGES = {
     "as it is": "",
     "workers beside the step": "import mocokit.data.turns as turns; turns.PATIENCE_S = -1.0",
     "workers always in turns": "import mocokit.data.turns as turns; turns.PATIENCE_S = float('inf')",
-    "freed memory given back": "import mocokit.engine.precision as p; p.keep_freed_memory = lambda: None",
+    "freed memory given back": "import mocokit.pretraining as p; p.keep_freed_memory = lambda: None",
 }
 """What is done before the command."""
 

@@ -24,6 +24,7 @@ from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
+from mocokit.engine.memory import keep_freed_memory
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.gradient_sum import GradientSum, gradient_sum
@@ -83,6 +84,8 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
 
     """
     device = pick_device(config.run.device, local_rank=0)
+    if device.type == "cpu":
+        keep_freed_memory()
     parts = assemble(config, device)
     pixels_ms, megapixels = _time_pixels(config, parts)
     first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))

@@ -20,6 +20,7 @@ from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagr
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
+from mocokit.engine.memory import keep_freed_memory
 from mocokit.engine.metrics import MeterBoard
 from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
@@ -96,6 +97,8 @@ def resume(run: str | Path) -> RunResult:
 
 def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
+    if device.type == "cpu":
+        keep_freed_memory()
     session = distributed.session(
         device.type, rank_timeout_s=config.run.rank_timeout_s, alone_timeout_s=config.run.alone_timeout_s
     )

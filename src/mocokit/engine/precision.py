@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mocokit.engine.memory import keep_freed_memory
-
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", "fp64", *AUTOCAST_TYPES)
 
@@ -60,7 +58,7 @@ def _choose(device: torch.device) -> str:
 
 
 def pick_device(name: str, *, local_rank: int) -> torch.device:
-    """The device that this process will compute on; "auto" is this rank's GPU where there is one, else the CPU."""
+    """The device to compute on; "auto" is this rank's GPU where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -72,6 +70,4 @@ def pick_device(name: str, *, local_rank: int) -> torch.device:
             raise ValueError(f"run.device={name!r}: torch sees no GPU here; use cpu, or install a CUDA build of torch")
         device = device if device.index is not None else torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     return device
