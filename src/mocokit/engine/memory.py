@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what a step on the CPU has freed for the next one.
 
     By itself it hands large tensors back to the kernel, which fills every page with zeros before it gives it out again:
-    an eighth of a ResNet-50's step at 224 px (docs/performance.md), for a tenth less memory. Nothing is changed with
+    4 % and more of a ResNet-50's step at 224 px (docs/performance.md), for a tenth less memory. Nothing is changed with
     another C library, or where the environment says how memory is to be handled (MALLOC_..., GLIBC_TUNABLES). Source:
     mallopt(3).
     """
