@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
-from end_to_end import CASES, HERE, Case, Side, mocokit_command
-from photographs import make_folder
+from end_to_end import CASES, HERE, Case, Side, make_images, mocokit_command
 
 from mocokit.report.columns import markdown_columns
 
@@ -41,9 +40,10 @@ def changed(command: Sequence[str], change: str) -> list[str]:
     return [sys.executable, "-c", f"{change}\nimport sys; from mocokit.cli import main; sys.exit(main())", *arguments]
 
 
-def loop_seconds(side: Side) -> list[float]:
-    """Of each run, without start and end."""
-    return [wall_s * (1 - run["start and end"]) for wall_s, run in zip(side.seconds, side.shares, strict=True)]
+def seconds_of(side: Side, *parts: str) -> list[float]:
+    """What the parts of `end_to_end.shares_of` took, of each run."""
+    runs = zip(side.seconds, side.shares, strict=True)
+    return [wall_s * sum(shares[part] for part in parts) for wall_s, shares in runs]
 
 
 def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, Any]:
@@ -53,16 +53,14 @@ def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, An
     for _ in range(repeats):
         for side in sides:
             side.run(case.batch)
-    ours = loop_seconds(sides[0])
+    loops = {side.name: seconds_of(side, "waiting for data", "training") for side in sides}
     return {
         "case": asdict(case),
         "sides": {
             side.name: {
-                "loop_s": loop_seconds(side),
-                "waiting_s": [
-                    wall_s * run["waiting for data"] for wall_s, run in zip(side.seconds, side.shares, strict=True)
-                ],
-                "as_it_is_is_faster": measuring.median_ratio(loop_seconds(side), ours),
+                "loop_s": loops[side.name],
+                "waiting_s": seconds_of(side, "waiting for data"),
+                "as_it_is_is_faster": measuring.median_ratio(loops[side.name], loops["as it is"]),
             }
             for side in sides
         },
@@ -91,12 +89,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     args = parser.parse_args()
     measuring.use_cores(args.cores)
-    results = {}
+    work, results = args.work.absolute(), {}
     for name in args.case:
         case = SHORT[name]
-        data = args.work.absolute() / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
-        make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
-        results[name] = measure(case, data, args.work.absolute(), repeats=args.repeats)
+        results[name] = measure(case, make_images(case, work), work, repeats=args.repeats)
         print("\n" + report(name, results[name]), flush=True)
     measuring.save_result(args.results / "cpu_sharing.json", results)
 

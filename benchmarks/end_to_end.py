@@ -71,6 +71,13 @@ CASES = {
 }  # fmt: skip
 
 
+def make_images(case: Case, work: Path) -> Path:
+    """The case's photographs, in a folder of their own below `work`; kept for the next time."""
+    data = work / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
+    make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
+    return data
+
+
 def shrink(case: Case) -> Case:
     """The same in a few seconds."""
     width, height = min(case.width, 1200), min(case.height, 900)
@@ -241,8 +248,7 @@ def main() -> None:
         precision = args.precision or case.precision
         name = asked if precision == case.precision else f"{asked}_{precision}"
         case = replace(case, precision=precision)
-        data = work / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
-        make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
+        data = make_images(case, work)
         sides = measure(case, data, work, repeats=1 if args.tiny else args.repeats, plain=args.plain)
         result = summarise(case, data, sides)
         if not args.tiny:
