@@ -29,7 +29,7 @@ CHANGES = {
 
 SHORT = {
     "r18_64": replace(CASES["r18_64"], precision="fp32", epochs=1),
-    "r50_224": replace(CASES["r50_224"], precision="fp32", epochs=1, images=96),
+    "r50_224": replace(CASES["r50_224"], precision="fp32", epochs=1, images=192),
     "small_32": replace(CASES["small_32"], epochs=8, images=2048),
 }
 

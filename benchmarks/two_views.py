@@ -112,7 +112,7 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure the three kinds of files at 224 px, then small files over view sizes."""
+    """Measure small and large files at 224 px, then small ones over view sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7)
@@ -124,9 +124,13 @@ def main() -> None:
     warm_up()
     result: dict[str, Any] = {"rounds": args.rounds}
 
-    small = photographs.jpegs(args.images, width=500, height=375)
-    result["500x375"] = measure(sides_of(small, size_px=224), num_images=len(small), rounds=args.rounds)
-    show(f"500x375 JPEG, {len(small[0]) / 1000:.0f} kB, to 224 px", result["500x375"])
+    small, clean = (
+        photographs.jpegs(args.images, width=500, height=375, noise=noise) for noise in (photographs.NOISE, 0.0)
+    )
+    for name, files in (("500x375", small), ("500x375 without noise", clean)):
+        result[name] = measure(sides_of(files, size_px=224), num_images=len(files), rounds=args.rounds)
+        kilobytes = statistics.mean(len(raw) for raw in files) / 1000
+        show(f"{name}, {kilobytes:.0f} kB, to 224 px", result[name])
 
     for noise in (photographs.LITTLE_NOISE, photographs.NOISE):
         large = photographs.jpegs(max(4, args.images // 6), width=4000, height=3000, noise=noise)
