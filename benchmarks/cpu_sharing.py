@@ -1,9 +1,10 @@
 """What the loop of a CPU run gains from workers that take turns with the step, and from memory that is kept.
 
-Each side is `mocokit pretrain` as it is but for one thing; rounds are interleaved. The seconds are the loop's, without
-start and end.
+Each side is `mocokit pretrain` as it is but for one thing. Rounds are interleaved, every other one in the opposite
+order. The seconds are the loop's, without start and end.
 
     python benchmarks/cpu_sharing.py --repeats 5
+    python benchmarks/cpu_sharing.py --case r18_64 --side "as it is" "workers beside the step" --repeats 10
 """
 
 import argparse
@@ -23,7 +24,7 @@ CHANGES = {
     "as it is": "",
     "workers beside the step": "import mocokit.data.turns as turns; turns.PATIENCE_S = -1.0",
     "workers always in turns": "import mocokit.data.turns as turns; turns.PATIENCE_S = float('inf')",
-    "freed memory given back": "import mocokit.pretraining as p; p.keep_freed_memory = lambda: None",
+    "freed memory given back": "import mocokit.pretraining as p; p.keep_freed_memory = lambda device: None",
 }
 """What is done before the command."""
 
@@ -46,12 +47,12 @@ def seconds_of(side: Side, *parts: str) -> list[float]:
     return [wall_s * sum(shares[part] for part in parts) for wall_s, shares in runs]
 
 
-def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, Any]:
-    """Seconds of the loop and the share of them spent waiting, for each side."""
+def measure(case: Case, data: Path, work: Path, *, names: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Seconds of the loop and those of them spent waiting, for each side of `names`."""
     command = mocokit_command(case, data, work / "run")
-    sides = [Side(name, changed(command, change), work / "run") for name, change in CHANGES.items()]
-    for _ in range(repeats):
-        for side in sides:
+    sides = [Side(name, changed(command, CHANGES[name]), work / "run") for name in names]
+    for number in range(repeats):
+        for side in sides if number % 2 == 0 else reversed(sides):
             side.run(case.batch)
     loops = {side.name: seconds_of(side, "waiting for data", "training") for side in sides}
     return {
@@ -60,7 +61,8 @@ def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, An
             side.name: {
                 "loop_s": loops[side.name],
                 "waiting_s": seconds_of(side, "waiting for data"),
-                "as_it_is_is_faster": measuring.median_ratio(loops[side.name], loops["as it is"]),
+                "core_s": side.core_seconds,
+                "first_is_faster": measuring.median_ratio(loops[side.name], loops[sides[0].name]),
             }
             for side in sides
         },
@@ -72,29 +74,33 @@ def report(name: str, result: dict[str, Any]) -> str:
     rows = [
         (
             side, f"{statistics.median(row['loop_s']):.1f}", f"{statistics.median(row['waiting_s']):.1f}",
-            measuring.show_ratio(row["as_it_is_is_faster"]),
+            f"{statistics.median(row['core_s']):.0f}",
+            measuring.show_ratio(row["first_is_faster"]),
         )
         for side, row in result["sides"].items()
     ]  # fmt: skip
-    return f"{name}\n\n" + markdown_columns(("side", "loop, s", "waiting, s", "as it is is faster"), rows)
+    return f"{name}\n\n" + markdown_columns(
+        ("side", "loop, s", "waiting, s", "core s of all", "the first is faster"), rows
+    )
 
 
 def main() -> None:
-    """Measure the cases, all in one JSON file."""
+    """Measure the cases, a JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=SHORT, nargs="+", default=list(SHORT))
+    parser.add_argument("--side", choices=CHANGES, nargs="+", default=list(CHANGES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for images and runs")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     args = parser.parse_args()
     measuring.use_cores(args.cores)
-    work, results = args.work.absolute(), {}
+    work = args.work.absolute()
     for name in args.case:
         case = SHORT[name]
-        results[name] = measure(case, make_images(case, work), work, repeats=args.repeats)
-        print("\n" + report(name, results[name]), flush=True)
-    measuring.save_result(args.results / "cpu_sharing.json", results)
+        result = measure(case, make_images(case, work), work, names=args.side, repeats=args.repeats)
+        print("\n" + report(name, result), flush=True)
+        measuring.save_result(args.results / f"cpu_sharing_{name}.json", result)
 
 
 if __name__ == "__main__":

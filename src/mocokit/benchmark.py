@@ -24,7 +24,7 @@ from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
-from mocokit.engine.memory import keep_freed_memory
+from mocokit.engine.memory import give_back_freed_memory, keep_freed_memory
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.gradient_sum import GradientSum, gradient_sum
@@ -84,8 +84,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
 
     """
     device = pick_device(config.run.device, local_rank=0)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     parts = assemble(config, device)
     pixels_ms, megapixels = _time_pixels(config, parts)
     first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
@@ -220,25 +219,24 @@ def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tu
     """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
     train, device = trainer(parts), parts.device
     step, _ = _consume(itertools.repeat(batch), train, seconds, device)
-    alone, _ = _consume(_started_loader(config, parts), lambda batch, step: None, seconds, device)
-    together, waited = _consume(on_device(_started_loader(config, parts), device), train, seconds, device)
+    alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device)
+    together, waited = _consume(on_device(_loader(config, parts), device), train, seconds, device)
     return {"step": step, "loader": alone, "run": together}, waited
 
 
-def _started_loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
+def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
     """One for each reader: workers keep to the pace of theirs."""
-    loader = iter(build_batches(config, parts, start_step=0, total_steps=10**9))
-    for _ in range(WARM_UP_STEPS):  # workers start
-        next(loader)
-    return loader
+    give_back_freed_memory()  # of the steps before; in a run workers start first
+    return iter(build_batches(config, parts, start_step=0, total_steps=10**9))
 
 
 def _consume(
     batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device
 ) -> tuple[float, float]:
     """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least."""
+    use(next(batches), 0)  # workers start
     num_images, waited, start = 0, 0.0, _now(device)
-    for step in itertools.count():
+    for step in itertools.count(1):
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before

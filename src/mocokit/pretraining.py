@@ -97,8 +97,7 @@ def resume(run: str | Path) -> RunResult:
 
 def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     session = distributed.session(
         device.type, rank_timeout_s=config.run.rank_timeout_s, alone_timeout_s=config.run.alone_timeout_s
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_preset
+from mocokit.cli.arguments import quick_imports, take_preset
 
 if TYPE_CHECKING:
     from mocokit.benchmark import BenchResult
@@ -32,7 +32,8 @@ def bench_command(arguments: list[str]) -> int:
 
     asked = tyro.cli(Bench, args=rest, default=Bench(config=preset), prog=f"mocokit bench {name}")
 
-    from mocokit.benchmark import bench
+    with quick_imports():
+        from mocokit.benchmark import bench
 
     result = bench(asked.config, seconds=asked.seconds)
     derived = {"step_images_per_s": result.step_images_per_s, "bound": result.bound}

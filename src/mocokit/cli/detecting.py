@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import quick_imports, take_name
 
 if TYPE_CHECKING:
     from mocokit.data.detection_sets import DetectionSet
@@ -65,7 +65,8 @@ def detect_command(arguments: list[str]) -> int:
     run, rest = take_name(arguments, "RUN", "detect RUN --data D --out DIR [--layout voc|coco] [--batch 2]")
     asked = tyro.cli(Detect, args=rest, prog=f"mocokit detect {run}")
 
-    from mocokit.evaluate.detection_trials import TrialPlan, run_trials
+    with quick_imports():
+        from mocokit.evaluate.detection_trials import TrialPlan, run_trials
 
     recipe_name, train_lists, test_list = DEFAULTS[asked.layout]
     recipe = _choose_recipe(asked, asked.recipe or recipe_name)
