@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mocokit import benchmark
 from mocokit.benchmark import BenchResult, _advise, bench
 from mocokit.cli import main
 from mocokit.config import Config
@@ -28,6 +29,19 @@ def test_every_part_is_measured(tiny: Callable[..., Config], photos: Path) -> No
     assert min(result.loader_images_per_s, result.step_images_per_s, result.images_per_s) > 0
     assert 0 <= result.data_wait_share < 1
     assert result.median_megapixels == pytest.approx(48 * 48 / 1e6)
+
+
+def test_no_worker_is_forked_beside_memory_that_steps_have_freed(
+    tiny: Callable[..., Config], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, step, loader = list[str](), benchmark.train_step, benchmark.build_batches
+    monkeypatch.setattr(benchmark, "give_back_freed_memory", lambda: events.append("give back"))
+    monkeypatch.setattr(benchmark, "train_step", lambda *a, **k: (events.append("step"), step(*a, **k))[1])
+    monkeypatch.setattr(benchmark, "build_batches", lambda *a, **k: (events.append("workers"), loader(*a, **k))[1])
+    bench(tiny(**{"data.source": str(photos)}), seconds=0.05)
+    starts = [at for at, event in enumerate(events) if event == "workers" and "step" in events[:at]]
+    assert len(starts) == 2, "the loader alone, the run"
+    assert all(events[at - 1] == "give back" for at in starts)
 
 
 @pytest.mark.parametrize(
