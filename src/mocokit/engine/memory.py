@@ -13,7 +13,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Let glibc keep what a step has freed for the next one, where `device` is the CPU.
 
     By itself it hands large tensors back to the kernel, which fills every page with zeros before it gives it out again:
-    4 % and more of a ResNet-50's step at 224 px (docs/performance.md), for a tenth less memory. Nothing is changed with
+    5 % and more of a ResNet-50's step at 224 px (docs/performance.md), for a tenth less memory. Nothing is changed with
     another C library, or where the environment says how memory is to be handled (MALLOC_..., GLIBC_TUNABLES). Source:
     mallopt(3).
     """
