@@ -218,9 +218,13 @@ def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
 def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
     """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
     train, device = trainer(parts), parts.device
+    first_batches = 1 + parts.num_workers  # workers make their first batches side by side: all come at once
     step, _ = _consume(itertools.repeat(batch), train, seconds, device)
-    alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device)
-    together, waited = _consume(on_device(_loader(config, parts), device), train, seconds, device)
+    alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device, warm_up=first_batches)
+    together, waited = _consume(
+        on_device(_loader(config, parts), device), train, seconds, device,
+        warm_up=1 if device.type == "cpu" else first_batches,
+    )  # fmt: skip
     return {"step": step, "loader": alone, "run": together}, waited
 
 
@@ -231,12 +235,17 @@ def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
 
 
 def _consume(
-    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device
-) -> tuple[float, float]:
-    """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least."""
-    use(next(batches), 0)  # workers start
+    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device,
+    *, warm_up: int = 1,
+) -> tuple[float, float]:  # fmt: skip
+    """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least.
+
+    The first `warm_up` batches don't count.
+    """
+    for step in range(warm_up):
+        use(next(batches), step)
     num_images, waited, start = 0, 0.0, _now(device)
-    for step in itertools.count(1):
+    for step in itertools.count(warm_up):
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
