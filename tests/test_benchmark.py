@@ -2,13 +2,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mocokit import benchmark
+from mocokit.assembly import build_batches
 from mocokit.benchmark import BenchResult, _advise, bench
 from mocokit.cli import main
 from mocokit.config import Config
+from mocokit.engine.memory import give_back_freed_memory
+from mocokit.engine.train import train_step
 
 RESULT = BenchResult(
     device="cuda:0", cores=8, workers=8, precision="bf16", global_batch_size=256, median_megapixels=0.2,
@@ -34,14 +38,21 @@ def test_every_part_is_measured(tiny: Callable[..., Config], photos: Path) -> No
 def test_no_worker_is_forked_beside_memory_that_steps_have_freed(
     tiny: Callable[..., Config], photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events, step, loader = list[str](), benchmark.train_step, benchmark.build_batches
-    monkeypatch.setattr(benchmark, "give_back_freed_memory", lambda: events.append("give back"))
-    monkeypatch.setattr(benchmark, "train_step", lambda *a, **k: (events.append("step"), step(*a, **k))[1])
-    monkeypatch.setattr(benchmark, "build_batches", lambda *a, **k: (events.append("workers"), loader(*a, **k))[1])
+    events = list[str]()
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: object, **settings: object) -> object:
+            events.append(function.__name__)
+            return function(*args, **settings)
+
+        return call
+
+    for function in (give_back_freed_memory, build_batches, train_step):
+        monkeypatch.setattr(benchmark, function.__name__, noting(function))
     bench(tiny(**{"data.source": str(photos)}), seconds=0.05)
-    starts = [at for at, event in enumerate(events) if event == "workers" and "step" in events[:at]]
+    starts = [at for at, event in enumerate(events) if event == "build_batches" and "train_step" in events[:at]]
     assert len(starts) == 2, "the loader alone, the run"
-    assert all(events[at - 1] == "give back" for at in starts)
+    assert all(events[at - 1] == "give_back_freed_memory" for at in starts)
 
 
 @pytest.mark.parametrize(
