@@ -37,7 +37,7 @@ with each evaluation and save by more than a line through an hour can tell; what
 flat means that the least in the second half is not above the least in the first (memory: by less than 5 MB an hour).
 
 {table}
-{machines}
+{medians}{machines}
 """
 
 SOAK_HEADER = ("rank", "what", "least in first half", "least in second half", "slope an hour", "flat")
@@ -74,8 +74,19 @@ def _soak(result: dict[str, Any]) -> str:
         for name, line in lines.items()
     ]  # fmt: skip
     return SOAK.format(
-        **result, table=markdown_columns(SOAK_HEADER, cells, words=("what",)), machines=_machines([result["machine"]])
+        **result, table=markdown_columns(SOAK_HEADER, cells, words=("what",)), medians=_medians(result["ranks"]),
+        machines=_machines([result["machine"]]),
+    )  # fmt: skip
+
+
+def _medians(ranks: dict[str, Any]) -> str:
+    """Of the memory in both halves, which a single low sample does not move; nothing for soaks from before."""
+    memory = {rank: lines["memory_mb"] for rank, lines in ranks.items() if "median_of_first_half" in lines["memory_mb"]}
+    halves = (
+        f"{rank} {line['median_of_first_half']:,.1f} and {line['median_of_second_half']:,.1f} MB"
+        for rank, line in memory.items()
     )
+    return f"Medians of memory in the first half and in the second: {', '.join(halves)}.\n\n" if memory else ""
 
 
 def _machines(machines: list[dict[str, Any]]) -> str:

@@ -84,13 +84,15 @@ def settled(samples: list[Sample]) -> list[Sample]:
 
 
 def line_through(samples: list[Sample], name: str) -> dict[str, float]:
-    """Least-squares slope an hour and its standard error; first and last value, least of halves."""
+    """Least-squares slope an hour and its standard error; first and last value, least and median of halves."""
     hours, values = (np.array([line[key] for line in samples]) for key in ("hours", name))
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
     half = len(values) // 2
     return {
         "first": float(values[0]), "last": float(values[-1]),
         "least_in_first_half": float(values[:half].min()), "least_in_second_half": float(values[half:].min()),
+        "median_of_first_half": float(np.median(values[:half])),
+        "median_of_second_half": float(np.median(values[half:])),
         "slope_per_hour": float(slope), "standard_error": float(covariance[0, 0] ** 0.5),
     }  # fmt: skip
 
