@@ -24,11 +24,11 @@ from mocokit.data.decode import DecodeError, decode
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.prefetch import on_device
 from mocokit.data.views import TwoViews, ViewBatch, draw_views
-from mocokit.engine.memory import give_back_freed_memory, keep_freed_memory
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.gradient_sum import GradientSum, gradient_sum
 from mocokit.losses import info_nce
+from mocokit.memory import keep_freed_memory
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
 
@@ -230,7 +230,6 @@ def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tu
 
 def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
     """One for each reader: workers keep to the pace of theirs."""
-    give_back_freed_memory()  # of the steps before; in a run workers start first
     return iter(build_batches(config, parts, start_step=0, total_steps=10**9))
 
 

@@ -20,7 +20,6 @@ from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagr
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.bookkeeping import Bookkeeper, Callbacks
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
-from mocokit.engine.memory import keep_freed_memory
 from mocokit.engine.metrics import MeterBoard
 from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
@@ -29,6 +28,7 @@ from mocokit.engine.schedules import learning_rate
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.export.backbone import save_weights
+from mocokit.memory import keep_freed_memory
 from mocokit.nets.grouped_batchnorm import has_batchnorm
 from mocokit.presets import get_preset
 from mocokit.report.view_sheet import save_view_sheet

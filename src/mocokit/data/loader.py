@@ -18,6 +18,7 @@ from mocokit.data.shards import is_url
 from mocokit.data.turns import BatchesInTurns, Turns, ViewsInTurns
 from mocokit.data.views import BatchMaker
 from mocokit.data.workers import as_is, obey_parent_alone
+from mocokit.memory import give_back_freed_memory
 from mocokit.randomness import Purpose, permutation
 
 B = TypeVar("B")
@@ -131,6 +132,7 @@ def build_loader(
     """
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
+    give_back_freed_memory()  # of what ran before, a step say; the workers are forked next
     turns = Turns() if in_turns else None
     loader = DataLoader(
         cast(Dataset[B], ViewsInTurns(views, turns) if turns else views),

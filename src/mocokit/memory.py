@@ -21,7 +21,6 @@ def keep_freed_memory(device: torch.device) -> None:
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
-        give_back_freed_memory()  # of a run before this one
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, -1)
 

@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from mocokit.engine.memory import give_back_freed_memory, keep_freed_memory
+from mocokit.memory import give_back_freed_memory, keep_freed_memory
 
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
