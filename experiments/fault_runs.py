@@ -118,6 +118,14 @@ class Runs:
         """Return when the run has logged `step` steps."""
         wait_for_step(run, step, within_s=self.patience_s)
 
+    def wait_for_line(self, log: Path, text: str, *, times: int) -> None:
+        """Return when so many lines of a log hold `text`."""
+        deadline = time.monotonic() + self.patience_s
+        while log.read_text(encoding="utf-8").count(text) < times:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{log}: no line says {text!r} for the {times}. time")
+            time.sleep(0.05)
+
     def wait_for_checkpoint(self, run: Path, *, ending: str = ".pt") -> Path:
         """The newest file of the run's checkpoints with that ending, once there is one."""
         deadline = time.monotonic() + self.patience_s

@@ -27,11 +27,11 @@ from mocokit.engine.machine import describe_machine
 ROOT = Path(__file__).resolve().parent.parent
 
 FAULTS: tuple[Callable[..., Row], ...] = (
-    process_faults.kill_process, file_faults.cut_checkpoint, file_faults.flipped_bit, file_faults.half_renamed,
-    file_faults.full_disk, process_faults.term_while_saving, process_faults.bad_gradient, process_faults.two_runs,
-    file_faults.images_vanish, file_faults.blocked_mount, process_faults.jumping_clock, rank_faults.kill_rank,
-    rank_faults.kill_launcher, rank_faults.hung_rank, rank_faults.different_rank, rank_faults.world_sizes,
-    two_hosts.short_cut, two_hosts.long_cut, two_hosts.lost_host,
+    process_faults.kill_process, process_faults.kill_worker, file_faults.cut_checkpoint, file_faults.flipped_bit,
+    file_faults.half_renamed, file_faults.full_disk, process_faults.term_while_saving, process_faults.bad_gradient,
+    process_faults.two_runs, file_faults.images_vanish, file_faults.blocked_mount, process_faults.jumping_clock,
+    rank_faults.kill_rank, rank_faults.kill_launcher, rank_faults.hung_rank, rank_faults.different_rank,
+    rank_faults.world_sizes, two_hosts.short_cut, two_hosts.long_cut, two_hosts.lost_host,
 )  # fmt: skip
 
 UNEXPECTED = (AssertionError, OSError, LookupError, ValueError, StopIteration, subprocess.SubprocessError)

@@ -2,13 +2,14 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-from fault_runs import STEPS_PER_EPOCH, NotPossibleError, Row, Runs, kill, logged_steps
+from fault_runs import STEPS_PER_EPOCH, NotPossibleError, Row, Runs, children, kill, logged_steps
 
 from mocokit.engine.checkpoint import list_checkpoints
 
@@ -29,6 +30,25 @@ def kill_process(runs: Runs, *, quick: bool) -> Row:
     runs.finish(process, code=0)
     return {"times": times, "detection_s": max(found), "recovery_s": max(back), **runs.lost(run, runs.undisturbed()),
             "said": "the next `mocokit resume` goes on"}  # fmt: skip
+
+
+def kill_worker(runs: Runs, *, quick: bool) -> Row:
+    """SIGKILL one of two loader workers, as a machine short of memory does; the run goes on by itself."""
+    steps = (4, 18) if quick else (4, 11, 18)
+    process, run = runs.begin("kill_worker", "--precision", "fp32", "--workers", "2")
+    found, back = [], []
+    for number, step in enumerate(steps, start=1):
+        runs.wait_for_step(run, step)
+        begun = time.monotonic()
+        os.kill(next(pid for pid, _ in children(process.pid)), signal.SIGKILL)
+        runs.wait_for_line(run / "log.txt", "was killed", times=number)
+        found.append(time.monotonic() - begun)
+        runs.wait_for_step(run, logged_steps(run) + 1)
+        back.append(time.monotonic() - begun)
+    _, output = runs.finish(process, code=0)
+    said = next(line for line in output.splitlines() if "was killed" in line)
+    return {"times": len(steps), "detection_s": max(found), "recovery_s": max(back),
+            **runs.lost(run, runs.undisturbed()), "said": re.sub(r"process \d+", "process ...", said)}  # fmt: skip
 
 
 def term_while_saving(runs: Runs, *, quick: bool) -> Row:

@@ -1,5 +1,6 @@
 """Real processes, really killed."""
 
+import os
 import random
 import signal
 import subprocess
@@ -63,6 +64,19 @@ def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
     assert f"stopped at step {step} of 40" in output
     assert 7 <= step < 40
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path: Path) -> None:
+    process, run = _start(long_run, tmp_path / "run"), tmp_path / "run"
+    wait_for_step(run, 7)
+    worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+    os.kill(int(worker), signal.SIGKILL)
+    code, output = finish(process)
+    assert code == 0, output
+    assert f"warning: workers=2: worker process {worker} was killed" in output
+    assert f"worker process {worker} was killed" in (run / "log.txt").read_text()
+    assert [step for step, _ in _losses((run / "metrics.jsonl").read_text())] == list(range(1, 41))
 
 
 @pytest.mark.dist

@@ -1,5 +1,6 @@
 """From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
@@ -154,8 +155,13 @@ def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> Two
     )  # fmt: skip
 
 
-def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps: int) -> Iterable[ViewBatch]:
-    """Batches of this rank from `start_step` on; each starts as crops when the device does the rest."""
+def build_batches(
+    config: Config, parts: Parts, *, start_step: int, total_steps: int, on_loss: Callable[[str], object] = warnings.warn
+) -> Iterable[ViewBatch]:
+    """Batches of this rank from `start_step` on; each starts as crops when the device does the rest.
+
+    `on_loss` is told of each loader worker that was killed and replaced.
+    """
     data = config.data
     order = BatchOrder(
         num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
@@ -163,7 +169,8 @@ def build_batches(config: Config, parts: Parts, *, start_step: int, total_steps:
         seed=config.run.seed,
     )  # fmt: skip
     views = build_views(config, parts.reader, crops_only=_leaves_color(config, parts.device))
-    return build_loader(views, order, num_workers=parts.num_workers, in_turns=parts.device.type == "cpu")
+    in_turns = parts.device.type == "cpu"
+    return build_loader(views, order, num_workers=parts.num_workers, in_turns=in_turns, on_loss=on_loss)
 
 
 MANY_CORES = 8

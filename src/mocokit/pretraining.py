@@ -139,9 +139,13 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         steps_per_epoch=parts.steps_per_epoch,
         chance_loss=method.chance_loss,
     )
-    for problem in problems:
-        LOGGER.warning(problem)
-        progress.say(f"warning: {problem}")
+
+    def warn(line: str) -> None:
+        LOGGER.warning(line)
+        progress.say(f"warning: {line}")
+
+    for line in (*problems, *_health_warnings(config, parts)):
+        warn(line)
     _describe(config, folder, parts, progress, total_steps, names_sha256)
 
     def export(state: dict[str, Any], step: int) -> None:
@@ -163,7 +167,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         steps_per_epoch=parts.steps_per_epoch,
         start_step=start_step,
     )
-    batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps)
+    batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_loss=warn)
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
 
@@ -239,19 +243,19 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     return int(state["step"]), notes
 
 
+def _health_warnings(config: Config, parts: Parts) -> list[str]:
+    return health.warnings_of_config(
+        method=config.method.name, bn_groups=config.method.bn_groups, shuffle=config.method.shuffle,
+        queue_size=config.method.queue_size, num_images=len(parts.reader.source),
+        mask_same_image=config.method.mask_same_image, batchnorm=has_batchnorm(parts.method.encoder_q),
+    )  # fmt: skip
+
+
 def _describe(
     config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int, names_sha256: str
 ) -> None:
     """Tell the user what will run, and write down what was worked out."""
     num_images, (recipe, key_recipe) = len(parts.reader.source), build_recipes(config)
-    lines = health.warnings_of_config(
-        method=config.method.name, bn_groups=config.method.bn_groups, shuffle=config.method.shuffle,
-        queue_size=config.method.queue_size, num_images=num_images, mask_same_image=config.method.mask_same_image,
-        batchnorm=has_batchnorm(parts.method.encoder_q),
-    )  # fmt: skip
-    for line in lines:
-        LOGGER.warning(line)
-        progress.say(f"warning: {line}")
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "

@@ -6,7 +6,8 @@ step s gives the very batches that an uninterrupted run would see from there.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mocokit.data.killed_workers import LastingBatches
 from mocokit.data.shards import is_url
 from mocokit.data.turns import BatchesInTurns, Turns, ViewsInTurns
 from mocokit.data.views import BatchMaker
@@ -118,6 +120,7 @@ def build_loader(
     num_threads: int | None = None,
     pin_memory: bool = False,
     in_turns: bool = False,
+    on_loss: Callable[[str], object] = warnings.warn,
 ) -> Iterable[B]:
     """Batches of `views` in `order`.
 
@@ -128,18 +131,24 @@ def build_loader(
         num_threads: Of the calling process, with 0 workers; None: its cores.
         pin_memory: Let workers' batches be handed over in page-locked memory; `on_device` has its own.
         in_turns: Spare the calling process's step, which runs on the workers' cores (see data/turns.py).
+        on_loss: Told of each worker that was killed and replaced (see data/killed_workers.py).
 
     """
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
-    give_back_freed_memory()  # of what ran before, a step say; the workers are forked next
     turns = Turns() if in_turns else None
-    loader = DataLoader(
-        cast(Dataset[B], ViewsInTurns(views, turns) if turns else views),
-        batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is, num_workers=num_workers,
-        pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
-    )  # fmt: skip
-    return BatchesInTurns(loader, turns) if turns else loader
+
+    def load(order: Iterable[Sequence[Any]]) -> DataLoader[B]:
+        """Batches at `order`, by new workers."""
+        give_back_freed_memory()  # of steps before; the workers are forked next
+        return DataLoader(
+            cast(Dataset[B], ViewsInTurns(views, turns) if turns else views),
+            batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is, num_workers=num_workers,
+            pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
+        )  # fmt: skip
+
+    batches = LastingBatches(load, order, on_loss=on_loss)
+    return BatchesInTurns(batches, turns) if turns else batches
 
 
 class ThreadedBatches(Generic[B]):
