@@ -33,7 +33,7 @@ def kill_process(runs: Runs, *, quick: bool) -> Row:
 
 
 def kill_worker(runs: Runs, *, quick: bool) -> Row:
-    """SIGKILL one of two loader workers, as a machine short of memory does; the run goes on by itself."""
+    """SIGKILL one of two loader workers; the run goes on by itself (recovery: from the kill until the next step)."""
     steps = (4, 18) if quick else (4, 11, 18)
     process, run = runs.begin("kill_worker", "--precision", "fp32", "--workers", "2")
     found, back = [], []
