@@ -1,6 +1,6 @@
 """From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
 
-import warnings
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
@@ -25,6 +25,8 @@ from mocokit.methods.groups import GroupLayout
 from mocokit.nets.backbones import build_seeded
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.sharding import gathered, shard, sharded_modules
+
+LOGGER = logging.getLogger("mocokit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,9 @@ def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> Two
 
 
 def build_batches(
-    config: Config, parts: Parts, *, start_step: int, total_steps: int, on_loss: Callable[[str], object] = warnings.warn
-) -> Iterable[ViewBatch]:
+    config: Config, parts: Parts, *, start_step: int, total_steps: int,
+    on_loss: Callable[[str], object] = LOGGER.warning,
+) -> Iterable[ViewBatch]:  # fmt: skip
     """Batches of this rank from `start_step` on; each starts as crops when the device does the rest.
 
     `on_loss` is told of each loader worker that was killed and replaced.

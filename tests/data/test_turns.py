@@ -2,7 +2,6 @@ import multiprocessing
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +38,7 @@ class Counted:
         return int(self.made.sum())
 
 
-def _batches(views: Counted, *, on_loss: Callable[[str], object] = warnings.warn) -> Iterator[Tensor]:
+def _batches(views: Counted, *, on_loss: Callable[[str], object] = print) -> Iterator[Tensor]:
     return iter(build_loader(views, ORDER, num_workers=WORKERS, in_turns=True, on_loss=on_loss))
 
 

@@ -4,17 +4,21 @@ torch raises an error wherever the main process happens to be, in the middle of 
 worker shows when a batch is asked for, and new workers make all that the reader has not had.
 """
 
+import logging
 import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+LOGGER = logging.getLogger("mocokit")
+
 B = TypeVar("B")
-Positions = Sequence[Any]
+Positions = Any
+"""Of one batch: whatever the loader's sampler gives for it."""
 
 _SIGNAL_HANDLING = "torch.utils.data._utils.signal_handling"
 
@@ -41,7 +45,7 @@ class LastingBatches(Generic[B]):
 
     def __init__(
         self, load: Callable[[Iterable[Positions]], Iterable[B]], order: Iterable[Positions],
-        *, on_loss: Callable[[str], object],
+        *, on_loss: Callable[[str], object] = LOGGER.warning,
     ) -> None:  # fmt: skip
         self.load, self.order, self.on_loss = load, order, on_loss
 
@@ -99,7 +103,8 @@ def _is_torchs(handler: object) -> bool:
 
 def _lost_of(workers: set[BaseProcess]) -> BaseProcess | None:
     """One that has ended, or is about to: an error of its pipe may come first."""
-    wait([worker.sentinel for worker in workers], timeout=1.0)
+    if workers:
+        wait([worker.sentinel for worker in workers], timeout=1.0)
     return next((worker for worker in workers if not worker.is_alive()), None)
 
 

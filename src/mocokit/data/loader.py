@@ -5,8 +5,8 @@ step s gives the very batches that an uninterrupted run would see from there.
 """
 
 import itertools
+import logging
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from mocokit.data.views import BatchMaker
 from mocokit.data.workers import as_is, obey_parent_alone
 from mocokit.memory import give_back_freed_memory
 from mocokit.randomness import Purpose, permutation
+
+LOGGER = logging.getLogger("mocokit")
 
 B = TypeVar("B")
 
@@ -120,7 +122,7 @@ def build_loader(
     num_threads: int | None = None,
     pin_memory: bool = False,
     in_turns: bool = False,
-    on_loss: Callable[[str], object] = warnings.warn,
+    on_loss: Callable[[str], object] = LOGGER.warning,
 ) -> Iterable[B]:
     """Batches of `views` in `order`.
 

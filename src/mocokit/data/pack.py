@@ -7,7 +7,7 @@ shards too: `000000123.jpg`, and `000000123.cls` with the class number where the
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mocokit.data.decode import DecodeError, decode
 from mocokit.data.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
+from mocokit.data.killed_workers import LastingBatches
 from mocokit.data.open_source import open_source
 from mocokit.data.shard_index import INDEX_NAME
 from mocokit.data.shard_writer import ShardWriter, naming_path
@@ -174,11 +175,14 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] | BadImage]:
     """Every image, in order, at most 8 a worker ahead."""
-    loader = DataLoader(
-        encoder, batch_size=None, sampler=range(len(encoder.names)), num_workers=workers, collate_fn=as_is,
-        prefetch_factor=8 if workers else None, worker_init_fn=obey_parent_alone,
-    )  # fmt: skip
-    return iter(loader)
+
+    def load(indices: Iterable[int]) -> DataLoader[tuple[str, bytes] | BadImage]:
+        return DataLoader(
+            encoder, batch_size=None, sampler=indices, num_workers=workers, collate_fn=as_is,
+            prefetch_factor=8 if workers else None, worker_init_fn=obey_parent_alone,
+        )  # fmt: skip
+
+    return iter(LastingBatches(load, range(len(encoder.names))))
 
 
 def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lambda done, total: None) -> PackResult:
