@@ -69,7 +69,8 @@ class LastingBatches(Generic[B]):
                     raise
                 what, hint = _describe(lost.pid, lost.exitcode or 0, len(workers))
                 if due > 0:
-                    raise ChildProcessError(f"{what}, as one before it at the same images; {hint}") from error
+                    again = f"{what}, as one before it at the same images"
+                    raise ChildProcessError(f"{again}; {hint}; a run goes on with `mocokit resume`") from error
             del batches, started  # ends the other workers
             due = len(asked)
             self.on_loss(f"{what}, {hint}; new ones go on with the same batches")
