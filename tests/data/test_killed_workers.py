@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mocokit.data.killed_workers import LastingBatches, _describe
 from mocokit.data.loader import build_loader
-from mocokit.data.views import Each
+from mocokit.data.views import Each, empty_pixels
 
 BATCH, NUM_IMAGES = 4, 200
 ORDER = [list(range(start, start + BATCH)) for start in range(0, NUM_IMAGES, BATCH)]
@@ -34,6 +34,11 @@ class Numbers:
             self.times_left -= 1
             os.kill(os.getpid(), self.number)
         return index
+
+
+class Immense(Numbers):
+    def make_batch(self, positions: Sequence[int], each: Each) -> Tensor:
+        return empty_pixels(1 << 50)
 
 
 def _batches(views: Numbers, losses: list[str]) -> Iterator[list[int]]:
@@ -68,7 +73,7 @@ def test_killed_workers_are_replaced_and_no_batch_is_lost_or_comes_twice() -> No
 @pytest.mark.slow
 def test_an_image_that_always_ends_its_worker_ends_the_loader() -> None:
     losses, came = list[str](), list[list[int]]()
-    with pytest.raises(ChildProcessError, match=r"as one before it at the same images; .*use fewer workers"):
+    with pytest.raises(ChildProcessError, match=r"as one before it at these .*use fewer workers; .*`mocokit resume`"):
         came.extend(_batches(Numbers(times=9), losses))
     assert came == ORDER[: len(came)]
     assert len(losses) == 1
@@ -83,6 +88,11 @@ def test_an_error_of_the_data_is_no_lost_worker() -> None:
     with pytest.raises(ConnectionError, match="the bucket is gone"):
         list(LastingBatches(load, ORDER, on_loss=losses.append))
     assert losses == []
+
+
+def test_full_shared_memory_is_named() -> None:
+    with pytest.raises(OSError, match=r"workers=2: /dev/shm is full: make it larger \(docker: --shm-size=8g\)"):
+        next(_batches(Immense(), []))
 
 
 @pytest.mark.parametrize(

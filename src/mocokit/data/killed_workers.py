@@ -22,19 +22,19 @@ Positions = Any
 
 _SIGNAL_HANDLING = "torch.utils.data._utils.signal_handling"
 
+_GOES_ON = "a run goes on with `mocokit resume`"
+_SHARED_MEMORY_FULL = "/dev/shm is full: make it larger (docker: --shm-size=8g), or use fewer workers"
 _CAUSES = {
     -signal.SIGKILL: ("killed", "most likely for lack of memory: use fewer workers"),
-    -signal.SIGBUS: (
-        "ended by a bus error",
-        "most likely /dev/shm is full: make it larger (docker: --shm-size=8g), or use fewer workers",
-    ),
+    -signal.SIGBUS: ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
 }
 
 
 class LastingBatches(Generic[B]):
     """The batches at `order`, whatever becomes of the workers that make them.
 
-    A worker that is lost while nothing came of what the last one was lost at ends this with a ChildProcessError.
+    A worker that is lost while nothing came of what the last one was lost at ends this with a ChildProcessError, shared
+    memory that is full with an OSError.
 
     Args:
         load: Gives a loader, with workers, of the batches at some positions.
@@ -64,13 +64,14 @@ class LastingBatches(Generic[B]):
                     yield batch
                 return
             except Exception as error:
+                if "unable to allocate shared memory" in str(error):
+                    raise OSError(f"workers={len(workers)}: {_SHARED_MEMORY_FULL}; {_GOES_ON}") from error
                 lost = _lost_of(workers)
                 if lost is None:
                     raise
                 what, hint = _describe(lost.pid, lost.exitcode or 0, len(workers))
                 if due > 0:
-                    again = f"{what}, as one before it at the same images"
-                    raise ChildProcessError(f"{again}; {hint}; a run goes on with `mocokit resume`") from error
+                    raise ChildProcessError(f"{what}, as one before it at these images; {hint}; {_GOES_ON}") from error
             del batches, started  # ends the other workers
             due = len(asked)
             self.on_loss(f"{what}, {hint}; new ones go on with the same batches")
