@@ -1,14 +1,15 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from mocokit.data.killed_workers import LastingBatches, _describe
+from mocokit.data.killed_workers import _describe
 from mocokit.data.loader import build_loader
 from mocokit.data.views import Each, empty_pixels
 
@@ -22,9 +23,6 @@ class Numbers:
     def __init__(self, number: signal.Signals = signal.SIGKILL, *, times: int = 0) -> None:
         self.number, self.times_left = number, torch.tensor(times).share_memory_()
 
-    def __getitems__(self, positions: Sequence[int]) -> Tensor:
-        return self.make_batch(positions, map)
-
     def make_batch(self, positions: Sequence[int], each: Each) -> Tensor:
         return torch.tensor(list(each(self.make, positions)))
 
@@ -34,6 +32,15 @@ class Numbers:
             self.times_left -= 1
             os.kill(os.getpid(), self.number)
         return index
+
+
+class Failing(Numbers):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def make_batch(self, positions: Sequence[int], each: Each) -> Tensor:
+        raise self.error
 
 
 class Immense(Numbers):
@@ -79,14 +86,13 @@ def test_an_image_that_always_ends_its_worker_ends_the_loader() -> None:
     assert len(losses) == 1
 
 
-def test_an_error_of_the_data_is_no_lost_worker() -> None:
-    def load(order: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
-        yield next(iter(order))
-        raise ConnectionError("the bucket is gone")
-
+@pytest.mark.parametrize("error", [ValueError("100 images can't be used"), FileNotFoundError(2, "gone", "a.png")])
+def test_an_error_of_the_data_comes_as_it_was_raised(error: OSError | ValueError) -> None:
     losses = list[str]()
-    with pytest.raises(ConnectionError, match="the bucket is gone"):
-        list(LastingBatches(load, ORDER, on_loss=losses.append))
+    with pytest.raises((OSError, ValueError), match=re.escape(str(error))) as raised:
+        list(_batches(Failing(error), losses))
+    assert str(raised.value) == str(error), "without a traceback"
+    assert "in make_batch" in raised.value.__notes__[0], "which is beside it"
     assert losses == []
 
 

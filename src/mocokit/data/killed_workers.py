@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from mocokit.data.workers import Failure
+
 LOGGER = logging.getLogger("mocokit")
 
 B = TypeVar("B")
@@ -44,7 +46,7 @@ class LastingBatches(Generic[B]):
     """
 
     def __init__(
-        self, load: Callable[[Iterable[Positions]], Iterable[B]], order: Iterable[Positions],
+        self, load: Callable[[Iterable[Positions]], Iterable[B | Failure]], order: Iterable[Positions],
         *, on_loss: Callable[[str], object] = LOGGER.warning,
     ) -> None:  # fmt: skip
         self.load, self.order, self.on_loss = load, order, on_loss
@@ -59,6 +61,8 @@ class LastingBatches(Generic[B]):
             batches, workers = started
             try:
                 for batch in batches:
+                    if isinstance(batch, Failure):
+                        raise batch.error()
                     asked.popleft()
                     due -= 1
                     yield batch
@@ -86,7 +90,7 @@ class LastingBatches(Generic[B]):
         return batches, set(multiprocessing.active_children()) - earlier
 
 
-_Started = tuple[Iterator[B], set[BaseProcess]]
+_Started = tuple[Iterator[B | Failure], set[BaseProcess]]
 """The batches of a loader, and the workers that make them."""
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from mocokit.data.killed_workers import LastingBatches
 from mocokit.data.shards import is_url
-from mocokit.data.turns import BatchesInTurns, Turns, ViewsInTurns
+from mocokit.data.turns import BatchesInTurns, Turns
 from mocokit.data.views import BatchMaker
-from mocokit.data.workers import as_is, obey_parent_alone
+from mocokit.data.workers import Failure, InWorker, as_is, obey_parent_alone
 from mocokit.memory import give_back_freed_memory
 from mocokit.randomness import Purpose, permutation
 
@@ -140,13 +140,13 @@ def build_loader(
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
     turns = Turns() if in_turns else None
 
-    def load(order: Iterable[Sequence[Any]]) -> DataLoader[B]:
+    def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | Failure]:
         """Batches at `order`, by new workers."""
         give_back_freed_memory()  # of steps before; the workers are forked next
         return DataLoader(
-            cast(Dataset[B], ViewsInTurns(views, turns) if turns else views),
-            batch_sampler=cast(Sampler[list[Any]], order), collate_fn=as_is, num_workers=num_workers,
-            pin_memory=pin_memory, prefetch_factor=2, worker_init_fn=obey_parent_alone,
+            InWorker(views, turns.each if turns else map), batch_sampler=cast(Sampler[list[Any]], order),
+            collate_fn=as_is, num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=2,
+            worker_init_fn=obey_parent_alone,
         )  # fmt: skip
 
     batches = LastingBatches(load, order, on_loss=on_loss)

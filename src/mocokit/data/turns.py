@@ -9,12 +9,8 @@ import math
 import multiprocessing
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
-
-from torch.utils.data import Dataset
-
-from mocokit.data.views import BatchMaker
 
 B = TypeVar("B")
 
@@ -43,41 +39,24 @@ class Turns:
             self._reader.recv_bytes()
         self._workers_turn = workers
 
-    def wait(self) -> None:
-        """Until the workers may work; called by a worker."""
+    def each(self, work: Callable[..., Any], *rows: Iterable[Any]) -> Iterator[Any]:
+        """`map`, each call of which waits until the workers may work; for a worker."""
+        for row in zip(*rows, strict=False):
+            self._wait()
+            yield work(*row)
+
+    def _wait(self) -> None:
         turn = select.poll()
         turn.register(self._reader, select.POLLIN)
         turn.poll()
-
-
-class ViewsInTurns(Dataset[B], Generic[B]):
-    """The same batches, for a worker, which waits for its turn before each image.
-
-    Args:
-        views: Makes a batch.
-        turns: The workers' and the step's.
-
-    """
-
-    def __init__(self, views: BatchMaker[B], turns: Turns) -> None:
-        self.views, self.turns = views, turns
-
-    def __getitems__(self, positions: Sequence[Any]) -> B:
-        """A whole batch, called by torch's DataLoader in a worker."""
-        return self.views.make_batch(positions, self._each)
-
-    def _each(self, work: Callable[..., Any], *rows: Iterable[Any]) -> Iterator[Any]:
-        for row in zip(*rows, strict=False):  # like map
-            self.turns.wait()
-            yield work(*row)
 
 
 class BatchesInTurns(Generic[B]):
     """The loader's batches: its workers work while the reader waits, and always once the reader has waited too much.
 
     Args:
-        loader: Of `ViewsInTurns`.
-        turns: The same as the workers'.
+        loader: Its workers make each image by `turns.each`.
+        turns: The workers' and the reader's.
 
     """
 

@@ -1,14 +1,56 @@
-"""How a loader's worker process lives and dies."""
+"""How a loader's worker process lives, hands over what it made, and dies."""
 
 import os
 import signal
 import threading
-from typing import TypeVar
+import traceback
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import torch
+from torch.utils.data import Dataset
+
+from mocokit.data.views import BatchMaker, Each
 
 T = TypeVar("T")
+B = TypeVar("B")
+
+
+class Failure(NamedTuple):
+    """An error that a user can mend, on its way from a worker; torch would make two tracebacks its message."""
+
+    kind: type[OSError] | type[ValueError]
+    message: str
+    trace: str
+    """In the worker."""
+
+    def error(self) -> Exception:
+        """The error, to be raised in the main process."""
+        error = self.kind(self.message)
+        error.add_note(f"in a loader's worker:\n{self.trace}")
+        return error
+
+
+class InWorker(Dataset[B | Failure], Generic[B]):
+    """Batches for a loader's worker to make.
+
+    Args:
+        views: Makes a batch.
+        each: How it goes through the images.
+
+    """
+
+    def __init__(self, views: BatchMaker[B], each: Each) -> None:
+        self.views, self.each = views, each
+
+    def __getitems__(self, positions: Sequence[Any]) -> B | Failure:
+        """A whole batch, or why there is none; called by torch's DataLoader in a worker."""
+        try:
+            return self.views.make_batch(positions, self.each)
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            return Failure(kind, str(error), traceback.format_exc())
 
 
 def obey_parent_alone(_worker: int) -> None:
