@@ -24,6 +24,8 @@ Positions = Any
 
 _SIGNAL_HANDLING = "torch.utils.data._utils.signal_handling"
 
+_NO_ROOM = "unable to allocate shared memory"
+"""What torch says."""
 _GOES_ON = "a run goes on with `mocokit resume`"
 _SHARED_MEMORY_FULL = "/dev/shm is full: make it larger (docker: --shm-size=8g), or use fewer workers"
 _CAUSES = {
@@ -68,15 +70,17 @@ class LastingBatches(Generic[B]):
                     yield batch
                 return
             except Exception as error:
-                if "unable to allocate shared memory" in str(error):
-                    raise OSError(f"workers={len(workers)}: {_SHARED_MEMORY_FULL}; {_GOES_ON}") from error
                 lost = _lost_of(workers)
-                if lost is None:
+                if lost is None and _NO_ROOM not in str(error):
+                    del batches, started  # ends the workers while whoever catches the error holds on to this frame
                     raise
-                what, hint = _describe(lost.pid, lost.exitcode or 0, len(workers))
-                if due > 0:
-                    raise ChildProcessError(f"{what}, as one before it at these images; {hint}; {_GOES_ON}") from error
+                error.__traceback__ = None  # holds on to the loader
             del batches, started  # ends the other workers
+            if lost is None:
+                raise OSError(f"workers={len(workers)}: {_SHARED_MEMORY_FULL}; {_GOES_ON}")
+            what, hint = _describe(lost.pid, lost.exitcode or 0, len(workers))
+            if due > 0:
+                raise ChildProcessError(f"{what}, as one before it at these images; {hint}; {_GOES_ON}")
             due = len(asked)
             self.on_loss(f"{what}, {hint}; new ones go on with the same batches")
             started = self._start(asked, rest)
