@@ -74,7 +74,7 @@ def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tens
     card, count = loaded.card, sum(BATCH_SIZES)
     reader = ImageReader(source, max_image_px=DataConfig.max_image_px, seed=0)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
-    pixels, _ = views.__getitems__(draw_indices(len(source), 4 * count, seed=0))  # some may be unreadable
+    pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)  # some may be unreadable
     if len(pixels) < count:
         raise ValueError(f"data: {len(pixels)} of the images can be read, {count} are needed for the comparison")
     return pixels[:count], f"{count} images of {name}"

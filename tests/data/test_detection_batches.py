@@ -49,7 +49,7 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
     views = _views([_image(tmp_path)])
     seen = set()
     for epoch in range(24):
-        (example,) = views.__getitems__([(epoch, 0)])
+        (example,) = views.make_batch([(epoch, 0)], map)
         bright = (example.pixels[0] > 127).numpy()
         assert bright.shape in {(80, 120), (113, 170)}  # 120 would make the long side 180
         rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
@@ -65,12 +65,12 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
 
 def test_mirrors_and_sizes_are_drawn_evenly(tmp_path: Path) -> None:
     views, count = _views([_image(tmp_path)], masks=False), 400
-    examples = views.__getitems__([(epoch, 0) for epoch in range(count)])
+    examples = views.make_batch([(epoch, 0) for epoch in range(count)], map)
     mirrored = sum(bool(example.target["boxes"][0, 0] > example.pixels.shape[2] / 3) for example in examples)
     small = sum(example.pixels.shape[1] == 80 for example in examples)
     for times in (mirrored, small):
         assert abs(times / count - 0.5) < 4 * 0.5 / count**0.5
-    still = replace(views, mirror=False).__getitems__([(epoch, 0) for epoch in range(30)])
+    still = replace(views, mirror=False).make_batch([(epoch, 0) for epoch in range(30)], map)
     assert not any(example.target["boxes"][0, 0] > example.pixels.shape[2] / 3 for example in still)
 
 
@@ -85,11 +85,11 @@ def _same(a: DetectionExample, b: DetectionExample) -> bool:
 def test_an_example_depends_on_epoch_and_image_alone(pasted_voc: Path) -> None:
     images = open_voc(pasted_voc, ["2007_trainval"]).images
     views = _views(list(images), masks=False)
-    alone = [views.__getitems__([(5, number)])[0] for number in (2, 0, 3)]
+    alone = [views.make_batch([(5, number)], map)[0] for number in (2, 0, 3)]
     for workers in (0, 2):
         (batch,) = build_loader(views, [[(5, 2), (5, 0), (5, 3)]], num_workers=workers)
         assert all(_same(a, b) for a, b in zip(alone, batch, strict=True))
-    other = replace(views, seed=1).__getitems__([(5, number) for number in (2, 0, 3)])
+    other = replace(views, seed=1).make_batch([(5, number) for number in (2, 0, 3)], map)
     assert not all(_same(a, b) for a, b in zip(alone, other, strict=True))
 
 
@@ -113,6 +113,6 @@ def test_a_batch_is_upright_or_not_and_starts_anywhere(tmp_path: Path) -> None:
 def test_an_image_that_does_not_fit_its_annotation_is_named(tmp_path: Path) -> None:
     wrong = _image(tmp_path, width=61)
     with pytest.raises(ValueError, match=r"60x40\.png: has 60x40 pixels, its annotation says 61x40"):
-        _views([wrong]).__getitems__([(0, 0)])
+        _views([wrong]).make_batch([(0, 0)], map)
     with pytest.raises(ValueError, match=r"gone\.png: can't be read"):
-        _views([replace(wrong, path=tmp_path / "gone.png")]).__getitems__([(0, 0)])
+        _views([replace(wrong, path=tmp_path / "gone.png")]).make_batch([(0, 0)], map)

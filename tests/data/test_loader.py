@@ -73,7 +73,7 @@ def test_worker_thread_and_rank_counts_change_no_pixel(photos: Path) -> None:
 
 def test_query_key_epochs_and_images_are_drawn_independently(photos: Path) -> None:
     views = _views(photos)
-    batch = views.__getitems__([(0, 4), (1, 4), (0, 5), (0, 4)])
+    batch = views.make_batch([(0, 4), (1, 4), (0, 5), (0, 4)], map)
     assert batch.query.shape == (4, 3, 24, 24)
     assert batch.query.dtype == torch.uint8
     assert not torch.equal(batch.query[0], batch.key[0])
@@ -88,7 +88,7 @@ def test_a_bad_image_is_replaced_by_another_and_named(own_photos: Path) -> None:
     Path(source.name(9)).unlink()
     reader = ImageReader(source, max_image_px=10**6, seed=0)
     views = TwoViews(reader, AUG_PLUS, size_px=24, seed=0, pipeline="fast")
-    batch = views.__getitems__([(0, 6), (0, 7), (0, 8), (0, 9)])
+    batch = views.make_batch([(0, 6), (0, 7), (0, 8), (0, 9)], map)
     assert [(bad.index, bad.name) for bad in batch.bad] == [(i, source.name(i)) for i in (7, 8, 9)]
     assert batch.bad[0].reason == "empty file"
     assert "No such file" in batch.bad[2].reason

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from mocokit.data.coco_library import load_coco_library
 from mocokit.data.decode import DecodeError, decode
@@ -37,7 +37,7 @@ class DetectionExample(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionViews(Dataset[list[DetectionExample]]):
+class DetectionViews:
     """Maps (epoch, image index) positions to examples."""
 
     images: Sequence[AnnotatedImage]
@@ -49,10 +49,6 @@ class DetectionViews(Dataset[list[DetectionExample]]):
     """Mirror every other image, by a draw."""
     masks: bool
     seed: int
-
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> list[DetectionExample]:
-        """The examples of a whole batch, called by torch's DataLoader in a worker."""
-        return self.make_batch(positions, map)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> list[DetectionExample]:
         """The examples of a whole batch."""

@@ -177,6 +177,7 @@ def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] |
     """Every image, in order, at most 8 a worker ahead."""
 
     def load(indices: Iterable[int]) -> DataLoader[tuple[str, bytes] | BadImage]:
+        """The images at `indices`, by new workers."""
         return DataLoader(
             encoder, batch_size=None, sampler=indices, num_workers=workers, collate_fn=as_is,
             prefetch_factor=8 if workers else None, worker_init_fn=obey_parent_alone,

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mocokit.data.augment import CROP_AND_FLIP, Recipe, ViewParams, draw_params
 from mocokit.data.decode import DecodeError
@@ -18,7 +17,7 @@ from mocokit.data.views import Each, ImageReader, empty_pixels
 from mocokit.randomness import Purpose, generator
 
 
-class SingleViews(Dataset[tuple[Tensor, Tensor]]):
+class SingleViews:
     """Maps (epoch, image index) to a view; the draw depends on nothing but seed, epoch and index.
 
     Bad images are left out rather than replaced: a replacement could come from the images held out for testing.
@@ -34,10 +33,6 @@ class SingleViews(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, reader: ImageReader, *, size_px: int, seed: int, recipe: Recipe = CROP_AND_FLIP) -> None:
         self.reader, self.size_px, self.seed, self.recipe = reader, size_px, seed, recipe
         warm_up()  # before workers are forked, which then have the machine code too
-
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """The views of a whole batch, called by torch's DataLoader in a worker."""
-        return self.make_batch(positions, map)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> tuple[Tensor, Tensor]:
         """(pixels (n, 3, S, S) in channels_last memory, indices (n,)) of the images that could be read."""

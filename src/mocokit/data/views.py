@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from mocokit.data.augment import Recipe, ViewParams, draw_params, evaluation_crop
 from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
@@ -48,7 +48,7 @@ MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
 
 
 class BatchMaker(Protocol[B_co]):
-    """A data set that makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
+    """Makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
 
     def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
         """The batch of the images at `positions`."""
@@ -159,7 +159,7 @@ class LocalCrops:
     recipe: Recipe
 
 
-class TwoViews(Dataset[ViewBatch]):
+class TwoViews:
     """Maps (epoch, image index) to two augmented views; the draw depends on nothing but seed, epoch, index and view.
 
     Args:
@@ -184,10 +184,6 @@ class TwoViews(Dataset[ViewBatch]):
         self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
         if self.pipeline is fast_views:
             warm_up()  # before workers are forked, which then have the machine code too
-
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> ViewBatch:
-        """The views of a whole batch, called by torch's DataLoader in a worker."""
-        return self.make_batch(positions, map)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
         """The views of a whole batch, all of one epoch."""
@@ -250,7 +246,7 @@ def empty_pixels(*shape: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage)).view(shape)
 
 
-class PlainViews(Dataset[tuple[Tensor, Tensor]]):
+class PlainViews:
     """Images without augmentation, for evaluation; bad images are left out.
 
     Args:
@@ -262,10 +258,6 @@ class PlainViews(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, reader: ImageReader, *, size_px: int, crop_ratio: float) -> None:
         self.reader, self.size_px, self.crop_ratio = reader, size_px, crop_ratio
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images of a whole batch, called by torch's DataLoader in a worker."""
-        return self.make_batch(indices, map)
 
     def make_batch(self, positions: Sequence[int], each: Each) -> tuple[Tensor, Tensor]:
         """(pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""
