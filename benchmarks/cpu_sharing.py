@@ -18,13 +18,13 @@ from typing import Any
 import measuring
 from end_to_end import CASES, HERE, Case, Side, make_images, mocokit_command
 
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 CHANGES = {
     "as it is": "",
     "workers beside the step": "import mocokit.data.turns as turns; turns.PATIENCE_S = -1.0",
     "workers always in turns": "import mocokit.data.turns as turns; turns.PATIENCE_S = float('inf')",
-    "freed memory given back": "import mocokit.pretraining as p; p.keep_freed_memory = lambda device: None",
+    "freed memory given back": "import mocokit.run.pretrain as p; p.keep_freed_memory = lambda device: None",
 }
 """What is done before the command."""
 

@@ -10,10 +10,10 @@ from typing import Any
 import measuring
 import photographs
 
-from mocokit.benchmark import bench
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
+from mocokit.plan.bench import bench
+from mocokit.report.text_tables import markdown_columns
 
 BASE: dict[str, object] = {
     "data.image_size": 64, "data.global_batch_size": 64, "data.workers": -1, "model.arch": "resnet18",

@@ -25,7 +25,7 @@ from typing import Any
 import measuring
 from photographs import LITTLE_NOISE, NOISE, make_folder
 
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 HERE = Path(__file__).resolve().parent
 

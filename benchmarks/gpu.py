@@ -18,10 +18,10 @@ import measuring
 import photographs
 import torch
 
-from mocokit.benchmark import BenchResult, bench
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
+from mocokit.plan.bench import BenchResult, bench
+from mocokit.report.text_tables import markdown_columns
 
 TARGET_IMAGES_PER_S, TARGET_FED_SHARE = 2200, 0.9
 WAYS: dict[str, dict[str, object]] = {

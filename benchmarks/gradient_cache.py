@@ -13,10 +13,10 @@ from pathlib import Path
 
 import measuring
 
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
-from mocokit.step_cost import StepCost, measure_step
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
+from mocokit.plan.measure_step import StepCost, measure_step
+from mocokit.report.text_tables import markdown_columns
 
 GROUP_ROWS = 32
 WAYS = ("cached", "whole")

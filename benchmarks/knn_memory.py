@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from mocokit.evaluate.features import Features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 CPU = torch.device("cpu")
 DIM, CLASSES = 2048, 1000

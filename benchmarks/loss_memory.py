@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mocokit.losses import info_nce
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 DIM, TEMPERATURE = 128, 0.2
 

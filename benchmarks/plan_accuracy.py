@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from measuring import save_result, use_cores
 
-from mocokit.config import Config
-from mocokit.planning import memory_by_part
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
-from mocokit.step_cost import measure_step
-from mocokit.step_counts import StepCounts, count_step
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
+from mocokit.plan.cost_model import memory_by_part
+from mocokit.plan.count_flops import StepCounts, count_step
+from mocokit.plan.measure_step import measure_step
+from mocokit.report.text_tables import markdown_columns
 
 CALIBRATION = [
     ("resnet10_w32", 32, 32, 0), ("resnet18", 32, 16, 0), ("resnet10_w16", 64, 32, 0), ("resnet18", 64, 16, 0),

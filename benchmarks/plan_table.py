@@ -6,10 +6,10 @@ python benchmarks/plan_table.py
 from dataclasses import replace
 from pathlib import Path
 
-from mocokit.planning import DEVICES, Surroundings, plan
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
+from mocokit.plan.cost_model import DEVICES, Surroundings, plan
+from mocokit.report.text_tables import markdown_columns
 
 WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 DATA_SIZES = {"1.28 M": 1_281_167, "10 M": 10**7, "100 M": 10**8, "1 B": 10**9}

@@ -16,17 +16,17 @@ from typing import Any
 import measuring
 import torch
 
-from mocokit.assembly import assemble
-from mocokit.benchmark import trainer
-from mocokit.config import Config, RunConfig
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config, RunConfig
+from mocokit.config.toml import replace_settings
 from mocokit.data.views import ViewBatch
-from mocokit.demo import sample_path
 from mocokit.engine.background import BackgroundWriter
 from mocokit.engine.checkpoint import copied_to_cpu, save_checkpoint
-from mocokit.presets import get_preset
-from mocokit.pretraining import state_of
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.plan.bench import trainer
+from mocokit.report.text_tables import markdown_columns
+from mocokit.run.build import assemble
+from mocokit.run.demo import sample_path
+from mocokit.run.pretrain import state_of
 
 CASES: dict[str, dict[str, object]] = {
     "resnet18, 32 px, K 4,096": {

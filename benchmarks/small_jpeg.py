@@ -2,7 +2,7 @@
 
     python benchmarks/small_jpeg.py
 
-Interleaved, medians. From where on jpeg_small.py is used (`LEAST_BYTES` in data/jpeg.py) is read off this table.
+Interleaved, medians. From where on jpeg_small.py is used (`LEAST_BYTES` in data/decode/jpeg.py) is read off this table.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import simplejpeg
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import decode_small
 from mocokit.data.pipelines import warm_up
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 CASES = (  # width, height, noise of the sensor
     (200, 150, photographs.NOISE), (320, 240, photographs.NOISE), (500, 375, photographs.NOISE),

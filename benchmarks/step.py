@@ -24,16 +24,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mocokit.assembly import assemble
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
 from mocokit.data.views import ViewBatch
 from mocokit.engine.metrics import MeterBoard, StepClock
 from mocokit.engine.precision import pick_device
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.nets.backbones import build_backbone
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.report.text_tables import markdown_columns
+from mocokit.run.build import assemble
 
 LR = 0.03
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -24,12 +24,12 @@ from lightly.transforms.moco_transform import MoCoV2Transform
 from peers.plain_pytorch import TwoCrops
 from PIL import Image
 
-from mocokit.data.augment import AUG_PLUS
-from mocokit.data.pack import pack
+from mocokit.data.augment.recipes import AUG_PLUS
+from mocokit.data.packing.pack import pack
 from mocokit.data.pipelines import PIPELINES, warm_up
-from mocokit.data.shards import open_shards
+from mocokit.data.sources.shards import open_shards
 from mocokit.data.views import draw_views
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 Files = Sequence[bytes]
 SIZES_PX = (64, 96, 128, 160, 224, 320, 448)

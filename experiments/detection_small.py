@@ -18,12 +18,12 @@ from pathlib import Path
 
 import measure
 from PIL import Image
+from tests.pasted_objects import write_pasted_voc
 
-from mocokit.data.detection_sets import open_voc
-from mocokit.data.pasted_objects import write_pasted_voc
-from mocokit.demo import sample_path
-from mocokit.evaluate.detection_protocols import VOC_C4_24K, DetectionRecipe
-from mocokit.evaluate.detection_trials import Trial, TrialPlan, run_trials
+from mocokit.detection.data_sets import open_voc
+from mocokit.detection.recipes import VOC_C4_24K, DetectionRecipe
+from mocokit.detection.trials import Trial, TrialPlan, run_trials
+from mocokit.run.demo import sample_path
 
 BACKGROUNDS = ("grass", "brick", "gravel", "coffee")
 PICTURES_PER_CLASS = 4

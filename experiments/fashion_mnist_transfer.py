@@ -19,13 +19,13 @@ from typing import Any
 import measure
 from fashion_mnist import FLAGS
 
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
 from mocokit.evaluate.evaluation import ALL, Exam, applies, examine, lacks_labels
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.results import COLUMNS
 from mocokit.evaluate.splits import balanced_subset, open_train_and_test
-from mocokit.export.backbone import load_backbone
 
 Cell = dict[str, Any]
 

@@ -19,9 +19,9 @@ from fashion_mnist import FLAGS as FASHION_FLAGS
 from PIL import Image
 from safetensors.torch import load_file
 
+from mocokit.config.toml import to_flags
 from mocokit.data.pipelines import PIPELINES
-from mocokit.demo import SETTINGS, sample_path
-from mocokit.settings import to_flags
+from mocokit.run.demo import SETTINGS, sample_path
 
 
 def enlarge(folder: Path) -> Path:

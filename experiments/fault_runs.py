@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests' wa
 
 from tests.run_process import final_state, finish, start, wait_for_step
 
-from mocokit.demo import sample_path
+from mocokit.run.demo import sample_path
 
 BATCH = 16
 STEPS_PER_EPOCH = 5

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mocokit.report.columns import markdown_columns
+from mocokit.report.text_tables import markdown_columns
 
 FAILED = "FAILED"
 """What the row of a fault says first that a run did not survive as it should."""

@@ -36,18 +36,18 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from safetensors.torch import save
 
-from mocokit.data.decode import decode
-from mocokit.data.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import from_toml, to_toml
+from mocokit.data.decode.decode import decode
+from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import decode_small
-from mocokit.data.open_source import open_source
-from mocokit.data.shard_index import ShardIndex, load_index
-from mocokit.demo import sample_path
+from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.shard_index import ShardIndex, load_index
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
-from mocokit.export.backbone import load_backbone
 from mocokit.foreign.reading import read_checkpoint
-from mocokit.presets import get_preset
-from mocokit.settings import from_toml, to_toml
+from mocokit.run.demo import sample_path
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 LISTED = ("a.jpg", "b c.jpg")

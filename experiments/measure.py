@@ -14,13 +14,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.machine import describe_machine
 from mocokit.evaluate.baselines import subjects_of, view_of
 from mocokit.evaluate.features import choose_images, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
-from mocokit.export.backbone import load_backbone
 
 CPU = torch.device("cpu")
 

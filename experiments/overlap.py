@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mocokit import distributed
-from mocokit.assembly import build_trained
+from mocokit.config.presets import get_preset
+from mocokit.config.toml import replace_settings
 from mocokit.data.views import ViewBatch
+from mocokit.distributed.gradients import BucketedGradientSum
 from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
-from mocokit.gradient_sum import BucketedGradientSum
-from mocokit.presets import get_preset
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import replace_settings
+from mocokit.report.text_tables import markdown_columns
+from mocokit.run.build import build_trained
 
 RANKS, BATCH, SIDE_PX = 2, 32, 64
 Span = tuple[float, float]

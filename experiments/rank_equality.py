@@ -17,7 +17,7 @@ from typing import Any
 
 import measure
 
-from mocokit.demo import sample_path
+from mocokit.run.demo import sample_path
 
 STEPS = 60
 BATCH, DIM = 112, 128

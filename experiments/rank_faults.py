@@ -75,7 +75,7 @@ def _losses(run: Path) -> list[float]:
 def different_rank(runs: Runs, *, quick: bool) -> Row:
     """One rank starts with another weight (one bit)."""
     patch = (
-        "import os, torch, mocokit.pretraining as p; old = p.assemble\n"
+        "import os, torch, mocokit.run.pretrain as p; old = p.assemble\n"
         "def assemble(*a):\n"
         "    parts = old(*a)\n"
         "    if os.environ['RANK'] == '1':\n"

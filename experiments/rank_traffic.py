@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mocokit.cli import main
-from mocokit.engine.bookkeeping import Bookkeeper
+from mocokit.engine.recorder import Bookkeeper
 
 Step = dict[str, int]
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import measure
 
-from mocokit.demo import SETTINGS, sample_path
-from mocokit.report.columns import markdown_columns
-from mocokit.settings import to_flags
+from mocokit.config.toml import to_flags
+from mocokit.report.text_tables import markdown_columns
+from mocokit.run.demo import SETTINGS, sample_path
 
 BASELINE = "MoCo v2"
 VARIANTS: dict[str, list[str]] = {

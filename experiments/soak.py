@@ -25,7 +25,7 @@ import numpy as np
 from fault_runs import children, logged_steps, rank_pids
 from fault_table import write_document
 
-from mocokit.demo import sample_path
+from mocokit.run.demo import sample_path
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = 2

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mocokit.config import Config
-from mocokit.demo import sample_path
-from mocokit.presets import get_preset
-from mocokit.settings import replace_settings
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
+from mocokit.run.demo import sample_path
 
 TINY: dict[str, object] = {
     "data.image_size": 32,
@@ -59,7 +59,7 @@ def pasted_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import io
     import zipfile
 
-    from mocokit.data.pasted_objects import cut_ellipse, write_pasted_voc
+    from tests.pasted_objects import cut_ellipse, write_pasted_voc
 
     folder = tmp_path_factory.mktemp("voc")
     with zipfile.ZipFile(sample_path("val")) as archive:
@@ -125,7 +125,7 @@ def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         if not (folder / arch).exists():
             settings = {**TINY, "data.source": str(folder / "photos.txt"), "model.arch": arch, "optim.lr": 1e-3}
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("mocokit.build_method.build_backbone", calm)
+                patch.setattr("mocokit.run.build_method.build_backbone", calm)
                 mocokit.pretrain("moco-v2-small", out=folder / arch, settings=settings)
         return folder / arch
 

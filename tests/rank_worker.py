@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mocokit
 from mocokit import distributed
-from mocokit.settings import replace_settings
+from mocokit.config.toml import replace_settings
 from tests.small_presets import add_narrow_backbone, small
 
 CROPS: dict[str, object] = {"augment.local_crops": 2, "augment.local_size": 16}

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mocokit.config import Config
+from mocokit.config.schema import Config
+from mocokit.config.toml import to_dict
 from mocokit.engine.checkpoint import list_checkpoints, load_checkpoint
 from mocokit.engine.run_folder import RunFolder
-from mocokit.settings import to_dict
 
 
 def flags_of(config: Config) -> list[str]:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mocokit.config import Config
+from mocokit.config.presets import PRESETS
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
 from mocokit.nets import backbones
-from mocokit.presets import PRESETS
-from mocokit.settings import replace_settings
 
 
 def small(name: str, photos: Path) -> Config:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mocokit.assembly import Parts, assemble, build_batches
-from mocokit.benchmark import trainer
 from mocokit.cli import main
-from mocokit.config import Config
-from mocokit.data.prefetch import on_device
-from mocokit.demo import sample_path
+from mocokit.config.schema import Config
+from mocokit.data.loading.prefetch import on_device
 from mocokit.engine.precision import pick_device
+from mocokit.plan.bench import trainer
+from mocokit.run.build import Parts, assemble, build_batches
+from mocokit.run.demo import sample_path
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 STEPS = 8

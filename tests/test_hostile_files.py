@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mocokit.config import Config
-from mocokit.data.archives import open_zip
-from mocokit.data.decode import DecodeError, decode
-from mocokit.data.detection_sets import _parse_voc
-from mocokit.data.jpeg import read_jpeg_header
-from mocokit.data.open_source import open_source
-from mocokit.data.shard_index import load_index
-from mocokit.data.shards import expand_pattern
+from mocokit.config.schema import Config
+from mocokit.config.toml import from_toml
+from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.jpeg import read_jpeg_header
+from mocokit.data.sources.archives import open_zip
+from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.shard_index import load_index
+from mocokit.data.sources.shards import expand_pattern
+from mocokit.detection.data_sets import _parse_voc
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import CheckpointError, load_checkpoint
-from mocokit.export.backbone import load_backbone
-from mocokit.settings import from_toml
 
 
 def test_a_zip_member_that_says_it_is_small_does_not_unpack_to_more(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_postscript_is_no_image_whatever_its_name() -> None:
 
 
 def test_a_jpeg_of_absurdly_many_scans_is_refused(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mocokit.data.jpeg.MAX_SCANNED_PX", 40 * 150 * 100)
+    monkeypatch.setattr("mocokit.data.decode.jpeg.MAX_SCANNED_PX", 40 * 150 * 100)
     file = io.BytesIO()
     photograph.save(file, "JPEG", progressive=True)
     raw = file.getvalue()

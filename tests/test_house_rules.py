@@ -17,9 +17,14 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_only_three_files_speak_to_torch_distributed() -> None:
-    users = {path.name for path in FILES if any(name.startswith("torch.distributed") for name in _imports(path))}
-    assert users == {"distributed.py", "sharding.py", "gradient_sum.py"}
+def test_one_room_speaks_to_torch_distributed() -> None:
+    users = {path.parent.name for path in FILES if any(name.startswith("torch.distributed") for name in _imports(path))}
+    assert users == {"distributed"}
+
+
+def test_the_root_holds_five_files() -> None:
+    at_root = {path.name for path in FILES if path.parent == SOURCE}
+    assert at_root == {"__init__.py", "__main__.py", "losses.py", "randomness.py", "settings.py"}
 
 
 def test_nobody_imports_the_command_line() -> None:

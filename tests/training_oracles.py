@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from mocokit.assembly import Parts, assemble, build_batches
-from mocokit.config import Config
+from mocokit.config.schema import Config
 from mocokit.data.views import ViewBatch
 from mocokit.randomness import Purpose, generator, permutation
+from mocokit.run.build import Parts, assemble, build_batches
 
 Views = tuple[Tensor, Tensor, Tensor]
 """(query, key) as the encoders read them, and the images' indices."""

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Config": "mocokit.config",
+    "Config": "mocokit.config.schema",
     "EndToEnd": "mocokit.methods.end_to_end",
     "GroupLayout": "mocokit.methods.groups",
     "Encoder": "mocokit.nets.encoder",
     "MemoryBank": "mocokit.methods.memory_bank",
     "MoCo": "mocokit.methods.moco",
-    "export_run": "mocokit.exporting",
+    "export_run": "mocokit.run.export",
     "import_backbone": "mocokit.foreign.import_backbone",
     "MoCoV3": "mocokit.methods.moco_v3",
     "SimClr": "mocokit.methods.simclr",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
-    "get_preset": "mocokit.presets",
+    "get_preset": "mocokit.config.presets",
     "info_nce": "mocokit.losses",
-    "load_backbone": "mocokit.export.backbone",
-    "pretrain": "mocokit.pretraining",
-    "resume": "mocokit.pretraining",
-    "verify": "mocokit.verification",
+    "load_backbone": "mocokit.engine.backbone_file",
+    "pretrain": "mocokit.run.pretrain",
+    "resume": "mocokit.run.pretrain",
+    "verify": "mocokit.run.verify",
 }
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from mocokit.config import Config
-    from mocokit.export.backbone import load_backbone
-    from mocokit.exporting import export_run
+    from mocokit.config.presets import get_preset
+    from mocokit.config.schema import Config
+    from mocokit.engine.backbone_file import load_backbone
     from mocokit.foreign.import_backbone import import_backbone
     from mocokit.losses import info_nce
     from mocokit.methods.end_to_end import EndToEnd
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from mocokit.nets.backbones import build_backbone
     from mocokit.nets.encoder import Encoder
     from mocokit.nets.heads import build_head
-    from mocokit.presets import get_preset
-    from mocokit.pretraining import pretrain, resume
-    from mocokit.verification import verify
+    from mocokit.run.export import export_run
+    from mocokit.run.pretrain import pretrain, resume
+    from mocokit.run.verify import verify
 
 
 def __getattr__(name: str) -> Any:

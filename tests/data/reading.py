@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from mocokit.data.sources import ImageSource
+from mocokit.data.sources.sources import ImageSource
 
 
 class Reads(Dataset[Any]):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.jpeg import LARGE_BYTES, decode_jpeg, read_jpeg_header
+from mocokit.data.decode.jpeg import LARGE_BYTES, decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import decode_small
 from tests.jpeg_files import ARRANGEMENTS, CODINGS, Options, jpeg_file

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mocokit.data import parity
-from mocokit.data.augment import AUG_PLUS, Recipe, ViewParams, draw_params
-from mocokit.data.augment_compiled import apply_params_compiled
-from mocokit.data.open_source import open_source
+from mocokit.data.augment.compiled import apply_params_compiled
+from mocokit.data.augment.recipes import AUG_PLUS, Recipe, ViewParams, draw_params
 from mocokit.data.parity import draw_parity, parity_images, pixel_parity
+from mocokit.data.sources.open_source import open_source
 
 CPU = torch.device("cpu")
 

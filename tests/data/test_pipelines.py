@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.augment import AUG, AUG_PLUS, Recipe, ViewParams, draw_params
-from mocokit.data.augment_batch import augment_batch, pack_params
-from mocokit.data.decode import DecodeError
+from mocokit.data.augment.batched import augment_batch, pack_params
+from mocokit.data.augment.recipes import AUG, AUG_PLUS, Recipe, ViewParams, draw_params
+from mocokit.data.decode.decode import DecodeError
 from mocokit.data.pipelines import PIPELINES, Pipeline, decode_for_views, fast_views, reference_views
-from mocokit.data.sources import RawImage
+from mocokit.data.sources.sources import RawImage
 from mocokit.randomness import Purpose, generator
 
 

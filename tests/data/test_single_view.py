@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mocokit.data.augment import CROP_AND_FLIP, apply_params, draw_params
-from mocokit.data.decode import decode
-from mocokit.data.loader import WholeEpochs, build_loader
-from mocokit.data.open_source import open_source
+from mocokit.data.augment.recipes import CROP_AND_FLIP, apply_params, draw_params
+from mocokit.data.decode.decode import decode
+from mocokit.data.loading.loader import WholeEpochs, build_loader
 from mocokit.data.single_view import SingleViews
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.randomness import Purpose, generator
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mocokit.data.loader import build_loader
+from mocokit.data.loading.loader import build_loader
 from mocokit.data.turns import _Wait
 from mocokit.data.views import Each
 

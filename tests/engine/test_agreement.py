@@ -2,10 +2,10 @@ from collections.abc import Callable
 
 import torch
 
-from mocokit.assembly import assemble
-from mocokit.config import Config
+from mocokit.config.schema import Config
 from mocokit.engine.agreement import code_version, fingerprints
 from mocokit.methods.moco import MoCo
+from mocokit.run.build import assemble
 
 
 def test_each_part_of_a_state_has_a_fingerprint_that_one_bit_changes(tiny: Callable[..., Config]) -> None:

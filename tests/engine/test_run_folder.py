@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.config import Config
+from mocokit.config.schema import Config
 from mocokit.engine.run_folder import RunFolder
 
 HOLD = """

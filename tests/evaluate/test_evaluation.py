@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mocokit.engine.backbone_file import BackboneCard, random_backbone, save_backbone
 from mocokit.evaluate import baselines
 from mocokit.evaluate.evaluation import ALL, check_protocol, evaluate
 from mocokit.evaluate.features import extract_features
 from mocokit.evaluate.knn import PROTOCOLS
 from mocokit.evaluate.report_knn import compare_with_baselines
-from mocokit.export.backbone import BackboneCard, random_backbone, save_backbone
 
 CARD = BackboneCard(
     arch="resnet10_w32", stem="imagenet", image_size=32, eval_crop_ratio=1.0, mean=(0.5,) * 3, std=(0.25,) * 3, step=7

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.features import EvaluationView, Features, LabelledImages, choose_images

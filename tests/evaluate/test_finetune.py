@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.engine.precision import Precision
 from mocokit.evaluate import finetune

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.evaluate import knn
 from mocokit.evaluate.features import EvaluationView, Features, choose_images, embed_pixels, extract_features

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
-from mocokit.engine.optim import set_lr
+from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, embed_with, extract_features
 from mocokit.evaluate.frozen import FrozenWeightsMovedError, digest_tensors
 from mocokit.evaluate.linear import LinearResult, build_classifier, train_linear

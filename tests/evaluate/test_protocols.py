@@ -2,12 +2,12 @@ import math
 
 import pytest
 
-from mocokit.choices import choose
 from mocokit.evaluate.protocols import (
     FINETUNE_PROTOCOLS,
     LINEAR_PROTOCOLS,
     batch_size_for,
 )
+from mocokit.settings import choose
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.data.open_source import open_source
+from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images
 from mocokit.evaluate.splits import fraction_of, hold_out, open_train_and_test, read_id_list

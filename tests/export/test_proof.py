@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mocokit.cli import main
-from mocokit.export.backbone import LoadedBackbone, load_backbone
+from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.export.proof import BATCH_SIZES, ExportMismatchError, prove
 from mocokit.export.targets import TARGETS, Exported
-from mocokit.exporting import export_run
+from mocokit.run.export import export_run
 
 FinishedRun = Callable[[str], Path]
 

@@ -19,10 +19,10 @@ from torchvision import models
 from transformers import AutoImageProcessor
 
 import mocokit
-from mocokit.export.backbone import BackboneCard, save_backbone
+from mocokit.engine.backbone_file import BackboneCard, save_backbone
 from mocokit.export.targets import TARGETS, load_target
-from mocokit.exporting import ExportResult, export_run
 from mocokit.nets.backbones import build_backbone
+from mocokit.run.export import ExportResult, export_run
 
 FinishedRun = Callable[[str], Path]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mocokit.evaluate.detection_protocols import VOC_C4_24K
-from mocokit.export.backbone import BackboneCard, LoadedBackbone
+from mocokit.detection.recipes import VOC_C4_24K
+from mocokit.engine.backbone_file import BackboneCard, LoadedBackbone
 from mocokit.export.detectron2_reader import detectron2_features, read_detectron2
 from mocokit.export.targets import Exported
 from mocokit.export.to_detectron2 import detectron2_name, export_detectron2

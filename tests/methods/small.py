@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mocokit.engine.optim import build_sgd
+from mocokit.engine.optimizer import build_sgd
 from mocokit.engine.train import Method
 from mocokit.methods.groups import GroupLayout
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
-from mocokit.verification import TraceBackbone
+from mocokit.run.verify import TraceBackbone
 
 B, C = 16, 8
 Noise = Callable[..., Tensor]

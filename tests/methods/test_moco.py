@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mocokit.engine.health import MAX_BN_LEAK
-from mocokit.engine.optim import build_sgd
+from mocokit.engine.optimizer import build_sgd
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
-from mocokit.verification import TraceBackbone
+from mocokit.run.verify import TraceBackbone
 from tests.methods.small import local_crops
 
 B, C, K = 16, 8, 40

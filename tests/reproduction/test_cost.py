@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.presets import PRESETS
+from mocokit.config.presets import PRESETS
+from mocokit.plan.measure_step import StepCost
 from mocokit.reproduction import cost
 from mocokit.reproduction.cost import (
     Measured,
@@ -17,7 +18,6 @@ from mocokit.reproduction.cost import (
 from mocokit.reproduction.cost_figure import plot_cost
 from mocokit.reproduction.cost_point import WAYS, CostPoint, measure
 from mocokit.reproduction.cost_table import published_cost
-from mocokit.step_cost import StepCost
 
 
 def _measured(way: str, batch: int, negatives: int, megabytes: float) -> Measured:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import tyro
 
-from mocokit.cli import evaluating, main
-from mocokit.cli.detecting import Detect
-from mocokit.config import Config
+from mocokit.cli import evaluate, main
+from mocokit.cli.detect import Detect
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
 from mocokit.reproduction.imagenet import LAUNCH, Places, commands, shell_line
 from mocokit.reproduction.table import Cell, Table
 from mocokit.reproduction.tables import TABLES
-from mocokit.settings import replace_settings
 
 ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
 PLACES = Places(out=Path("my runs"))
@@ -32,8 +32,8 @@ def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeyp
         asked.update(run=run, protocols=protocols)
         return 0
 
-    monkeypatch.setattr("mocokit.pretraining.pretrain", note_config)
-    monkeypatch.setattr(evaluating, "_judge", note_protocols)
+    monkeypatch.setattr("mocokit.run.pretrain.pretrain", note_config)
+    monkeypatch.setattr(evaluate, "_judge", note_protocols)
     pretrain, linear, *detect = (shlex.split(shell_line(line)) for line in commands(table, cell, PLACES, seed=2))
     run = f"my runs/{table.name}/{cell.name}/seed_2"
     assert main(pretrain[len(LAUNCH.split()) :]) == 0

@@ -1,11 +1,11 @@
 import pytest
 
-from mocokit.presets import PRESETS
+from mocokit.config.presets import PRESETS
+from mocokit.config.toml import to_dict
 from mocokit.reproduction.moco_v1_tables import SMALL_K
 from mocokit.reproduction.scales import shrink
 from mocokit.reproduction.table import Cell, Table
 from mocokit.reproduction.tables import TABLES, get_table
-from mocokit.settings import to_dict
 
 ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
 

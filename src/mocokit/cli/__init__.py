@@ -8,22 +8,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mocokit.cli import (
-    benching,
-    detecting,
-    evaluating,
-    exchanging,
-    judging,
-    launching,
-    packing,
-    planning,
-    reproducing,
-    training,
+    bench,
+    detect,
+    evaluate,
+    export,
+    knn,
+    pack,
+    plan,
+    pretrain,
+    reproduce,
+    slurm,
 )
 
 HELP = """\
 usage: mocokit COMMAND ...
 
-Momentum-contrast visual pre-training that anyone can run and trust.
+Momentum-contrast visual pre-pretrain that anyone can run and trust.
 
   pretrain PRESET --data D --out RUN   pre-train a backbone on unlabelled images
   resume RUN                           continue a run that was stopped or killed
@@ -92,22 +92,22 @@ def _version(_arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "--version": _version,
-    "pretrain": training.pretrain_command,
-    "resume": training.resume_command,
-    "pack": packing.pack_command,
-    "unpack": packing.unpack_command,
-    "knn": judging.knn_command,
-    "evaluate": evaluating.evaluate_command,
-    "linear": evaluating.linear_command,
-    "finetune": evaluating.finetune_command,
-    "export": exchanging.export_command,
-    "import": exchanging.import_command,
-    "detect": detecting.detect_command,
-    "reproduce": reproducing.reproduce_command,
-    "presets": training.presets_command,
-    "verify": judging.verify_command,
-    "bench": benching.bench_command,
-    "plan": planning.plan_command,
-    "slurm": launching.slurm_command,
-    "demo": training.demo_command,
+    "pretrain": pretrain.pretrain_command,
+    "resume": pretrain.resume_command,
+    "pack": pack.pack_command,
+    "unpack": pack.unpack_command,
+    "knn": knn.knn_command,
+    "evaluate": evaluate.evaluate_command,
+    "linear": evaluate.linear_command,
+    "finetune": evaluate.finetune_command,
+    "export": export.export_command,
+    "import": export.import_command,
+    "detect": detect.detect_command,
+    "reproduce": reproduce.reproduce_command,
+    "presets": pretrain.presets_command,
+    "verify": knn.verify_command,
+    "bench": bench.bench_command,
+    "plan": plan.plan_command,
+    "slurm": slurm.slurm_command,
+    "demo": pretrain.demo_command,
 }

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mocokit.config import Config
+    from mocokit.config.schema import Config
 
 
 def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[str]]:
@@ -21,7 +21,7 @@ def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[st
 
 def take_preset(arguments: list[str], command: str, flags: str) -> "tuple[str, Config, list[str]]":
     """A preset's name and its config, from the first argument, and the rest; `flags` end the usage."""
-    from mocokit.presets import PRESETS, get_preset
+    from mocokit.config.presets import PRESETS, get_preset
 
     name, rest = take_name(arguments, "PRESET", f"{command} {{{','.join(PRESETS)}}} {flags}")
     return name, get_preset(name), rest

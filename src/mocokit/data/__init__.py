@@ -1,1 +1,4 @@
-"""Where images come from and how they become two views."""
+"""Turn stored images into batches of two augmented views.
+
+May import `randomness` and `settings`; knows no network, no method and no rank.
+"""

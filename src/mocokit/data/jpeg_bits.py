@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.compiled import compiled, inlined
+from mocokit.data.augment.machine_code import compiled, inlined
 from mocokit.data.jpeg_codes import DAMAGED, END_OF_BLOCK, MEAN_BITS, PAIR_BITS, PASSED_BITS, Codes, as_pair, one_symbol
 from mocokit.data.jpeg_layout import JpegLayout
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.compiled import compiled, inlined
+from mocokit.data.augment.machine_code import compiled, inlined
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
 MEAN_BITS, PAIR_BITS, PASSED_BITS = 10, 11, 14

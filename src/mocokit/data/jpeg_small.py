@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.compiled import compiled
+from mocokit.data.augment.machine_code import compiled
 from mocokit.data.jpeg_bits import Coded, read_units, strip_file
 from mocokit.data.jpeg_codes import Codes, codes_of
 from mocokit.data.jpeg_layout import Component, JpegLayout

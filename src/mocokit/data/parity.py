@@ -17,7 +17,9 @@ import torchvision.transforms as T
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.augment import (
+from mocokit.data.augment.batched import augment_batch, pack_params
+from mocokit.data.augment.compiled import apply_params_compiled
+from mocokit.data.augment.recipes import (
     AUG,
     AUG_PLUS,
     MOCO_V3_PAIR,
@@ -28,11 +30,9 @@ from mocokit.data.augment import (
     apply_params,
     draw_params,
 )
-from mocokit.data.augment_batch import augment_batch, pack_params
-from mocokit.data.augment_compiled import apply_params_compiled
-from mocokit.data.decode import decode
+from mocokit.data.decode.decode import decode
 from mocokit.data.pipelines import fast_views, reference_views
-from mocokit.data.sources import ImageSource
+from mocokit.data.sources.sources import ImageSource
 from mocokit.randomness import Purpose, generator, permutation
 
 KS_LIMIT = 2.7

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.augment import Jitter, ViewParams, apply_params
-from mocokit.data.augment_compiled import apply_params_compiled
-from mocokit.data.decode import DecodeError, decode
-from mocokit.data.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
+from mocokit.data.augment.compiled import apply_params_compiled
+from mocokit.data.augment.recipes import Jitter, ViewParams, apply_params
+from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
 from mocokit.data.jpeg_layout import read_layout
 from mocokit.data.jpeg_small import LEAST_FRACTION, decode_small
-from mocokit.data.sources import RawImage
+from mocokit.data.sources.sources import RawImage
 
 LEAST_ENLARGED = 1.5
 """Pixels that a crop keeps for each pixel of the view when a JPEG is decoded smaller. On photographs of 12 megapixels

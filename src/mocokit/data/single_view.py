@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mocokit.data.augment import CROP_AND_FLIP, Recipe, ViewParams, draw_params
-from mocokit.data.decode import DecodeError
+from mocokit.data.augment.recipes import CROP_AND_FLIP, Recipe, ViewParams, draw_params
+from mocokit.data.decode.decode import DecodeError
 from mocokit.data.pipelines import Draw, fast_views, warm_up
 from mocokit.data.views import Each, ImageReader, empty_pixels
 from mocokit.randomness import Purpose, generator

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mocokit.data.augment import evaluation_crop
-from mocokit.data.decode import DecodeError
+from mocokit.data.augment.recipes import evaluation_crop
+from mocokit.data.decode.decode import DecodeError
 from mocokit.data.views import ImageReader
 from mocokit.randomness import Purpose, permutation
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mocokit.data.augment import Recipe, ViewParams, draw_params, evaluation_crop
-from mocokit.data.augment_batch import BatchParams, augment_batch, pack_params
-from mocokit.data.decode import DecodeError, decode
+from mocokit.data.augment.batched import BatchParams, augment_batch, pack_params
+from mocokit.data.augment.recipes import Recipe, ViewParams, draw_params, evaluation_crop
+from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.pipelines import PIPELINES, Draw, fast_views, warm_up
-from mocokit.data.sources import ImageSource, RawImage
+from mocokit.data.sources.sources import ImageSource, RawImage
 from mocokit.data.view_size import ViewSize
 from mocokit.randomness import Purpose, generator
 

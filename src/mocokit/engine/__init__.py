@@ -1,1 +1,4 @@
-"""The training loop and what it stands on: schedules, optimizer, checkpoints, metrics."""
+"""Train a method: the loop and the step, the optimizer, schedules, checkpoints, metrics and the files of a run.
+
+May import `methods`, `data`, `nets` and `distributed`; never `config`.
+"""

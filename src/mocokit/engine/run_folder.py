@@ -12,10 +12,10 @@ from pathlib import Path
 import tomli_w
 
 from mocokit import distributed
-from mocokit.config import Config
+from mocokit.config.schema import Config
+from mocokit.config.toml import from_toml, to_toml
 from mocokit.engine.checkpoint import remove_partial
 from mocokit.engine.machine import describe_machine
-from mocokit.settings import from_toml, to_toml
 
 LOGGER = logging.getLogger("mocokit")
 

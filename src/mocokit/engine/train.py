@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mocokit import distributed
-from mocokit.data.prefetch import on_device
+from mocokit.data.loading.prefetch import on_device
 from mocokit.data.views import ViewBatch
-from mocokit.engine.bookkeeping import Bookkeeper
-from mocokit.engine.optim import set_lr, step_if_finite
+from mocokit.distributed.gradients import GradientSum, gradient_sum
+from mocokit.engine.optimizer import set_lr, step_if_finite
 from mocokit.engine.precision import Precision
+from mocokit.engine.recorder import Bookkeeper
 from mocokit.engine.stop_signal import StopSignal
-from mocokit.gradient_sum import GradientSum, gradient_sum
 from mocokit.methods.groups import GroupLayout
 from mocokit.randomness import Purpose, torch_seed
 

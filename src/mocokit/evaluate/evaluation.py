@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mocokit.choices import choose
-from mocokit.data.loader import choose_workers
-from mocokit.data.open_source import absolute_location
+from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.open_source import absolute_location
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
 from mocokit.evaluate.fast_linear import fast_linear
@@ -23,7 +23,7 @@ from mocokit.evaluate.linear import train_linear
 from mocokit.evaluate.protocols import FAST_LINEAR, FINETUNE_PROTOCOLS, LINEAR_PROTOCOLS
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
 from mocokit.evaluate.splits import fraction_of, open_labelled, read_id_list, train_and_test
-from mocokit.export.backbone import load_backbone
+from mocokit.settings import choose
 
 LOGGER = logging.getLogger("mocokit")
 

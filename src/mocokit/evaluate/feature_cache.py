@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mocokit.data.fingerprint import fingerprint
-from mocokit.data.sources import ImageSource
+from mocokit.data.sources.fingerprint import fingerprint
+from mocokit.data.sources.sources import ImageSource
 from mocokit.engine.checkpoint import write_atomically
 from mocokit.evaluate.features import Features, LabelledImages
 from mocokit.evaluate.frozen import digest_tensors

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mocokit.data.loader import build_loader, in_batches
+from mocokit.data.loading.loader import build_loader, in_batches
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.engine.precision import Precision
 from mocokit.randomness import Purpose, permutation

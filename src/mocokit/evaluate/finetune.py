@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mocokit.data.loader import WholeEpochs
+from mocokit.data.loading.loader import WholeEpochs
 from mocokit.engine.lars import Lars
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.fast_linear import best_pair

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mocokit.data.loader import WholeEpochs, build_loader
+from mocokit.data.loading.loader import WholeEpochs, build_loader
 from mocokit.data.single_view import SingleViews
-from mocokit.engine.optim import set_lr
+from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import Features, LabelledImages
 from mocokit.evaluate.frozen import frozen
 from mocokit.evaluate.protocols import LinearProtocol

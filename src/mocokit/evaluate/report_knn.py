@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from mocokit import distributed
-from mocokit.data.loader import choose_workers
+from mocokit.data.loading.loader import choose_workers
+from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import Subject, subjects_of, view_of
 from mocokit.evaluate.features import Features, LabelledImages, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
 from mocokit.evaluate.splits import open_train_and_test
-from mocokit.export.backbone import load_backbone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mocokit.engine.checkpoint import write_text_atomically
-from mocokit.report.columns import markdown_columns, text_columns
+from mocokit.report.text_tables import markdown_columns, text_columns
 
 COLUMNS = ("raw pixels", "random init", "pre-trained")
 

@@ -5,9 +5,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mocokit.config import DataConfig
-from mocokit.data.open_source import open_source
-from mocokit.data.sources import ImageSource
+from mocokit.config.schema import DataConfig
+from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices
 from mocokit.randomness import Purpose, generator

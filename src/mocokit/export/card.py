@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
-from mocokit.export.backbone import LoadedBackbone
 from mocokit.export.proof import Proof
 from mocokit.export.targets import Exported
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from mocokit.evaluate.detection_protocols import DetectionRecipe
+from mocokit.detection.recipes import DetectionRecipe
 
 NORM = "naiveSyncBN"
 """Of moco's configs: "SyncBN seems to cause larger variance for unknown reasons"."""

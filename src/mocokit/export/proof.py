@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mocokit.export.backbone import LoadedBackbone
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.export.targets import Reader
 
 LARGEST_DIFFERENCE = 1e-4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mocokit.export.backbone import LoadedBackbone
+from mocokit.engine.backbone_file import LoadedBackbone
 
 Reader = Callable[[Tensor], Tensor]
 """What another library computes from the exported file: (n, 3, S, S) normalised float32 images -> (n, D)."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from mocokit.evaluate.detection_protocols import COCO_C4_2X, COCO_FPN_1X, VOC_C4_24K
-from mocokit.export.backbone import BackboneCard, LoadedBackbone
+from mocokit.detection.recipes import COCO_C4_2X, COCO_FPN_1X, VOC_C4_24K
+from mocokit.engine.backbone_file import BackboneCard, LoadedBackbone
 from mocokit.export.detectron2_configs import detectron2_yaml
 from mocokit.export.detectron2_reader import detectron2_features, read_detectron2
 from mocokit.export.targets import Exported

@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mocokit.export.backbone import LoadedBackbone
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.export.targets import Exported
 from mocokit.export.to_timm import as_timm
 from mocokit.nets.backbones import feature_dim

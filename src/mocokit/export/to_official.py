@@ -14,10 +14,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mocokit.config import Config, DataConfig
+from mocokit.config.schema import Config, DataConfig
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.checkpoint import load_newest
 from mocokit.engine.run_folder import RunFolder
-from mocokit.export.backbone import LoadedBackbone
 from mocokit.export.targets import Exported
 from mocokit.methods import official_names
 from mocokit.nets.heads import build_head

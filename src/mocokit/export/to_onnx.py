@@ -7,7 +7,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from mocokit.export.backbone import LoadedBackbone
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.export.targets import Exported, require_suffix
 from mocokit.nets.timm_models import at_image_size
 

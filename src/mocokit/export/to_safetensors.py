@@ -4,7 +4,7 @@ from pathlib import Path
 
 import safetensors
 
-from mocokit.export.backbone import LoadedBackbone, load_backbone, save_backbone
+from mocokit.engine.backbone_file import LoadedBackbone, load_backbone, save_backbone
 from mocokit.export.targets import Exported, require_suffix
 
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mocokit.export.backbone import LoadedBackbone
+from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.export.targets import Exported, require_suffix
 from mocokit.nets.timm_models import TimmModel, find_timm
 

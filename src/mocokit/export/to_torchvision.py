@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from mocokit.export.backbone import BackboneCard, LoadedBackbone
+from mocokit.engine.backbone_file import BackboneCard, LoadedBackbone
 from mocokit.export.targets import Exported, require_suffix
 from mocokit.nets.timm_models import at_image_size, find_timm
 

@@ -1,1 +1,4 @@
-"""Checkpoints of other projects: recognised by their keys, read without running code from them."""
+"""Read other projects' checkpoints: recognise them by their keys, without running code from them.
+
+May import `engine` and `nets`.
+"""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mocokit.config import DataConfig
-from mocokit.export.backbone import BackboneCard, save_backbone
+from mocokit.config.schema import DataConfig
+from mocokit.engine.backbone_file import BackboneCard, save_backbone
 from mocokit.foreign.architecture import compare, infer_architecture, rename_backbone, stem_of
 from mocokit.foreign.layouts import Recognised, recognise
 from mocokit.foreign.reading import read_checkpoint

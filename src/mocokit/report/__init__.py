@@ -1,1 +1,4 @@
-"""What a person looks at: pictures and pages made from a run."""
+"""Pictures and text tables that people look at.
+
+Imports no other room.
+"""

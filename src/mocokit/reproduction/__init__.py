@@ -1,1 +1,4 @@
-"""The papers' tables: what each cell is, running them, and the table as it fills."""
+"""Reproduce the papers' tables: what each cell runs, and the table as it fills.
+
+May import `run`, `plan` and everything below.
+"""

@@ -10,10 +10,10 @@ from typing import Any
 
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.machine import describe_machine
-from mocokit.report.columns import markdown_columns
+from mocokit.plan.measure_step import StepCost
+from mocokit.report.text_tables import markdown_columns
 from mocokit.reproduction.cost_point import CostPoint, measure
 from mocokit.reproduction.cost_table import PUBLISHED
-from mocokit.step_cost import StepCost
 
 MOCO_BATCH = 256
 """The paper's; its queue grows, its batch doesn't."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from mocokit.config import Config
-from mocokit.presets import get_preset
-from mocokit.settings import replace_settings
-from mocokit.step_cost import StepCost, measure_step
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
+from mocokit.plan.measure_step import StepCost, measure_step
 
 GROUP_ROWS = 32
 """Images that share BatchNorm statistics: a GPU's part of the batch in the papers."""

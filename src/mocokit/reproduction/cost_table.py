@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mocokit.config import Config
+from mocokit.config.schema import Config
 
 
 @dataclass(frozen=True, kw_only=True)

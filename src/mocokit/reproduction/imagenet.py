@@ -4,9 +4,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from mocokit.config.toml import to_flags
 from mocokit.reproduction.results import cell_folder
 from mocokit.reproduction.table import Cell, Table
-from mocokit.settings import to_flags
 
 LAUNCH = "torchrun --nproc-per-node 8 -m mocokit"
 """As in the papers: 8 GPUs of one machine."""

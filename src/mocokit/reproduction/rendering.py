@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.machine import describe_machine
-from mocokit.report.columns import markdown_columns, text_columns
+from mocokit.report.text_tables import markdown_columns, text_columns
 from mocokit.reproduction.results import MINUTES, Values
 from mocokit.reproduction.table import Cell, Expected, Table
 

@@ -10,21 +10,21 @@ from typing import Literal
 
 import torch
 
-from mocokit.assembly import assemble, build_batches
-from mocokit.benchmark import trainer
-from mocokit.config import Config, OptimConfig
-from mocokit.data.loader import steps_per_epoch
-from mocokit.data.open_source import open_source
-from mocokit.data.prefetch import on_device
+from mocokit.config.schema import Config, OptimConfig
+from mocokit.config.toml import replace_settings, to_toml
+from mocokit.data.loading.loader import steps_per_epoch
+from mocokit.data.loading.prefetch import on_device
+from mocokit.data.sources.open_source import open_source
 from mocokit.engine.machine import describe_machine
 from mocokit.engine.precision import pick_device
 from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.evaluation import evaluate
-from mocokit.pretraining import locate_data, pretrain, resume
+from mocokit.plan.bench import trainer
 from mocokit.reproduction.results import Result, cell_folder, load_result, metrics_of
 from mocokit.reproduction.scales import shrink
 from mocokit.reproduction.table import Cell, Table
-from mocokit.settings import replace_settings, to_toml
+from mocokit.run.build import assemble, build_batches
+from mocokit.run.pretrain import locate_data, pretrain, resume
 
 PROTOCOLS = ("knn", "linear/fast")
 """How a cell is judged at small scale."""

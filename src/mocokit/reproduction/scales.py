@@ -1,10 +1,10 @@
 """A cell at the scale of one small machine: the paper's differences stay, sizes and lengths shrink alike for all."""
 
-from mocokit.config import Config
-from mocokit.demo import SETTINGS
-from mocokit.presets import get_preset
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
 from mocokit.reproduction.table import Cell, Table
-from mocokit.settings import replace_settings
+from mocokit.run.demo import SETTINGS
 
 PAPER_EPOCHS = 200
 """The length that a table's `small_epochs` stands for; other lengths keep their ratio to it."""

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mocokit.config import Config
-from mocokit.presets import get_preset
-from mocokit.settings import replace_settings
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
 
 
 @dataclass(frozen=True, kw_only=True)

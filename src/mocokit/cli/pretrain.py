@@ -1,0 +1,107 @@
+"""`pretrain`, `resume`, `presets` and `demo`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from mocokit.cli.arguments import quick_imports, take_name, take_preset
+from mocokit.cli.knn import print_knn
+
+if TYPE_CHECKING:
+    from mocokit.run.pretrain import RunResult
+
+
+def pretrain_command(arguments: list[str]) -> int:
+    """Make a run folder and fill it."""
+    import tyro
+
+    from mocokit.config.schema import Config
+
+    flags = "--data D --out RUN [--epochs N ...]   (--help after a preset: all flags)"
+    name, preset, rest = take_preset(arguments, "pretrain", flags)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pretrain:
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        out: str
+        """Run folder to make."""
+
+    default = Pretrain(config=preset, out=tyro.MISSING)
+    asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
+
+    with quick_imports():
+        from mocokit.run.pretrain import pretrain
+
+    return _close(pretrain(asked.config, out=asked.out))
+
+
+def _one_line(preset: str) -> str:
+    from mocokit.config.presets import SUMMARIES
+
+    return f"Pre-train with preset {preset}: {SUMMARIES[preset]}. Defaults below are the preset's."
+
+
+def resume_command(arguments: list[str]) -> int:
+    """Continue a run."""
+    run, rest = take_name(arguments, "RUN", "resume RUN")
+    if rest:
+        raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
+    with quick_imports():
+        from mocokit.run.pretrain import resume
+
+    return _close(resume(run))
+
+
+def _close(result: "RunResult") -> int:
+    """Say how a run ended, on the main rank."""
+    from mocokit import distributed
+
+    if result.signal is not None:
+        if distributed.started_as_main():
+            print(
+                f"stopped at step {result.step} of {result.total_steps}; continue with: mocokit resume {result.folder}"
+            )
+        return 128 + result.signal
+    if distributed.started_as_main():
+        print(f"done: {result.step} steps; backbone: {result.folder / 'backbone.safetensors'}")
+    return 0
+
+
+def presets_command(arguments: list[str]) -> int:
+    """List the presets, or print one."""
+    from mocokit.config.presets import SUMMARIES, get_preset
+    from mocokit.config.toml import to_toml
+
+    if arguments:
+        print(to_toml(get_preset(arguments[0])), end="")
+        return 0
+    for name, summary in SUMMARIES.items():
+        print(f"{name:19} {summary}")
+    print("\n`mocokit presets NAME` prints one as TOML; `mocokit pretrain NAME --help` explains each setting.")
+    return 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    """The embedded sample, end to end."""
+    import tyro
+
+    def demo(*, out: str = "runs/demo", epochs: int | None = None, seed: int = 0) -> int:
+        """Pre-train on the embedded sample with the CPU, then compare kNN accuracies on its test part.
+
+        Args:
+            out: Run folder to make; the default is numbered when it exists.
+            epochs: Length of the schedule; None: the one measured in RECIPES.md.
+            seed: Seed of the run.
+
+        """
+        with quick_imports():
+            from mocokit.run.demo import EPOCHS, free_folder, judge, run_demo
+
+        result = run_demo(free_folder(out), epochs=epochs or EPOCHS, seed=seed)
+        code = _close(result)
+        if result.signal is None:
+            print()
+            print_knn(judge(result.folder, seed=seed))
+            print(f"\nview pairs: {result.folder / 'views.png'}; metrics: {result.folder / 'metrics.jsonl'}")
+        return code
+
+    return int(tyro.cli(demo, args=arguments, prog="mocokit demo"))

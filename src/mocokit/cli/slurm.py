@@ -1,0 +1,49 @@
+"""`slurm`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from mocokit.cli.arguments import take_preset
+
+
+def slurm_command(arguments: list[str]) -> int:
+    """Write a batch script."""
+    import tyro
+
+    from mocokit.config.schema import Config
+
+    flags = "--data D --out RUN --nodes N --gpus-per-node G [any flag of pretrain]"
+    name, preset, rest = take_preset(arguments, "slurm", flags)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Slurm:
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        out: str
+        """Run folder to make, on a file system that all nodes share."""
+        nodes: int = 1
+        """Machines."""
+        gpus_per_node: int = 8
+        """Ranks on each."""
+        time: str = "24:00:00"
+        """Limit of one job; the run goes on in the next."""
+        sbatch: tuple[str, ...] = ()
+        """More directives without their dashes, for example partition=gpu account=vision."""
+        write: str = ""
+        """File for the script; empty: print it."""
+
+    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING),
+                     prog=f"mocokit slurm {name}")  # fmt: skip
+
+    from mocokit.plan.slurm import slurm_script
+
+    text = slurm_script(
+        name, asked.config, out=asked.out, nodes=asked.nodes, gpus_per_node=asked.gpus_per_node, time=asked.time,
+        sbatch=[f"--{directive.lstrip('-')}" for directive in asked.sbatch],
+    )  # fmt: skip
+    if not asked.write:
+        print(text, end="")
+        return 0
+    Path(asked.write).write_text(text, encoding="utf-8")
+    print(f"next: sbatch {asked.write}")
+    return 0

@@ -1,0 +1,267 @@
+"""A run's settings: what the user asked for, frozen and checked.
+
+Numbers derived from these are locals of whoever derives them, recorded in the run folder's `resolved.toml`, and never
+written back here.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
+
+from mocokit.config.method import USED_BY, MethodConfig, OptimConfig
+from mocokit.settings import flag, require
+
+__all__ = [
+    "AugmentConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig", "OptimConfig", "RunConfig",
+    "ignored_settings",
+]  # fmt: skip
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are read."""
+
+    source: Annotated[str, flag("--data")] = ""
+    """Training images: a folder tree, .txt/.csv/.tsv list, .zip, .tar, IDX file, or tar shards (the folder that
+    `mocokit pack` makes, or shards-{000..127}.tar; also s3://, gs://, https://); labels are not needed."""
+    test: Annotated[str, flag("--test")] = ""
+    """Labelled images for the kNN monitor; empty: a tenth of the training images when they have labels."""
+    image_size: Annotated[int, flag("--image-size")] = 224
+    """Side of a view (pixels)."""
+    first_image_size: int = 0
+    """Side of a view in the first epoch, which grows to image_size in the first half of the run: cheap epochs first; 0:
+    image_size all along."""
+    global_batch_size: Annotated[int, flag("--global-batch-size")] = 256
+    """Images per optimizer step over all ranks."""
+    workers: Annotated[int, flag("--workers")] = -1
+    """Loader processes a rank that work ahead; 0: none, threads make each batch between the steps; -1: the machine's
+    cores, at most 16, shared by its ranks."""
+    pipeline: Literal["fast", "reference"] = "fast"
+    """fast: libjpeg-turbo and machine code; reference: Pillow and torchvision, several times slower."""
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    """Mean of each channel, 0..1; empty (with std): measured on the data."""
+    std: tuple[float, ...] = _IMAGENET_STD
+    """Standard deviation of each channel, 0..1."""
+    eval_crop_ratio: float = 0.875
+    """Evaluation: side of the central crop over the resized short side (224/256)."""
+    max_bad_share: float = 0.01
+    """Share of images that may be unreadable before the run stops."""
+    max_image_px: int = 89_478_485
+    """Larger images (width x height) are refused as decompression bombs."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
+        require(
+            self.first_image_size == 0 or 8 <= self.first_image_size <= self.image_size,
+            "data.first_image_size", self.first_image_size, f"must be 0 (off) or 8 to image_size={self.image_size}",
+        )  # fmt: skip
+        require(
+            self.global_batch_size >= 2,
+            "data.global_batch_size",
+            self.global_batch_size,
+            "must be at least 2",
+        )
+        require(-1 <= self.workers <= 1024, "data.workers", self.workers, "must be -1 (choose), 0 (none), or to 1024")
+        require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must be in 0..1")
+        require(0 < self.eval_crop_ratio <= 1, "data.eval_crop_ratio", self.eval_crop_ratio, "must be in 0..1")
+        require(
+            {len(self.mean), len(self.std)} in ({3}, {0}),
+            "data.mean", self.mean, "needs 3 numbers, and data.std too; leave both empty to measure them",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How a view is drawn: one of the papers' recipes, and what to change in it."""
+
+    on: Annotated[Literal["auto", "cpu", "device"], flag("--augment-on")] = "auto"
+    """Where color, blur and flip are done: by the loader's workers, or batched on the device; auto: on a GPU if the
+    run has one."""
+    recipe: Literal["moco", "moco-v3", "simclr"] = "moco"
+    """moco: both views alike, see aug_plus; moco-v3: its pair, of which the second is solarized; simclr: its own."""
+    aug_plus: Annotated[bool, flag("--aug-plus")] = True
+    """MoCo v2's aug+ (blur, jitter on 80 %, weaker hue); off: MoCo v1's (the paper's column "aug+")."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the image's area that a crop covers."""
+    jitter_p: float | None = None
+    """Probability of the color jitter; None: the recipe's."""
+    brightness: float | None = None
+    """Strength of the brightness jitter; None: the recipe's. Likewise the next three."""
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    grayscale_p: float | None = None
+    """Probability of grayscale; None: the recipe's."""
+    blur_p: float | None = None
+    """Probability of Gaussian blur; None: the recipe's."""
+    blur_radius_px: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's radius (pixels of the view)."""
+    flip_p: float | None = None
+    """Probability of a horizontal flip; None: the recipe's."""
+    local_crops: int = 0
+    """V small crops an image, each a further query of the image's keys: multi-crop (SwAV sec. 3.2, with V = 6)."""
+    local_size: int = 96
+    """Side of a local crop (pixels); SwAV's, beside views of 224."""
+    local_scale: tuple[float, float] = (0.05, 0.14)
+    """Share of the image's area that a local crop covers; SwAV's, whose views have crop_scale 0.14 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "local_scale"):
+            low, high = getattr(self, name)
+            require(0 < low <= high <= 1, f"augment.{name}", (low, high), "needs 0 < low <= high <= 1")
+        require(self.local_crops >= 0, "augment.local_crops", self.local_crops, "must be 0 (none) or more")
+        require(self.local_size >= 8, "augment.local_size", self.local_size, "must be at least 8 pixels")
+        require(
+            0 <= self.blur_radius_px[0] <= self.blur_radius_px[1],
+            "augment.blur_radius_px", self.blur_radius_px, "needs 0 <= low <= high",
+        )  # fmt: skip
+        for name in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
+            require(
+                0 <= (getattr(self, name) or 0) <= 1,
+                f"augment.{name}",
+                getattr(self, name),
+                "must be in 0..1",
+            )
+        require(
+            0 <= (self.hue or 0) <= 0.5,
+            "augment.hue",
+            self.hue,
+            "must be in 0..0.5 (turns of the colour circle)",
+        )
+        for name in ("brightness", "contrast", "saturation"):
+            require((getattr(self, name) or 0) >= 0, f"augment.{name}", getattr(self, name), "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Encoder: backbone and head."""
+
+    arch: Annotated[str, flag("--arch")] = "resnet50"
+    """Backbone: a torchvision ResNet, vit_small_patch16_224 or its like, or any model of timm as timm/NAME."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """First layers: ImageNet's (7x7 stride 2, max-pool), or 3x3 stride 1 for small images."""
+    mlp: Annotated[bool, flag("--mlp")] = True
+    """Two-layer MLP head (the paper's column "MLP"); off: one fc layer."""
+    dim: int = 128
+    """Embedding dimension C."""
+    head_layers: int = 2
+    """Layers of the head. simclr: 2 (v1), 3 (v2); moco-v3: 2 (ResNet), 3 (ViT)."""
+    head_width: int = 4096
+    """Hidden width of projector and predictor. moco-v3."""
+    predictor_bn: bool = False
+    """BatchNorm at the predictor's end (ViT). moco-v3."""
+    zero_init_residual: bool = False
+    """ResNet: each residual branch starts as zero (MoCo v3)."""
+    vit_init: Literal["timm", "moco-v3"] = "timm"
+    """ViT: timm's initialisation, or MoCo v3's with sine-cosine positions that stay fixed."""
+    freeze_patch_embed: bool = False
+    """ViT: leave the patch projection as initialised, for stability (MoCo v3 sec. 4.2)."""
+
+    def __post_init__(self) -> None:
+        require(self.dim >= 2, "model.dim", self.dim, "must be at least 2")
+        require(self.head_layers in (2, 3), "model.head_layers", self.head_layers, "must be 2 or 3")
+        require(self.head_width >= 1, "model.head_width", self.head_width, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Machine and book-keeping; changes no number but through precision."""
+
+    seed: Annotated[int, flag("--seed")] = 0
+    """All randomness derives from it."""
+    device: Annotated[str, flag("--device")] = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Annotated[Literal["auto", "fp32", "fp64", "bf16", "fp16"], flag("--precision")] = "auto"
+    """Number format of forward and backward passes (bf16, fp16: autocast); auto: bf16 where the hardware has it, else
+    fp32. The papers' presets say fp32."""
+    channels_last: bool = True
+    """Memory layout that convolutions prefer."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile both encoders; auto: on a GPU, in runs long enough to win back the minutes that it takes."""
+    shard: bool = False
+    """Each rank keeps a part of every weight, gradient and optimizer state (FSDP2): for ViT-L and larger."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints; one is written at the end of each epoch too."""
+    keep_last: int = 2
+    """Checkpoints to keep."""
+    rank_timeout_s: float = 600.0
+    """Seconds that ranks wait for one that does not come before all end and name it."""
+    alone_timeout_s: float = 3600.0
+    """Seconds that ranks wait for one that evaluates or saves alone, beyond which its data or disk counts as dead."""
+    knn_every: int = 10
+    """Epochs between kNN evaluations when labels exist; 0: none. The last epoch always has one."""
+    knn_k: int = 20
+    """Neighbours of the monitor."""
+    knn_temperature: float = 0.07
+    """Weight of a neighbour: exp(cosine / this)."""
+    knn_max_images: int = 10_000
+    """Bank size of the monitor; its queries are at most a fifth of it."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "run.seed", self.seed, "must be in 0..2**63-1")
+        require(not (self.shard and self.compile == "on"), "run.compile", self.compile, "not with run.shard; use auto")
+        require(self.log_every >= 1, "run.log_every", self.log_every, "must be at least 1")
+        require(self.keep_last >= 1, "run.keep_last", self.keep_last, "must be at least 1")
+        require(self.save_minutes > 0, "run.save_minutes", self.save_minutes, "must be above 0")
+        require(self.rank_timeout_s > 0, "run.rank_timeout_s", self.rank_timeout_s, "must be above 0")
+        require(self.alone_timeout_s > 0, "run.alone_timeout_s", self.alone_timeout_s, "must be above 0")
+        require(self.knn_every >= 0, "run.knn_every", self.knn_every, "must be 0 (never) or more")
+        require(self.knn_k >= 1, "run.knn_k", self.knn_k, "must be at least 1")
+        require(self.knn_temperature > 0, "run.knn_temperature", self.knn_temperature, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that defines a pre-training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for setting, why in ignored_settings(self).items():
+            section, name = setting.split(".")
+            value, default = getattr(getattr(self, section), name), _default(getattr(self, section), name)
+            require(value == default, setting, value, f"does nothing with {why}; leave it out")
+        if self.augment.local_crops:
+            self._require_that_local_crops_fit()
+        method, views = self.method, 2 if self.method.symmetric else 1
+        require(
+            method.name != "moco" or method.queue_size >= views * self.data.global_batch_size,
+            "method.queue_size", method.queue_size,
+            f"smaller than data.global_batch_size={self.data.global_batch_size}"
+            f"{' times 2 views' if method.symmetric else ''}; raise one or lower the other",
+        )  # fmt: skip
+
+    def _require_that_local_crops_fit(self) -> None:
+        augment, smallest_px = self.augment, self.data.first_image_size or self.data.image_size
+        require(
+            augment.local_size <= smallest_px, "augment.local_size", augment.local_size,
+            f"larger than the views of {smallest_px} px; local crops are the smaller ones (SwAV: 96 of 224)",
+        )  # fmt: skip
+        require(
+            self.method.patch_grid == 1, "augment.local_crops", augment.local_crops,
+            f"not with method.patch_grid={self.method.patch_grid}, which makes its queries of the view; choose one",
+        )  # fmt: skip
+
+
+def ignored_settings(config: Config) -> dict[str, str]:
+    """Settings that do nothing in this config, each with the choice that makes it so."""
+    ignored = {}
+    for setting, (choice, values) in USED_BY.items():
+        section, name = choice.split(".")
+        chosen = getattr(getattr(config, section), name)
+        if chosen not in values:
+            ignored[setting] = f"{choice}={chosen}"
+    return ignored
+
+
+def _default(section: object, name: str) -> object:
+    return next(field.default for field in fields(section) if field.name == name)  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""Brightness, contrast, saturation, hue and grayscale, bit for bit as torchvision applies them to Pillow images.
+
+Operations work in place on planes (3, P) uint8: red, green and blue of P pixels. Each rounds as Pillow does, so that
+the rounding between two of them is the reference's too.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mocokit.data.augment.machine_code import compiled
+
+Planes = NDArray[np.uint8]
+
+_f32, _f64, _i32, _u8 = np.float32, np.float64, np.int32, np.uint8
+
+
+@compiled
+def _luma(red: np.uint8, green: np.uint8, blue: np.uint8) -> np.int32:
+    """ITU-R 601-2 in 16-bit fixed point: Pillow's mode "L"."""
+    total = _i32(_i32(red) * 19595 + _i32(green) * 38470 + _i32(blue) * 7471 + 0x8000)
+    return _i32(total >> _i32(16))  # each step cast back to 32 bits: numba widens to 64, which halves the speed
+
+
+@compiled
+def _blend(base: np.float32, value: np.uint8, factor: np.float32) -> np.uint8:
+    """`Image.blend`: from `base` (factor 0) over `value` (1) and beyond, cut off to 0..255, rounded down."""
+    return _u8(min(max(base + factor * (_f32(value) - base), _f32(0)), _f32(255)))
+
+
+@compiled
+def adjust_brightness(planes: Planes, factor: float) -> None:
+    """Blend with black."""
+    for plane in planes:
+        for pixel in range(plane.size):
+            plane[pixel] = _blend(_f32(0), plane[pixel], _f32(factor))
+
+
+@compiled
+def adjust_contrast(planes: Planes, factor: float) -> None:
+    """Blend with the image's mean gray."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    total = np.int64(0)
+    for pixel in range(red.size):
+        total += _luma(red[pixel], green[pixel], blue[pixel])
+    gray = _f32(int(total / red.size + 0.5))
+    for plane in planes:
+        for pixel in range(plane.size):
+            plane[pixel] = _blend(gray, plane[pixel], _f32(factor))
+
+
+@compiled
+def adjust_saturation(planes: Planes, factor: float) -> None:
+    """Blend with the grayscale image."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    for pixel in range(red.size):
+        gray = _f32(_luma(red[pixel], green[pixel], blue[pixel]))
+        red[pixel] = _blend(gray, red[pixel], _f32(factor))
+        green[pixel] = _blend(gray, green[pixel], _f32(factor))
+        blue[pixel] = _blend(gray, blue[pixel], _f32(factor))
+
+
+@compiled
+def to_grayscale(planes: Planes) -> None:
+    """Replace each colour by its gray."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    for pixel in range(red.size):
+        gray = _u8(_luma(red[pixel], green[pixel], blue[pixel]))
+        red[pixel], green[pixel], blue[pixel] = gray, gray, gray
+
+
+@compiled
+def shift_hue(planes: Planes, shift: int) -> None:
+    """Through Pillow's 8-bit HSV: hue + `shift` in 256ths of the circle, modulo 256.
+
+    In single precision, which gives Pillow's own result for each of the 2**24 colours (a test goes through all).
+    Without a branch, so that it becomes vector code.
+    """
+    red, green, blue = planes[0], planes[1], planes[2]
+    for pixel in range(red.size):
+        r, g, b = _i32(red[pixel]), _i32(green[pixel]), _i32(blue[pixel])
+        high, lowest = max(max(r, g), b), min(min(r, g), b)  # noqa: PLW3301, numba takes two at a time
+        chroma = _i32(high - lowest)
+        saturation = _i32(_f32(chroma) / _f32(max(high, _i32(1))) * _f32(255))
+        hue = _hue(r, g, b, high, max(chroma, _i32(1)))
+        place = _i32(_i32(_i32(hue + _i32(shift)) & _i32(255)) * _i32(6))  # 255 a sixth of the circle
+
+        depth = _f32(_i32(high * saturation)) * _f32(1 / 65025)
+        red[pixel] = _channel(_i32(place + _i32(5 * 255)), _f32(high), depth)
+        green[pixel] = _channel(_i32(place + _i32(3 * 255)), _f32(high), depth)
+        blue[pixel] = _channel(_i32(place + _i32(255)), _f32(high), depth)
+
+
+@compiled
+def _hue(r: np.int32, g: np.int32, b: np.int32, high: np.int32, chroma: np.int32) -> np.int32:
+    """Hue of a colour in 255ths of the circle; rounded where Pillow rounds. `chroma` is 1 for gray."""
+    ahead = _i32(g - b) if r == high else (_i32(b - r) if g == high else _i32(r - g))  # of the purest colour's place
+    sixth = _f32(0) if r == high else (_f32(2) if g == high else _f32(4))
+    side = _f32(1) if ahead >= 0 else _f32(-1)
+    rest = _f32(_i32(chroma - abs(ahead))) / _f32(chroma)
+    turn = (sixth + side - side * rest) / _f32(6)
+    return _i32((turn + _f32(1) if turn < _f32(0) else turn) * _f32(255))
+
+
+@compiled
+def _channel(place: np.int32, high: np.float32, depth: np.float32) -> np.uint8:
+    """A colour's level: `high`, less a trapezoid over its place on the circle, rounded to nearest."""
+    place = _i32(place - _i32(1530)) if place >= _i32(1530) else place
+    share = min(max(min(place, _i32(_i32(1020) - place)), _i32(0)), _i32(255))
+    return _u8(high + _f32(0.5) - depth * _f32(share))
+
+
+@compiled
+def recolor(
+    view: NDArray[np.uint8],
+    order: tuple[int, ...],
+    factors: tuple[float, float, float, float],
+    gray_first: bool,
+    gray_last: bool,
+) -> None:
+    """Grayscale and color jitter of a view (S, S, 3), in one piece and in place.
+
+    Args:
+        view: The pixels.
+        order: Of brightness (0), contrast (1), saturation (2) and hue (3).
+        factors: Of each, by these numbers: 1, for the hue 0, is no change.
+        gray_first: Before them.
+        gray_last: After them.
+
+    """
+    interleaved = view.ravel()
+    planes = np.empty((3, interleaved.size // 3), np.uint8)
+    red, green, blue = planes[0], planes[1], planes[2]
+    for pixel in range(red.size):
+        red[pixel], green[pixel] = interleaved[3 * pixel], interleaved[3 * pixel + 1]
+        blue[pixel] = interleaved[3 * pixel + 2]
+    if gray_first:
+        to_grayscale(planes)
+    for number in order:
+        if number == 0 and factors[0] != 1.0:
+            adjust_brightness(planes, factors[0])
+        elif number == 1 and factors[1] != 1.0:
+            adjust_contrast(planes, factors[1])
+        elif number == 2 and factors[2] != 1.0:
+            adjust_saturation(planes, factors[2])
+        elif number == 3 and factors[3] != 0.0:
+            shift_hue(planes, int(factors[3] * 255) & 255)
+    if gray_last:
+        to_grayscale(planes)
+    for pixel in range(red.size):
+        interleaved[3 * pixel], interleaved[3 * pixel + 1] = red[pixel], green[pixel]
+        interleaved[3 * pixel + 2] = blue[pixel]

@@ -1,0 +1,38 @@
+"""Which images a source holds, as a hash: equal for the same data, different when an image was changed."""
+
+import hashlib
+
+from mocokit.data.sources.sources import FileSource, ImageSource
+
+SAMPLED_IMAGES = 64
+"""Images whose bytes are hashed where there are no files to ask for size and time of change."""
+
+
+def fingerprint(source: ImageSource) -> str:
+    """SHA-256 of names and labels, with each file's size and time of change, or else the bytes of some images."""
+    digest = hashlib.sha256(repr((len(source), source.labels, source.class_names)).encode())
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    if isinstance(source, FileSource):
+        for name in source.names:
+            digest.update(_size_and_time(source, name))
+        return digest.hexdigest()
+    for index in range(0, len(source), max(1, len(source) // SAMPLED_IMAGES)):
+        digest.update(_stored_bytes(source, index))
+    return digest.hexdigest()
+
+
+def _size_and_time(source: FileSource, name: str) -> bytes:
+    try:
+        status = (source.root / name).stat()
+    except OSError:
+        return b"gone\0"
+    return f"{status.st_size} {status.st_mtime_ns}\0".encode()
+
+
+def _stored_bytes(source: ImageSource, index: int) -> bytes:
+    try:
+        raw = source.read(index)
+    except OSError:
+        return b"unreadable"
+    return raw if isinstance(raw, bytes) else raw.tobytes()

@@ -1,0 +1,61 @@
+"""COCO's average precision, computed by the COCO library that is installed."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from mocokit.detection.average_precision import Detections
+from mocokit.detection.coco_library import load_coco_library
+from mocokit.detection.data_sets import DetectionSet
+
+METRICS = {"AP": 0, "AP50": 1, "AP75": 2}
+"""Positions in COCO's list of statistics."""
+KINDS = {"box": "bbox", "mask": "segm"}
+
+
+def coco_ap(truth: DetectionSet, found: Sequence[Detections], *, library: str | None = None) -> dict[str, float]:
+    """AP, AP50 and AP75 of boxes, and of masks where there are any, in percent.
+
+    Args:
+        truth: Images with their COCO file.
+        found: What was found in each.
+        library: "faster-coco-eval" or "pycocotools"; None: the first that is installed.
+
+    """
+    assert truth.coco_file is not None, "a set of VOC folders has no COCO AP"
+    kinds = list(KINDS) if any(detections.masks for detections in found) else ["box"]
+    rows = coco_rows(truth, found)
+    if not rows:
+        return {f"{kind} {metric}": 0.0 for kind in kinds for metric in METRICS}
+    coco = load_coco_library(library)
+    result: dict[str, float] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print as they go
+        annotations = coco.coco(str(truth.coco_file))
+        detections = annotations.loadRes(rows)
+        for kind in kinds:
+            evaluation = coco.evaluation(annotations, detections, KINDS[kind])
+            evaluation.params.imgIds = [image.image_id for image in truth.images]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            result |= {f"{kind} {name}": 100 * float(evaluation.stats[place]) for name, place in METRICS.items()}
+    return result
+
+
+def coco_rows(truth: DetectionSet, found: Sequence[Detections]) -> list[dict[str, object]]:
+    """Detections in COCO's result format."""
+    rows: list[dict[str, object]] = []
+    for image, detections in zip(truth.images, found, strict=True):
+        corners = detections.boxes.astype(np.float64)
+        sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        for number, (box, score, label) in enumerate(zip(sizes, detections.scores, detections.labels, strict=True)):
+            row: dict[str, object] = {
+                "image_id": image.image_id, "category_id": truth.category_ids[label], "bbox": box.tolist(),
+                "score": float(score),
+            }  # fmt: skip
+            if detections.masks:
+                row["segmentation"] = detections.masks[number]
+            rows.append(row)
+    return rows

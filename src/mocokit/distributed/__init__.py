@@ -1,0 +1,46 @@
+"""What ranks do together: collectives, sums of gradients, sharded encoders, finding a hung rank.
+
+The only room that imports torch.distributed; imports no other room. Everything works without a process group too.
+"""
+
+from mocokit.distributed.collectives import (
+    ALONE_TIMEOUT_S,
+    RANK_TIMEOUT_S,
+    all_gather_objects,
+    all_gather_rows,
+    any_rank,
+    barrier,
+    is_main,
+    local_rank,
+    max_over_ranks,
+    on_main,
+    permute_rows,
+    rank,
+    session,
+    started_as_main,
+    sum_over_ranks,
+    together,
+    work_alone,
+    world_size,
+)
+
+__all__ = [
+    "ALONE_TIMEOUT_S",
+    "RANK_TIMEOUT_S",
+    "all_gather_objects",
+    "all_gather_rows",
+    "any_rank",
+    "barrier",
+    "is_main",
+    "local_rank",
+    "max_over_ranks",
+    "on_main",
+    "permute_rows",
+    "rank",
+    "session",
+    "started_as_main",
+    "sum_over_ranks",
+    "together",
+    "work_alone",
+    "world_size",
+]

@@ -1,0 +1,288 @@
+"""What bounds a run on this machine and these images: pixels, the training step, or both on the same cores.
+
+Three measurements: the parts of making two views, on one core; the parts of a step, on a batch that is already there;
+and the run itself for some seconds, loader and step together, writing no files.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mocokit.config.schema import Config
+from mocokit.data.augment.recipes import ViewParams
+from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.loading.allocator import keep_freed_memory
+from mocokit.data.loading.prefetch import on_device
+from mocokit.data.pipelines import decode_for_views
+from mocokit.data.views import TwoViews, ViewBatch, draw_views
+from mocokit.distributed.gradients import GradientSum, gradient_sum
+from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.train import train_step
+from mocokit.losses import info_nce
+from mocokit.methods.moco import MoCo
+from mocokit.randomness import Purpose, permutation
+from mocokit.run.build import Parts, assemble, build_batches, build_views
+
+SAMPLE_IMAGES = 64
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """Costs and rates of one config on one machine."""
+
+    device: str
+    cores: int
+    workers: int
+    precision: str
+    global_batch_size: int
+    median_megapixels: float
+    pixels_ms: dict[str, float]
+    """Milliseconds an image on one core: read, decode, crop and resize, color and blur."""
+    step_ms: dict[str, float]
+    """Milliseconds a global batch, in order."""
+    loss_ms: float
+    """Of a global batch, forward and backward; contained in `step_ms`."""
+    step_images_per_s: float
+    """The step alone, as engine/train.py does it: without the waiting in between that `step_ms` is read off."""
+    loader_images_per_s: float
+    """The loader alone."""
+    images_per_s: float
+    """Loader and step together: the run."""
+    data_wait_share: float
+    """Share of the run's time spent waiting for a batch."""
+    advice: tuple[str, ...] = ()
+
+    @property
+    def pixels_share(self) -> float:
+        """Share of pixels in the time that pixels and step would take one after the other, 0..1."""
+        pixels, step = 1 / self.loader_images_per_s, 1 / self.step_images_per_s
+        return pixels / (pixels + step)
+
+    @property
+    def bound(self) -> str:
+        """Which part decides the run's speed: "pixels", "step", or "both", where they share the same cores."""
+        if 0.1 < self.pixels_share < 0.9 and self.device == "cpu":
+            return "both"
+        return "pixels" if self.pixels_share > 0.5 else "step"
+
+
+def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
+    """Measure each of the step, the loader and the run for about `seconds`.
+
+    Raises:
+        ValueError: A setting, or the data, does not allow the run.
+
+    """
+    device = pick_device(config.run.device, local_rank=0)
+    keep_freed_memory(device)
+    parts = assemble(config, device)
+    pixels_ms, megapixels = _time_pixels(config, parts)
+    first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
+    step_ms = _time_step(parts, first, seconds)
+    rates, waited = _rates(config, parts, first, seconds)
+    result = BenchResult(
+        device=str(device), cores=len(os.sched_getaffinity(0)), workers=parts.num_workers,
+        precision=parts.precision.name, global_batch_size=config.data.global_batch_size,
+        median_megapixels=megapixels, pixels_ms=pixels_ms, step_ms=step_ms,
+        loss_ms=_time_loss(parts, config.data.global_batch_size), step_images_per_s=rates["step"],
+        loader_images_per_s=rates["loader"], images_per_s=rates["run"], data_wait_share=waited,
+    )  # fmt: skip
+    return replace(result, advice=tuple(_advise(config, result)))
+
+
+def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
+    """Median milliseconds of each part on one core, over some of the images; and their median megapixels."""
+    views, costs, areas = build_views(config, parts.reader, crops_only=False), list[list[float]](), list[float]()
+    for index in permutation(config.run.seed, Purpose.SUBSET, len(parts.reader.source))[:SAMPLE_IMAGES].tolist():
+        with contextlib.suppress(DecodeError, OSError):  # bad images are counted by the run itself
+            milliseconds, area = _time_image(config, views, index)
+            costs.append(milliseconds)
+            areas.append(area)
+    if not costs:
+        raise ValueError(f"data={config.data.source}: none of {SAMPLE_IMAGES} images can be read")
+    names = ("read", "decode", "crop and resize", "color and blur")
+    medians = (statistics.median(column) for column in zip(*costs, strict=True))
+    return dict(zip(names, medians, strict=True)), statistics.median(areas)
+
+
+def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float], float]:
+    """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
+    limit, areas = config.data.max_image_px, list[float]()
+    targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
+    drawn = draw_views(views.recipes, config.run.seed, 0, index)
+
+    def draw(height: int, width: int) -> Sequence[ViewParams]:
+        """The same, noting the size."""
+        areas.append(height * width / 1e6)
+        return drawn(height, width)
+
+    marks = [time.perf_counter()]
+    raw = views.reader.source.read(index)
+    marks.append(time.perf_counter())
+    if config.data.pipeline == "fast":
+        decode_for_views(raw, draw, *targets, max_image_px=limit)
+    else:
+        decode(raw, max_image_px=limit)
+    marks.append(time.perf_counter())
+    for crops_only in (True, False):
+        views.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=crops_only)
+        marks.append(time.perf_counter())
+    read, decoded, cropped, whole = (1000 * (after - before) for before, after in itertools.pairwise(marks))
+    return [read, decoded, max(0.0, cropped - decoded), max(0.0, whole - cropped)], areas[0]
+
+
+def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, float]:
+    """Median milliseconds of each part of a step, in order."""
+    stages: dict[str, list[float]] = {}
+    end = time.perf_counter() + seconds
+    for step in itertools.count():
+        for name, milliseconds in one_step(parts, batch, step).items():
+            stages.setdefault(name, []).append(milliseconds)
+        if step >= 2 * WARM_UP_STEPS and time.perf_counter() > end:
+            break
+    return {name: statistics.median(values[WARM_UP_STEPS:]) for name, values in stages.items()}
+
+
+class _TimedSum(GradientSum):
+    """Books the time of each part of a step, on a GPU after all work so far is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.spent: dict[str, float] = {}
+        self._device, self._last = device, _now(device)
+
+    def lap(self, name: str) -> None:
+        """Book the milliseconds since the last call."""
+        now = _now(self._device)
+        self.spent[name] = self.spent.get(name, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """The same losses."""
+        self.lap("momentum update and keys")
+        for loss in super().each(losses, count):
+            self.lap("queries and loss")
+            yield loss
+
+    def backward(self, loss: Tensor) -> None:
+        """As in training."""
+        super().backward(loss)
+        self.lap("backward")
+
+
+def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
+    """Train on a batch; milliseconds of each part of the step, in order."""
+    timed = _TimedSum(parts.device)
+    train_step(parts.method, batch, step, gradients=timed, optimizer=parts.optimizer, precision=parts.precision)
+    timed.lap("optimizer and queue")
+    return timed.spent
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _time_loss(parts: Parts, num_rows: int) -> float:
+    """Median milliseconds of the loss, forward and backward, of a global batch; 0 for methods without a queue."""
+    if not isinstance(parts.method, MoCo):
+        return 0.0
+    queue, times = parts.method.queue, list[float]()
+    q = queue.newest(num_rows).clone().requires_grad_()
+    for _ in range(7):
+        start = _now(parts.device)
+        loss = info_nce(q, queue.newest(num_rows), queue.negatives, temperature=parts.method.temperature)
+        loss.row_losses.sum().backward()
+        times.append(1000 * (_now(parts.device) - start))
+    return statistics.median(times)
+
+
+def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
+    """A function of a batch and its step that trains on it."""
+    return functools.partial(
+        train_step, parts.method, gradients=gradient_sum(parts.method), optimizer=parts.optimizer,
+        precision=parts.precision,
+    )  # fmt: skip
+
+
+def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
+    """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
+    train, device = trainer(parts), parts.device
+    first_batches = 1 + parts.num_workers  # workers make their first batches side by side: all come at once
+    step, _ = _consume(itertools.repeat(batch), train, seconds, device)
+    alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device, warm_up=first_batches)
+    together, waited = _consume(
+        on_device(_loader(config, parts), device), train, seconds, device,
+        warm_up=1 if device.type == "cpu" else first_batches,
+    )  # fmt: skip
+    return {"step": step, "loader": alone, "run": together}, waited
+
+
+def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
+    """One for each reader: workers keep to the pace of theirs."""
+    return iter(build_batches(config, parts, start_step=0, total_steps=10**9))
+
+
+def _consume(
+    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device,
+    *, warm_up: int = 1,
+) -> tuple[float, float]:  # fmt: skip
+    """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least.
+
+    The first `warm_up` batches don't count.
+    """
+    for step in range(warm_up):
+        use(next(batches), step)
+    num_images, waited, start = 0, 0.0, _now(device)
+    for step in itertools.count(warm_up):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        use(batch, step)
+        num_images += len(batch.image_ids)
+        if time.perf_counter() - start > seconds:
+            break
+    elapsed = _now(device) - start
+    return num_images / elapsed, waited / elapsed
+
+
+def _advise(config: Config, result: "BenchResult") -> list[str]:
+    """What to change, most useful first; what would not help is left out."""
+    pixels, advice = result.pixels_ms, list[str]()
+    whole = sum(pixels.values())
+    if result.bound == "pixels" or (result.bound == "both" and result.pixels_share > 0.2):
+        if config.data.pipeline == "reference":
+            advice.append("--data.pipeline fast makes the same views several times as fast")
+        if pixels["decode"] > whole / 2 and result.median_megapixels * 1e6 > 6 * config.data.image_size**2:
+            short = 64 * math.ceil(2 * config.data.image_size / 64)
+            advice.append(
+                f"decoding is {pixels['decode'] / whole:.0%} of the pixel work: `mocokit pack {config.data.source} OUT "
+                f"--short-side {short}` once, then --data OUT"
+            )
+        if pixels["read"] > whole / 3:
+            advice.append(f"reading is {pixels['read'] / whole:.0%} of the pixel work: `mocokit pack` to a local disk")
+        if result.workers < result.cores:
+            advice.append(f"--workers {result.cores}: {result.workers} of {result.cores} cores make views")
+        if not result.device.startswith("cpu") and config.augment.on == "cpu":
+            advice.append("--augment-on device leaves color and blur to the GPU")
+    if (
+        result.bound != "pixels"
+        and result.precision == "fp32"
+        and Precision("auto", torch.device(result.device)).name == "bf16"
+    ):
+        advice.append(
+            "try --precision bf16: this hardware has it (not what the papers used; small networks gain little)"
+        )
+    if result.bound == "step" and config.run.compile == "off" and not result.device.startswith("cpu"):
+        advice.append("try --run.compile on: fewer, larger kernels")
+    return advice or ["nothing here: the step is at what this device does with these settings"]

@@ -1,0 +1,214 @@
+"""What a run will need, before it is started: memory by part, time, energy, money, network and storage.
+
+The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
+exchange of shuffled views, the gathering of embeddings, and what remains of the gradients' ring all-reduce, which runs
+beside the last micro-batch's backward pass but for its last bucket (gradient_sum.py). Storage has to deliver
+the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
+"""
+
+from dataclasses import dataclass
+
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
+from mocokit.engine.compilation import PAYS_FROM_STEPS
+from mocokit.engine.precision import AUTOCAST_TYPES
+from mocokit.losses import CHUNK_ELEMENTS
+from mocokit.plan.count_flops import StepCounts, count_step, passes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator by its maker's sheet."""
+
+    flops_fp32: float
+    """Per second; a convolution in fp32 runs in TF32 where the hardware has it and torch's default allows it."""
+    flops_half: float
+    """Per second in bf16 (fp16 on V100), dense."""
+    memory_bytes: float
+    bandwidth: float
+    """Bytes per second of its memory."""
+    link: float
+    """Bytes per second to the other devices of its node, one direction."""
+    watts: float
+    compute_efficiency: float = 0.6
+    bandwidth_efficiency: float = 0.85
+    """Both so that 8 V100 take the 53 hours that the official README tells of moco-v2 (facebookresearch/moco)."""
+    overhead_bytes: float = 1.5e9
+    """Context, libraries and workspaces; assumed."""
+
+
+DEVICES = {
+    # nvidia.com H100 SXM sheet: 989 TFLOPS bf16 and 494 TF32 dense, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways, 700 W
+    "H100": Device(flops_fp32=494e12, flops_half=989e12, memory_bytes=80e9, bandwidth=3.35e12, link=450e9, watts=700),
+    # nvidia.com A100 80GB SXM sheet: 312 and 156 TFLOPS, 2.04 TB/s, NVLink 600 GB/s both ways, 400 W
+    "A100": Device(flops_fp32=156e12, flops_half=312e12, memory_bytes=80e9, bandwidth=2.04e12, link=300e9, watts=400),
+    # nvidia.com V100 SXM2 sheet: 15.7 TFLOPS fp32, 125 fp16, 32 GB, 900 GB/s, NVLink 300 GB/s both ways, 300 W
+    "V100": Device(flops_fp32=15.7e12, flops_half=125e12, memory_bytes=32e9, bandwidth=0.9e12, link=150e9, watts=300),
+    # nvidia.com Ada white paper, RTX 4090: 82.6 TFLOPS TF32, 165 bf16 dense, 24 GB, 1.01 TB/s, PCIe 4.0 x16, 450 W
+    "4090": Device(flops_fp32=82.6e12, flops_half=165e12, memory_bytes=24e9, bandwidth=1.01e12, link=32e9, watts=450),
+    # nvidia.com L4 sheet: 60 TFLOPS TF32, 121 bf16 dense, 24 GB, 300 GB/s, PCIe 4.0 x16, 72 W
+    "L4": Device(flops_fp32=60e12, flops_half=121e12, memory_bytes=24e9, bandwidth=0.3e12, link=32e9, watts=72),
+}
+
+
+FUSED_BYTES = 0.6
+"""Share of an eager step's bytes that a compiled one moves: fitted to the 70 ms that moco-v2 in bf16 took on one H100
+(benchmarks/results/step_r50_224_gpu.json); eager, with one BatchNorm group, it took 99 and is planned as 106."""
+
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that travel together, torch's default; the last can't leave before backward ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What is around the devices; every number is the user's to change."""
+
+    gpus_per_node: int = 8
+    network: float = 50e9
+    """Bytes per second between nodes, one direction; 400 Gbit/s."""
+    image_bytes: float = 110e3
+    """An image as stored; ImageNet's training JPEGs take 138 GB / 1.28 M."""
+    price_per_hour: float = 0.0
+    """Of one device, in any currency."""
+    price_per_kwh: float = 0.0
+    power_overhead: float = 1.5
+    """Watts at the socket for each watt of the devices: hosts, network, cooling; assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Computed, not measured."""
+
+    device: str
+    world_size: int
+    memory_bytes: dict[str, float]
+    """Of one device, by part."""
+    fits: bool
+    compute_s: float
+    """Of a step."""
+    communication_s: float
+    """Of a step."""
+    hidden_s: float
+    """Of `communication_s`, while the backward pass runs."""
+    images_per_s: float
+    hours: float
+    kwh: float
+    money: float
+    storage_per_node: float
+    """Bytes per second that a node reads."""
+    network_per_node: float
+    """Bytes per second that a node sends while gradients travel, averaged over the step."""
+
+    @property
+    def step_s(self) -> float:
+        """Whole step."""
+        return self.compute_s + self.waiting_s
+
+    @property
+    def waiting_s(self) -> float:
+        """Communication of a step during which nothing is computed."""
+        return self.communication_s - self.hidden_s
+
+    @property
+    def bound(self) -> str:
+        """What the larger part of a step is spent on."""
+        return "communication" if self.waiting_s > self.compute_s else "compute"
+
+
+def plan(config: Config, *, device: str, world_size: int, num_images: int, around: Surroundings | None = None) -> Plan:
+    """Compute what a run on `world_size` devices needs.
+
+    Args:
+        config: The run's settings.
+        device: One of DEVICES.
+        world_size: Number of devices.
+        num_images: Size of the data set.
+        around: Nodes, network, images and prices.
+
+    Raises:
+        ValueError: Unknown device, or a setting that does not allow this world size.
+
+    """
+    if device not in DEVICES:
+        raise ValueError(f"devices={device}: unknown; choose one of {list(DEVICES)}")
+    around, card = around or Surroundings(), DEVICES[device]
+    if config.run.precision == "auto":  # every one of DEVICES has a half precision; V100's, fp16, counts alike
+        config = replace_settings(config, {"run.precision": "bf16"})
+    counts = count_step(config, world_size=world_size)
+    memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
+    memory["context"] = card.overhead_bytes
+    total_steps = num_images // config.data.global_batch_size * config.optim.epochs
+    compiled = config.run.compile == "on" or (config.run.compile == "auto" and total_steps >= PAYS_FROM_STEPS)
+    compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES, compiled=compiled)
+    gradients, rest, sent = _communication(config, counts, card, world_size, around)
+    early = max(0.0, 1 - BUCKET_BYTES / (4 * counts.num_trained))
+    hidden = min(early * gradients, backward_share(config, counts) * compute)
+    step_s, batch = compute + gradients + rest - hidden, config.data.global_batch_size
+    hours = total_steps * step_s / 3600
+    kwh = hours * world_size * card.watts * around.power_overhead / 1000
+    on_node = min(world_size, around.gpus_per_node)
+    return Plan(
+        device=device, world_size=world_size, memory_bytes=memory, fits=sum(memory.values()) <= card.memory_bytes,
+        compute_s=compute, communication_s=gradients + rest, hidden_s=hidden, images_per_s=batch / step_s,
+        hours=hours, kwh=kwh, money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
+        storage_per_node=batch / step_s * around.image_bytes * on_node / world_size,
+        network_per_node=sent / step_s if world_size > on_node else 0.0,
+    )  # fmt: skip
+
+
+def memory_by_part(
+    config: Config, counts: StepCounts, *, world_size: int, num_images: int, device_type: str
+) -> dict[str, float]:
+    """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
+    parts = world_size if config.run.shard else 1  # the block that computes, put together, is left out
+    flat, row_bytes = 4.0 * counts.num_trained / parts, 4.0 * config.model.dim
+    view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
+    copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
+    shuffled = copies * passes_of(config).shuffled_views
+    memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
+    return {
+        "weights": counts.weight_bytes / parts,
+        "gradients": flat,
+        "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
+        "activations": float(counts.activation_bytes),
+        "queue or bank": memories.get(config.method.name, 0.0),
+        "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
+        "views": float(view_bytes * (2 + shuffled) + local_bytes * config.augment.local_crops)  # uint8
+        * counts.num_images,
+    }
+
+
+def step_seconds(counts: StepCounts, card: Device, *, half: bool, compiled: bool = False) -> float:
+    """Computing time of one rank's part of a step."""
+    rate = (card.flops_half if half else card.flops_fp32) * card.compute_efficiency
+    moved_bytes = counts.moved_bytes * (FUSED_BYTES if compiled else 1)
+    return counts.flops / rate + moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
+
+
+def backward_share(config: Config, counts: StepCounts) -> float:
+    """Share of a step's computing that is the last micro-batch's backward pass, twice the work of its forward pass."""
+    passes = passes_of(config)
+    forward = passes.trained_views * (1 + passes.embeds_again(counts.num_micro_batches)) + passes.key_views
+    backward = 2 * passes.trained_views
+    return backward / (forward + backward) / counts.num_micro_batches
+
+
+def _communication(
+    config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
+) -> tuple[float, float, float]:
+    """(seconds for gradients, for all else, bytes sent by a node) of a step.
+
+    Rings sum gradients and gather embeddings; shuffled views are exchanged. Statistics of groups that ranks share are
+    left out.
+    """
+    if world_size == 1:
+        return 0.0, 0.0, 0.0
+    share, passes, node = (world_size - 1) / world_size, passes_of(config), min(world_size, around.gpus_per_node)
+    gathered = passes.gathered_rows * config.data.global_batch_size * 4 * config.model.dim
+    gradients, gathering = share * 2 * 4 * counts.num_trained, share * gathered
+    views = passes.shuffled_views * counts.num_images * 3 * config.data.image_size**2  # of a rank
+    if world_size == node:
+        exchanged, link = share * views, card.link
+    else:
+        exchanged, link = node * (1 - node / world_size) * views, min(card.link, around.network)
+    return gradients / link, (gathering + exchanged) / link, gradients + gathering + exchanged

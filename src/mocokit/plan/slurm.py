@@ -1,0 +1,113 @@
+"""A batch script for Slurm: torchrun on every node, an orderly stop before the time is up, and on it goes."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings, to_dict
+from mocokit.data.sources.open_source import absolute_location
+from mocokit.methods.groups import GroupLayout
+from mocokit.settings import require
+
+_SCRIPT = """\
+#!/bin/bash
+# Submit with: sbatch THIS_FILE. Stop for good with: touch {stop}
+{directives}
+
+run={run}
+if [ -e {stop} ]; then exit 0; fi
+if [ -e "$run/config.toml" ]; then
+  command=(resume "$run")
+else
+  command=({pretrain} --out "$run")
+fi
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+stopped=0
+stop() {{ stopped=1; kill -TERM "$launcher" 2>/dev/null; }}
+trap stop USR1 TERM
+# srun hands SIGTERM on to torchrun, torchrun to its ranks; each ends after its step, with one checkpoint.
+srun {python} -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={gpus_per_node} \\
+  --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first_node:$((20000 + SLURM_JOB_ID % 20000))" \\
+  -m mocokit "${{command[@]}}" &
+launcher=$!
+wait "$launcher"; code=$?
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; code=$?; done  # a signal ends `wait` too
+
+if [ "$stopped" = 1 ] && [ "$code" -ne 0 ] && [ ! -e {stop} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def slurm_script(
+    preset: str, config: Config, *, out: str | Path, nodes: int = 1, gpus_per_node: int = 8, time: str = "24:00:00",
+    stop_before_s: int = 120, sbatch: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The text of an sbatch script that trains, requeues itself when its time is up, and then resumes.
+
+    Two minutes before the end of its time (or when the job is preempted with SIGTERM) the ranks write one checkpoint
+    and the job goes back into the queue under its own number. A run that fails by itself is not requeued.
+
+    Args:
+        preset: Name of the preset that `config` started from.
+        config: Settings of the run.
+        out: Run folder to make, on a file system that all nodes share.
+        nodes: Machines.
+        gpus_per_node: Ranks on each.
+        time: Limit of one job, as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
+        stop_before_s: Seconds before that limit at which the run is told to stop.
+        sbatch: More directives, such as "--partition=gpu".
+
+    Raises:
+        ValueError: More ranks than BatchNorm groups, or a directive that is none.
+
+    """
+    if nodes < 1 or gpus_per_node < 1:
+        raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
+    is_time = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None
+    require(is_time, "time", time, "write it as H:MM:SS or D-HH:MM:SS")
+    layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
+    layout.rows_per_group(config.data.global_batch_size)
+    for directive in sbatch:
+        is_directive = re.fullmatch(r"--[a-z-]+(=[^\n]*)?", directive) is not None
+        require(is_directive, "sbatch", directive, "must look like --partition=gpu")
+    folder = Path(out).expanduser().absolute()
+    directives = [
+        f"--job-name=mocokit-{folder.name}", f"--nodes={nodes}", "--ntasks-per-node=1",
+        f"--gpus-per-node={gpus_per_node}", f"--time={time}", f"--signal=B:USR1@{stop_before_s}", "--requeue",
+        "--open-mode=append", f"--output={folder}.slurm.log", *sbatch,
+    ]  # fmt: skip
+    return _SCRIPT.format(
+        directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives), run=shlex.quote(str(folder)),
+        stop=shlex.quote(f"{folder}.stop"), pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]),
+        python=shlex.quote(sys.executable), gpus_per_node=gpus_per_node,
+    )  # fmt: skip
+
+
+def _quote(directive: str) -> str:
+    """A directive whose value has spaces, as Slurm reads it."""
+    name, equals, value = directive.partition("=")
+    return f'{name}{equals}"{value}"' if " " in value else directive
+
+
+def changed_flags(preset: str, config: Config) -> list[str]:
+    """The flags of `mocokit pretrain` that turn the preset into `config`; its images by their absolute place."""
+    places = {"data.source": config.data.source, "data.test": config.data.test}
+    config = replace_settings(config, {name: absolute_location(place) for name, place in places.items() if place})
+    before, flags = to_dict(get_preset(preset)), list[str]()
+    for section, values in to_dict(config).items():
+        for name, value in values.items():
+            flag = name.replace("_", "-")
+            if value == before[section][name]:
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{section}.{'' if value else 'no-'}{flag}")
+            else:
+                flags += [f"--{section}.{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags

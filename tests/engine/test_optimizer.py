@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mocokit.engine.lars import Lars
+from mocokit.engine.optimizer import build_optimizer, build_sgd, step_if_finite
+from tests.oracles import lars_steps
+
+
+@pytest.mark.parametrize("classic", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 3, 3), (5,)])
+def test_lars_is_the_papers_in_both_forms(shape: tuple[int, ...], classic: bool) -> None:
+    """Rates that change, which is where the two forms part; vectors take neither decay nor trust."""
+    weight = torch.randn(shape, dtype=torch.float64)
+    gradients, rates = [torch.randn(shape, dtype=torch.float64) for _ in range(4)], [0.5, 2.0, 9.6, 1.0]
+    parameter = nn.Parameter(weight.clone())
+    optimizer = Lars(
+        [parameter], lr=0.0, momentum=0.9, weight_decay=0.1, trust_coefficient=0.001, lr_in_momentum=classic
+    )
+    for gradient, lr in zip(gradients, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        parameter.grad = gradient
+        optimizer.step()
+    want = lars_steps(weight, gradients, rates, decay=0.1, trust=0.001, classic=classic)
+    assert torch.allclose(parameter.detach(), want, rtol=1e-12, atol=0)
+
+
+def test_the_two_forms_agree_while_the_rate_stays() -> None:
+    def run(name: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3).double()
+        optimizer = build_optimizer(
+            net, name=name, lr=2.0, sgd_momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001
+        )
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(torch.ones(2, 4, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        return net.weight.detach()
+
+    assert torch.allclose(run("lars"), run("lars-classic"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("zero", ["weight", "gradient"])
+def test_a_length_of_zero_takes_the_plain_gradient(zero: str) -> None:
+    parameter = nn.Parameter(torch.zeros(2, 2) if zero == "weight" else torch.ones(2, 2))
+    parameter.grad = torch.zeros(2, 2) if zero == "gradient" else torch.ones(2, 2)
+    optimizer = Lars([parameter], lr=1.0, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001, lr_in_momentum=True)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.full((2, 2), 1.0 if zero == "gradient" else -1.0))
+
+
+def test_frozen_parameters_are_not_given_to_an_optimizer() -> None:
+    net = nn.Linear(4, 3)
+    net.bias.requires_grad_(False)
+    for name in ("sgd", "lars", "lars-classic", "adamw"):
+        optimizer = build_optimizer(net, name=name, lr=1.0, sgd_momentum=0.9, weight_decay=0.1, trust_coefficient=0.001)
+        assert [p.shape for group in optimizer.param_groups for p in group["params"]] == [net.weight.shape], name
+
+
+def test_an_unknown_optimizer_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"optim.name='lamb': unknown; choose sgd, lars, lars-classic or adamw"):
+        build_optimizer(
+            nn.Linear(1, 1), name="lamb", lr=1.0, sgd_momentum=0.9, weight_decay=0.0, trust_coefficient=0.001
+        )
+
+
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def _net() -> tuple[nn.Module, torch.optim.SGD]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    return net, build_sgd(net, lr=0.1, sgd_momentum=0.9, weight_decay=1e-2)
+
+
+def _backward(net: nn.Module, seed: int) -> None:
+    inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(seed))
+    net(inputs).square().sum().backward()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
+def test_a_bad_gradient_changes_neither_weights_nor_momentum(poison: float, first: bool) -> None:
+    (net, optimizer), (twin, twin_optimizer) = _net(), _net()
+    for seed in () if first else (1, 2):
+        for module, sgd in ((net, optimizer), (twin, twin_optimizer)):
+            _backward(module, seed)
+            assert step_if_finite(sgd, NO_SCALER)
+            sgd.zero_grad()
+    _backward(net, 3)
+    net[2].weight.grad[1, 2] = poison  # type: ignore[index]
+    assert not step_if_finite(optimizer, NO_SCALER)
+    optimizer.zero_grad()
+    for module, sgd in ((net, optimizer), (twin, twin_optimizer)):  # and the next good step is the one of before
+        _backward(module, 4)
+        assert step_if_finite(sgd, NO_SCALER)
+    for own, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other)
+        assert torch.equal(optimizer.state[own]["momentum_buffer"], twin_optimizer.state[other]["momentum_buffer"])
+
+
+def test_steps_are_those_of_plain_sgd_bit_by_bit() -> None:
+    (net, optimizer), (twin, _) = _net(), _net()
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2, fused=True)
+    for seed in range(5):
+        _backward(net, seed)
+        _backward(twin, seed)
+        step_if_finite(optimizer, NO_SCALER)
+        plain.step()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))

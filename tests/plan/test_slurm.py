@@ -1,0 +1,119 @@
+"""The batch script, run for real between stand-ins for Slurm's programs."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mocokit.cli import main
+from mocokit.config.presets import get_preset
+from mocokit.config.schema import Config
+from mocokit.config.toml import replace_settings
+from mocokit.plan.slurm import changed_flags, slurm_script
+from tests.run_process import final_state, finish, flags_of, same, start, wait_for_step
+
+PROGRAMS = {
+    # hands signals on to its task, as srun does
+    "srun": 'trap \'kill -TERM "$task"\' TERM\n"$@" &\ntask=$!\nwait "$task"; code=$?\n'
+    'while kill -0 "$task" 2>/dev/null; do wait "$task"; code=$?; done\nexit "$code"\n',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$FAKE_QUEUE"; fi\n',
+    "sbatch": 'export SLURM_JOB_ID=$((RANDOM + 1)) SLURM_JOB_NODELIST=localhost SLURM_NNODES=1\nexec bash "$1"\n',
+}
+
+
+def _sbatch(script: Path, tmp_path: Path) -> subprocess.Popen[str]:
+    """`sbatch script` with the stand-ins on the path; SIGUSR1 to it is what Slurm sends to the batch shell."""
+    programs = tmp_path / "programs"
+    programs.mkdir(exist_ok=True)
+    for name, text in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}")
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "FAKE_QUEUE": str(tmp_path / "requeued")}
+    return subprocess.Popen(
+        ["sbatch", str(script)], env={**environment, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_job_whose_time_is_up_is_requeued_and_ends_bit_equal(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny(**{"optim.epochs": 4, "run.save_minutes": 10.0})  # 20 steps
+    whole = start(["pretrain", "moco-v2-small", *flags_of(config), "--out", str(tmp_path / "whole")], ranks=2)
+    run, script, queue = tmp_path / "my run", tmp_path / "job.sh", tmp_path / "requeued"
+    script.write_text(slurm_script("moco-v2-small", config, out=run, nodes=1, gpus_per_node=2))
+    job = _sbatch(script, tmp_path)
+    wait_for_step(run, 3)
+    job.send_signal(signal.SIGUSR1)
+    code, output = finish(job)
+    assert code != 0
+    assert re.fullmatch(r"requeue \d+\n", queue.read_text()), output
+    assert 3 <= final_state(run)["step"] < 20
+    code, output = finish(_sbatch(script, tmp_path))
+    assert code == 0, output
+    assert queue.read_text().count("requeue") == 1, "a run that is complete is not requeued"
+    assert finish(whole)[0] == 0
+    assert same(final_state(run)["method"], final_state(tmp_path / "whole")["method"])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_by_itself_is_not_requeued(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny(**{"data.source": str(tmp_path / "nothing")})
+    (tmp_path / "job.sh").write_text(slurm_script("moco-v2-small", config, out=tmp_path / "run", gpus_per_node=1))
+    code, output = finish(_sbatch(tmp_path / "job.sh", tmp_path))
+    assert code != 0
+    assert "no such file or folder" in output
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_the_command_writes_the_directives_and_only_the_flags_that_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--data",
+        "/data/imagenet",
+        "--out",
+        "/runs/a b",
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "2",
+        "--epochs",
+        "100",
+    ]
+    assert main(["slurm", "moco-v2", *flags, "--sbatch", "partition=gpu", "--time", "1-00:00:00"]) == 0
+    text = capsys.readouterr().out
+    for directive in ("--nodes=4", "--gpus-per-node=2", "--signal=B:USR1@120", "--requeue", "--partition=gpu",
+                      "--time=1-00:00:00", '--output="/runs/a b.slurm.log"'):  # fmt: skip
+        assert f"#SBATCH {directive}\n" in text
+    assert "command=(pretrain moco-v2 --data.source /data/imagenet --optim.epochs 100 --out" in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    assert main(["slurm", "moco-v2", *flags, "--write", str(tmp_path / "job.sh")]) == 0
+    assert "next: sbatch" in capsys.readouterr().out
+
+
+def test_flags_that_differ_give_the_same_config_again() -> None:
+    import tyro
+
+    settings = {"data.source": "/x", "optim.cos": False, "optim.milestones": (3, 4), "augment.blur_p": 0.25}
+    config = replace_settings(get_preset("moco-v2"), settings)
+    again = tyro.cli(Config, default=get_preset("moco-v2"), args=changed_flags("moco-v2", config))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 3, "gpus_per_node": 4}, "fewer groups than the 12 ranks"),
+        ({"time": "soon"}, "time=soon"),
+        ({"sbatch": ["--x\nrm -rf /"]}, "must look like --partition=gpu"),
+        ({"nodes": 0}, "at least 1 of each"),
+    ],
+)
+def test_what_slurm_could_not_run_is_an_error(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        slurm_script("moco-v2", get_preset("moco-v2"), out="/runs/x", **options)  # type: ignore[arg-type]
