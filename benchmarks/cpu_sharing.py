@@ -73,12 +73,14 @@ def report(name: str, result: dict[str, Any]) -> str:
     """A row a side."""
     rows = [
         (
-            side, f"{statistics.median(row['loop_s']):.1f}", f"{statistics.median(row['waiting_s']):.1f}",
+            side,
+            f"{statistics.median(row['loop_s']):.1f}",
+            f"{statistics.median(row['waiting_s']):.1f}",
             f"{statistics.median(row['core_s']):.0f}",
             measuring.show_ratio(row["first_is_faster"]),
         )
         for side, row in result["sides"].items()
-    ]  # fmt: skip
+    ]
     return f"{name}\n\n" + markdown_columns(
         ("side", "loop, s", "waiting, s", "core s of all", "the first is faster"), rows
     )

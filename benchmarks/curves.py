@@ -16,9 +16,15 @@ from mocokit.plan.bench import bench
 from mocokit.report.text_tables import markdown_columns
 
 BASE: dict[str, object] = {
-    "data.image_size": 64, "data.global_batch_size": 64, "data.workers": -1, "model.arch": "resnet18",
-    "method.queue_size": 65536, "method.bn_groups": 2, "run.precision": "auto", "run.knn_every": 0,
-}  # fmt: skip
+    "data.image_size": 64,
+    "data.global_batch_size": 64,
+    "data.workers": -1,
+    "model.arch": "resnet18",
+    "method.queue_size": 65536,
+    "method.bn_groups": 2,
+    "run.precision": "auto",
+    "run.knn_every": 0,
+}
 CURVES: dict[str, tuple[object, ...]] = {
     "data.workers": (0, 1, 2),
     "data.image_size": (64, 128, 224, 320, 448),
@@ -34,10 +40,15 @@ def measure(folder: Path, setting: str, value: object, *, seconds: float) -> dic
         changes["data.global_batch_size"] = 16
     result = bench(replace_settings(get_preset("moco-v2"), changes), seconds=seconds)
     return {
-        "value": value, "batch": result.global_batch_size, "pixels_ms": sum(result.pixels_ms.values()),
-        "loader": result.loader_images_per_s, "step": result.step_images_per_s, "run": result.images_per_s,
-        "loss_share": result.loss_ms / sum(result.step_ms.values()), "waiting": result.data_wait_share,
-    }  # fmt: skip
+        "value": value,
+        "batch": result.global_batch_size,
+        "pixels_ms": sum(result.pixels_ms.values()),
+        "loader": result.loader_images_per_s,
+        "step": result.step_images_per_s,
+        "run": result.images_per_s,
+        "loss_share": result.loss_ms / sum(result.step_ms.values()),
+        "waiting": result.data_wait_share,
+    }
 
 
 def main() -> None:
@@ -51,15 +62,31 @@ def main() -> None:
     folder = args.work / "curves_500x375"
     photographs.make_folder(folder, count=512, width=500, height=375)
     curves: dict[str, list[dict[str, Any]]] = {}
-    header = ("value", "batch", "ms a view pair, one core", "loader img/s", "step img/s", "run img/s", "loss in step",
-              "waiting")  # fmt: skip
+    header = (
+        "value",
+        "batch",
+        "ms a view pair, one core",
+        "loader img/s",
+        "step img/s",
+        "run img/s",
+        "loss in step",
+        "waiting",
+    )
     for setting, values in CURVES.items():
         curves[setting] = [measure(folder, setting, value, seconds=args.seconds) for value in values]
         rows = [
-            (f"{point['value']:,}", str(point["batch"]), f"{point['pixels_ms']:.2f}", f"{point['loader']:.0f}",
-             f"{point['step']:.1f}", f"{point['run']:.1f}", f"{point['loss_share']:.0%}", f"{point['waiting']:.0%}")
+            (
+                f"{point['value']:,}",
+                str(point["batch"]),
+                f"{point['pixels_ms']:.2f}",
+                f"{point['loader']:.0f}",
+                f"{point['step']:.1f}",
+                f"{point['run']:.1f}",
+                f"{point['loss_share']:.0%}",
+                f"{point['waiting']:.0%}",
+            )
             for point in curves[setting]
-        ]  # fmt: skip
+        ]
         print(f"\n{setting}\n\n{markdown_columns(header, rows)}", flush=True)
     measuring.save_result(args.results, {"base": BASE, "curves": curves})
 

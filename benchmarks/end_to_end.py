@@ -50,25 +50,44 @@ class Case:
 
 # Lengths: the slowest side takes one to three minutes on 2 cores.
 CASES = {
-    "r18_64": Case(
-        arch="resnet18", image_size=64, batch=128, bn_groups=4, queue_size=65536, images=2048, epochs=4
-    ),
-    "r50_224": Case(
-        arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2
-    ),
+    "r18_64": Case(arch="resnet18", image_size=64, batch=128, bn_groups=4, queue_size=65536, images=2048, epochs=4),
+    "r50_224": Case(arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2),
     "small_32": Case(
-        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=4096, epochs=10,
+        arch="resnet10_w32",
+        image_size=32,
+        batch=128,
+        bn_groups=4,
+        queue_size=4096,
+        images=4096,
+        epochs=10,
         precision="fp32",
     ),
     "small_32_12mp": Case(
-        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=256, epochs=5,
-        width=4000, height=3000, precision="fp32",
+        arch="resnet10_w32",
+        image_size=32,
+        batch=128,
+        bn_groups=4,
+        queue_size=4096,
+        images=256,
+        epochs=5,
+        width=4000,
+        height=3000,
+        precision="fp32",
     ),
     "small_32_12mp_2mb": Case(
-        arch="resnet10_w32", image_size=32, batch=128, bn_groups=4, queue_size=4096, images=256, epochs=5,
-        width=4000, height=3000, precision="fp32", noise=LITTLE_NOISE,
+        arch="resnet10_w32",
+        image_size=32,
+        batch=128,
+        bn_groups=4,
+        queue_size=4096,
+        images=256,
+        epochs=5,
+        width=4000,
+        height=3000,
+        precision="fp32",
+        noise=LITTLE_NOISE,
     ),
-}  # fmt: skip
+}
 
 
 def make_images(case: Case, work: Path) -> Path:
@@ -80,28 +99,64 @@ def make_images(case: Case, work: Path) -> Path:
 
 def shrink(case: Case) -> Case:
     """The same in a few seconds."""
-    width, height = min(case.width, 1200), min(case.height, 900)
+    width = min(case.width, 1200)
+    height = min(case.height, 900)
     return replace(case, batch=16, queue_size=256, images=32, epochs=1, width=width, height=height)
 
 
 def mocokit_command(case: Case, data: Path, out: Path) -> list[str]:
     """`mocokit pretrain` as its README shows it."""
     return [
-        sys.executable, "-m", "mocokit", "pretrain", "moco-v2", "--data", str(data), "--out", str(out),
-        "--arch", case.arch, "--image-size", str(case.image_size), "--global-batch-size", str(case.batch),
-        "--epochs", str(case.epochs), "--precision", case.precision,
-        "--method.queue-size", str(case.queue_size), "--method.bn-groups", str(case.bn_groups),
-        "--run.knn-every", "0",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mocokit",
+        "pretrain",
+        "moco-v2",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--arch",
+        case.arch,
+        "--image-size",
+        str(case.image_size),
+        "--global-batch-size",
+        str(case.batch),
+        "--epochs",
+        str(case.epochs),
+        "--precision",
+        case.precision,
+        "--method.queue-size",
+        str(case.queue_size),
+        "--method.bn-groups",
+        str(case.bn_groups),
+        "--run.knn-every",
+        "0",
+    ]
 
 
 def peer_command(script: str, case: Case, data: Path, out: Path) -> list[str]:
     """One of the scripts in peers/."""
     return [
-        sys.executable, str(HERE / "peers" / script), "--data", str(data), "--out", str(out),
-        "--arch", case.arch, "--image-size", str(case.image_size), "--batch-size", str(case.batch),
-        "--epochs", str(case.epochs), "--workers", "2", "--queue-size", str(case.queue_size),
-    ]  # fmt: skip
+        sys.executable,
+        str(HERE / "peers" / script),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--arch",
+        case.arch,
+        "--image-size",
+        str(case.image_size),
+        "--batch-size",
+        str(case.batch),
+        "--epochs",
+        str(case.epochs),
+        "--workers",
+        "2",
+        "--queue-size",
+        str(case.queue_size),
+    ]
 
 
 class Side:
@@ -115,7 +170,10 @@ class Side:
     """
 
     def __init__(self, name: str, command: Sequence[str], out: Path) -> None:
-        self.name, self.command, self.out, self.log = name, command, out, out.with_suffix(".log")
+        self.name = name
+        self.command = command
+        self.out = out
+        self.log = out.with_suffix(".log")
         self.seconds: list[float] = []
         """Wall clock of each run, start-up included."""
         self.core_seconds: list[float] = []
@@ -133,10 +191,12 @@ class Side:
         """
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.unlink(missing_ok=True)
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
         with self.log.open("w", encoding="utf-8") as log:
             done = subprocess.run(self.command, stdout=log, stderr=subprocess.STDOUT, check=False)
-        wall_s, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall_s = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise RuntimeError(f"{self.name}: exit status {done.returncode}; {self.log} says why")
         loss = self._read_loss()
@@ -161,10 +221,14 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 def shares_of(run: Path, batch: int, wall_s: float) -> dict[str, float]:
     """Where the wall clock of a mocokit run went; the three add up to 1."""
-    steps, loop_s, waiting_s = 0.0, 0.0, 0.0
+    steps = 0.0
+    loop_s = 0.0
+    waiting_s = 0.0
     for line in read_metrics(run):
         interval_s = (line["step"] - steps) * batch / line["images_per_s"]
-        steps, loop_s, waiting_s = line["step"], loop_s + interval_s, waiting_s + line["data_wait_share"] * interval_s
+        steps = line["step"]
+        loop_s = loop_s + interval_s
+        waiting_s = waiting_s + line["data_wait_share"] * interval_s
     return {
         "start and end": 1 - loop_s / wall_s,
         "waiting for data": waiting_s / wall_s,
@@ -174,7 +238,9 @@ def shares_of(run: Path, batch: int, wall_s: float) -> dict[str, float]:
 
 def measure(case: Case, data: Path, work: Path, *, repeats: int, plain: bool) -> list[Side]:
     """Run all sides `repeats` times in turn."""
-    lightly, mocokit, loop = work / "lightly.pt", work / "mocokit", work / "plain_pytorch.pt"
+    lightly = work / "lightly.pt"
+    mocokit = work / "mocokit"
+    loop = work / "plain_pytorch.pt"
     sides = [
         Side("lightly", peer_command("lightly_moco.py", case, data, lightly), lightly),
         Side("mocokit", mocokit_command(case, data, mocokit), mocokit),
@@ -214,12 +280,15 @@ def report(name: str, result: dict[str, Any]) -> str:
     case = result["case"]
     rows = [
         (
-            side, f"{row['median_s']:.1f}", f"{min(row['seconds']):.1f} to {max(row['seconds']):.1f}",
-            f"{row['images_per_s']:.1f}", f"{statistics.median(row['core_seconds']):.0f}",
+            side,
+            f"{row['median_s']:.1f}",
+            f"{min(row['seconds']):.1f} to {max(row['seconds']):.1f}",
+            f"{row['images_per_s']:.1f}",
+            f"{statistics.median(row['core_seconds']):.0f}",
             measuring.show_ratio(row["mocokit_is_faster"]),
         )
         for side, row in result["sides"].items()
-    ]  # fmt: skip
+    ]
     shares = ", ".join(f"{part} {share:.0%}" for part, share in result["mocokit_shares"].items())
     return (
         f"{name}: {case['arch']}, {case['image_size']} px, batch {case['batch']}, {case['epochs']} epochs of "

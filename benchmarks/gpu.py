@@ -23,21 +23,26 @@ from mocokit.config.toml import replace_settings
 from mocokit.plan.bench import BenchResult, bench
 from mocokit.report.text_tables import markdown_columns
 
-TARGET_IMAGES_PER_S, TARGET_FED_SHARE = 2200, 0.9
+TARGET_IMAGES_PER_S = 2200
+TARGET_FED_SHARE = 0.9
 WAYS: dict[str, dict[str, object]] = {
     "compiled, views by the CPU": {"run.compile": "on", "augment.on": "cpu"},
     "compiled, color and blur by the GPU": {"run.compile": "on", "augment.on": "device"},
     "eager, views by the CPU": {"run.compile": "off", "augment.on": "cpu"},
 }
-IMAGENET_IMAGES, EPOCHS = 1_281_167, 200
+IMAGENET_IMAGES = 1_281_167
+EPOCHS = 200
 
 
 def measure(folder: Path, settings: dict[str, object], *, batch: int, seconds: float) -> BenchResult:
     """One way to run it."""
     fixed = {
-        "data.source": str(folder), "data.global_batch_size": batch, "run.precision": "bf16", "run.device": "cuda",
+        "data.source": str(folder),
+        "data.global_batch_size": batch,
+        "run.precision": "bf16",
+        "run.device": "cuda",
         "run.knn_every": 0,
-    }  # fmt: skip
+    }
     return bench(replace_settings(get_preset("moco-v2"), {**fixed, **settings}), seconds=seconds)
 
 
@@ -46,10 +51,15 @@ def row_of(name: str, result: BenchResult) -> tuple[str, ...]:
     step = sum(result.step_ms.values())
     hours = IMAGENET_IMAGES * EPOCHS / result.images_per_s / 3600
     return (
-        name, f"{result.step_images_per_s:,.0f}", f"{result.loader_images_per_s:,.0f}", f"{result.images_per_s:,.0f}",
+        name,
+        f"{result.step_images_per_s:,.0f}",
+        f"{result.loader_images_per_s:,.0f}",
+        f"{result.images_per_s:,.0f}",
         f"{result.images_per_s / result.step_images_per_s:.0%}",
-        f"{result.step_ms['momentum update and keys'] / step:.0%}", f"{result.loss_ms / step:.0%}", f"{hours:.1f}",
-    )  # fmt: skip
+        f"{result.step_ms['momentum update and keys'] / step:.0%}",
+        f"{result.loss_ms / step:.0%}",
+        f"{hours:.1f}",
+    )
 
 
 def main() -> None:
@@ -70,8 +80,16 @@ def main() -> None:
     for name in args.only or WAYS:
         runs[name] = measure(folder, WAYS[name], batch=args.batch, seconds=args.seconds)
         print(*row_of(name, runs[name]), sep=" | ", flush=True)  # a compilation may outlast the machine's time
-    header = ("", "step alone, img/s", "loader alone", "fed from JPEGs", "of the step", "keys' share", "loss's share",
-              "hours for 200 epochs of ImageNet")  # fmt: skip
+    header = (
+        "",
+        "step alone, img/s",
+        "loader alone",
+        "fed from JPEGs",
+        "of the step",
+        "keys' share",
+        "loss's share",
+        "hours for 200 epochs of ImageNet",
+    )
     print(torch.cuda.get_device_name(), "\n")
     print(markdown_columns(header, [row_of(name, result) for name, result in runs.items()]))
     tests = None if args.only else subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], check=False).returncode
@@ -84,8 +102,10 @@ def main() -> None:
     best = max(runs.values(), key=lambda run: run.images_per_s)
     reached = best.step_images_per_s >= TARGET_IMAGES_PER_S
     fed = best.images_per_s >= TARGET_FED_SHARE * best.step_images_per_s
-    print(f"step at least {TARGET_IMAGES_PER_S} img/s: {'yes' if reached else 'NO'}; "
-          f"fed to {TARGET_FED_SHARE:.0%}: {'yes' if fed else 'NO'}")  # fmt: skip
+    print(
+        f"step at least {TARGET_IMAGES_PER_S} img/s: {'yes' if reached else 'NO'}; "
+        f"fed to {TARGET_FED_SHARE:.0%}: {'yes' if fed else 'NO'}"
+    )
     sys.exit(0 if reached and fed and not tests else 1)
 
 

@@ -25,11 +25,17 @@ WAYS = ("cached", "whole")
 def measure(args: argparse.Namespace, way: str, batch: int) -> StepCost | None:
     """A step of SimCLR with BatchNorm groups of 32 images; None where memory did not suffice."""
     groups = batch // GROUP_ROWS
-    config = replace_settings(get_preset("simclr"), {
-        "model.arch": args.arch, "data.image_size": args.image_size, "data.global_batch_size": batch,
-        "method.bn_groups": groups, "method.micro_groups": min(args.micro_groups, groups) if way == "cached" else 0,
-        "run.device": args.device,
-    })  # fmt: skip
+    config = replace_settings(
+        get_preset("simclr"),
+        {
+            "model.arch": args.arch,
+            "data.image_size": args.image_size,
+            "data.global_batch_size": batch,
+            "method.bn_groups": groups,
+            "method.micro_groups": min(args.micro_groups, groups) if way == "cached" else 0,
+            "run.device": args.device,
+        },
+    )
     try:
         return measure_step(config)
     except ValueError as error:
@@ -48,7 +54,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gradient_cache.json")
     args = parser.parse_args()
-    rows, table = list[tuple[str, ...]](), dict[str, dict[str, object]]()
+    rows = list[tuple[str, ...]]()
+    table = dict[str, dict[str, object]]()
     for batch in args.batches:
         for way in args.ways:
             got = measure(args, way, batch)

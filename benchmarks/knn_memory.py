@@ -23,8 +23,10 @@ from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
 from mocokit.report.text_tables import markdown_columns
 
 CPU = torch.device("cpu")
-DIM, CLASSES = 2048, 1000
-ROWS, QUERIES = 1_281_167, 50_000  # ImageNet's train and val images
+DIM = 2048
+CLASSES = 1000
+ROWS = 1_281_167  # ImageNet's train and val images
+QUERIES = 50_000
 CASES = {  # name: (way, bank rows, queries); each of the last two has one side of ImageNet whole
     "whole matrix": ("whole", 128_117, 500),
     "chunks": ("chunks", 128_117, 500),
@@ -58,10 +60,12 @@ def random_features(num_rows: int) -> Features:
 def measure_here(way: str, num_rows: int, num_queries: int) -> dict[str, float]:
     """Megabytes by which kNN raises this process's peak, and its seconds."""
     torch.manual_seed(0)
-    bank, queries = random_features(num_rows), random_features(num_queries)
+    bank = random_features(num_rows)
+    queries = random_features(num_queries)
     few = Features(rows=bank.rows[:300], labels=bank.labels[:300])
     WAYS[way](few, Features(rows=queries.rows[:2], labels=queries.labels[:2]))  # libraries load
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
     WAYS[way](bank, queries)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -77,7 +81,8 @@ def measure(case: str) -> dict[str, float]:
 
 def predict(table: dict[str, dict[str, float]]) -> dict[str, float]:
     """At ImageNet's full shape: no more memory than both sides' cases together, time as queries times bank rows."""
-    queries, bank = table["chunks, all queries"], table["chunks, all of the bank"]
+    queries = table["chunks, all queries"]
+    bank = table["chunks, all of the bank"]
     return {
         "extra_megabytes_at_most": queries["extra_megabytes"] + bank["extra_megabytes"],
         "hours_on_this_machine": bank["seconds"] * QUERIES / 500 / 3600,
@@ -101,8 +106,10 @@ def main() -> None:
         rows.append((name, f"{num_rows:,}", f"{num_queries:,}", *cells))
     print(markdown_columns(("way", "bank rows", "queries", "extra MB", "s"), rows))
     predicted = predict(table)
-    print(f"\n{ROWS:,} x {QUERIES:,} x {DIM}, from these: at most {predicted['extra_megabytes_at_most']:,.0f} MB, "
-          f"{predicted['hours_on_this_machine']:.1f} h on this machine")  # fmt: skip
+    print(
+        f"\n{ROWS:,} x {QUERIES:,} x {DIM}, from these: at most {predicted['extra_megabytes_at_most']:,.0f} MB, "
+        f"{predicted['hours_on_this_machine']:.1f} h on this machine"
+    )
     measuring.save_result(args.results, {"dim": DIM, "measured": table, "predicted_for_imagenet": predicted})
 
 

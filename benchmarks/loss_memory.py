@@ -21,7 +21,8 @@ from torch import Tensor
 from mocokit.losses import info_nce
 from mocokit.report.text_tables import markdown_columns
 
-DIM, TEMPERATURE = 128, 0.2
+DIM = 128
+TEMPERATURE = 0.2
 
 
 def whole_scores(q: Tensor, k: Tensor, negatives: Tensor) -> Tensor:
@@ -77,10 +78,16 @@ def main() -> None:
         for queue_size in (4096, 65536, 262144, 1048576)
     }
     rows = [
-        (f"{int(size):,}", *(f"{row[way][key]:.0f}" if key[0] == "e" else f"{row[way][key]:.2f}"
-                             for way in WAYS for key in ("extra_megabytes", "seconds")))
+        (
+            f"{int(size):,}",
+            *(
+                f"{row[way][key]:.0f}" if key[0] == "e" else f"{row[way][key]:.2f}"
+                for way in WAYS
+                for key in ("extra_megabytes", "seconds")
+            ),
+        )
         for size, row in table.items()
-    ]  # fmt: skip
+    ]
     header = ("K", *(f"{way}: {unit}" for way in WAYS for unit in ("extra MB", "s")))
     print(markdown_columns(header, rows))
     measuring.save_result(args.results, {"batch": args.batch, "dim": DIM, "by_queue_size": table})

@@ -15,9 +15,17 @@ from PIL import Image
 from skimage import data
 
 NAMES = (
-    "astronaut", "brick", "cat", "coffee", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina",
+    "astronaut",
+    "brick",
+    "cat",
+    "coffee",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
     "rocket",
-)  # fmt: skip
+)
 JPEG_QUALITY = 90
 NOISE = 5.0  # standard deviation in grey levels: a file of 12 megapixels has 3.1 MB, one of 500x375 64 kB
 LITTLE_NOISE = 3.0  # 2.0 MB: bright light, a large sensor
@@ -74,7 +82,8 @@ def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: fl
     largest = min(photograph.width, photograph.height * aspect)
     width = largest * rng.uniform(0.5, 1.0)
     height = width / aspect
-    left, top = rng.uniform(0, photograph.width - width), rng.uniform(0, photograph.height - height)
+    left = rng.uniform(0, photograph.width - width)
+    top = rng.uniform(0, photograph.height - height)
     crop = photograph.crop((round(left), round(top), round(left + width), round(top + height)))
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 

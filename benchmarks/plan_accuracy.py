@@ -24,12 +24,21 @@ from mocokit.plan.measure_step import measure_step
 from mocokit.report.text_tables import markdown_columns
 
 CALIBRATION = [
-    ("resnet10_w32", 32, 32, 0), ("resnet18", 32, 16, 0), ("resnet10_w16", 64, 32, 0), ("resnet18", 64, 16, 0),
-]  # fmt: skip
+    ("resnet10_w32", 32, 32, 0),
+    ("resnet18", 32, 16, 0),
+    ("resnet10_w16", 64, 32, 0),
+    ("resnet18", 64, 16, 0),
+]
 VALIDATION = [
-    ("resnet10_w32", 64, 32, 0), ("resnet10_w64", 32, 32, 0), ("resnet10_w64", 64, 16, 2), ("resnet18", 48, 32, 0),
-    ("resnet18", 64, 32, 1), ("resnet34", 32, 16, 0), ("resnet34", 64, 16, 0), ("resnet50", 64, 16, 0),
-]  # fmt: skip
+    ("resnet10_w32", 64, 32, 0),
+    ("resnet10_w64", 32, 32, 0),
+    ("resnet10_w64", 64, 16, 2),
+    ("resnet18", 48, 32, 0),
+    ("resnet18", 64, 32, 1),
+    ("resnet34", 32, 16, 0),
+    ("resnet34", 64, 16, 0),
+    ("resnet50", 64, 16, 0),
+]
 """(arch, image size, global batch, micro groups); small stem, 4 BatchNorm groups, K 4096, fp32."""
 RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 
@@ -37,10 +46,16 @@ RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 def build_config(arch: str, size: int, batch: int, micro: int) -> Config:
     """One configuration."""
     settings: Mapping[str, object] = {
-        "model.arch": arch, "data.image_size": size, "data.global_batch_size": batch, "method.micro_groups": micro,
-        "method.bn_groups": 4, "method.queue_size": 4096, "run.precision": "fp32", "data.mean": (0.5, 0.5, 0.5),
+        "model.arch": arch,
+        "data.image_size": size,
+        "data.global_batch_size": batch,
+        "method.micro_groups": micro,
+        "method.bn_groups": 4,
+        "method.queue_size": 4096,
+        "run.precision": "fp32",
+        "data.mean": (0.5, 0.5, 0.5),
         "data.std": (0.5, 0.5, 0.5),
-    }  # fmt: skip
+    }
     return replace_settings(get_preset("moco-v2-small"), settings)
 
 
@@ -48,9 +63,10 @@ def measure(row: tuple[str, int, int, int]) -> dict[str, float]:
     """CPU seconds of a step on one core, the memory in use at most, and with what glibc keeps between."""
     cost, in_use = (measure_step(build_config(*row), without_holes=choice) for choice in (False, True))
     return {
-        "step_s": cost.cpu_s, "memory_bytes": in_use.peak_megabytes * 2**20,
+        "step_s": cost.cpu_s,
+        "memory_bytes": in_use.peak_megabytes * 2**20,
         "resident_bytes": cost.peak_megabytes * 2**20,
-    }  # fmt: skip
+    }
 
 
 def _predicted_bytes(config: Config, counts: StepCounts) -> float:
@@ -70,10 +86,8 @@ def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
 def main() -> None:
     """Calibrate, predict, measure, compare."""
     use_cores(1)
-    known, counted = (
-        [measure(row) for row in CALIBRATION],
-        [count_step(build_config(*row)) for row in CALIBRATION],
-    )
+    known = [measure(row) for row in CALIBRATION]
+    counted = [count_step(build_config(*row)) for row in CALIBRATION]
     per_flop, per_byte = _fit(counted, [row["step_s"] for row in known])
     libraries = statistics.median(
         measured["memory_bytes"] - _predicted_bytes(build_config(*row), counts)
@@ -81,24 +95,44 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for row in VALIDATION:
-        config, measured = build_config(*row), measure(row)
+        config = build_config(*row)
+        measured = measure(row)
         counts = count_step(config)
         step_s = per_flop * counts.flops + per_byte * counts.moved_bytes
         memory = libraries + _predicted_bytes(config, counts)
-        rows.append({
-            "config": row, "measured": measured, "step_s": step_s, "memory_bytes": memory,
-            "time_error": step_s / measured["step_s"] - 1, "memory_error": memory / measured["memory_bytes"] - 1,
-        })  # fmt: skip
+        rows.append(
+            {
+                "config": row,
+                "measured": measured,
+                "step_s": step_s,
+                "memory_bytes": memory,
+                "time_error": step_s / measured["step_s"] - 1,
+                "memory_error": memory / measured["memory_bytes"] - 1,
+            }
+        )
         print(row, f"time {rows[-1]['time_error']:+.0%} memory {rows[-1]['memory_error']:+.0%}", flush=True)
-        save_result(RESULT, {"libraries_bytes": libraries, "flops_per_s": 1 / per_flop if per_flop else None,
-                             "bytes_per_s": 1 / per_byte if per_byte else None, "rows": rows})  # fmt: skip
+        save_result(
+            RESULT,
+            {
+                "libraries_bytes": libraries,
+                "flops_per_s": 1 / per_flop if per_flop else None,
+                "bytes_per_s": 1 / per_byte if per_byte else None,
+                "rows": rows,
+            },
+        )
     cells = [
-        [f"{r['config'][0]}, {r['config'][1]} px, batch {r['config'][2]}, micro {r['config'][3]}",
-         f"{r['step_s']:.2f}", f"{r['measured']['step_s']:.2f}", f"{r['time_error']:+.0%}",
-         f"{r['memory_bytes'] / 1e6:.0f}", f"{r['measured']['memory_bytes'] / 1e6:.0f}", f"{r['memory_error']:+.0%}",
-         f"{r['measured']['resident_bytes'] / 1e6:.0f}"]
+        [
+            f"{r['config'][0]}, {r['config'][1]} px, batch {r['config'][2]}, micro {r['config'][3]}",
+            f"{r['step_s']:.2f}",
+            f"{r['measured']['step_s']:.2f}",
+            f"{r['time_error']:+.0%}",
+            f"{r['memory_bytes'] / 1e6:.0f}",
+            f"{r['measured']['memory_bytes'] / 1e6:.0f}",
+            f"{r['memory_error']:+.0%}",
+            f"{r['measured']['resident_bytes'] / 1e6:.0f}",
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     header = (
         "configuration",
         "predicted s",

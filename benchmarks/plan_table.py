@@ -32,23 +32,41 @@ grows by a group of 32 images a device, which is another run than the papers'.
 
 def main() -> None:
     """Compute each world size, write the page."""
-    rows, bound_from = list[list[str]](), ""
+    rows = list[list[str]]()
+    bound_from = ""
     for world_size in WORLD_SIZES:
         groups = max(8, world_size)
-        settings = {"run.precision": "bf16", "method.bn_groups": groups, "data.global_batch_size": 32 * groups,
-                    "method.micro_groups": 1, "optim.epochs": 1, "run.compile": "on"}  # fmt: skip
+        settings = {
+            "run.precision": "bf16",
+            "method.bn_groups": groups,
+            "data.global_batch_size": 32 * groups,
+            "method.micro_groups": 1,
+            "optim.epochs": 1,
+            "run.compile": "on",
+        }
         config = replace_settings(get_preset("moco-v2"), settings)
         made = plan(config, device="H100", world_size=world_size, num_images=10**9, around=Surroundings())
         hours = [size / made.images_per_s / 3600 for size in DATA_SIZES.values()]
-        rows.append([
-            f"{world_size:,}", f"{32 * groups:,}", f"{sum(made.memory_bytes.values()) / 1e9:.1f}",
-            f"{1000 * made.step_s:.1f}", f"{made.waiting_s / made.step_s:.0%}", f"{made.images_per_s:,.0f}",
-            f"{made.storage_per_node / 1e6:,.0f}", *(f"{hour:,.2f}" for hour in hours),
-            f"{hours[-1] * world_size * DEVICES['H100'].watts * Surroundings().power_overhead / 1000:,.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{world_size:,}",
+                f"{32 * groups:,}",
+                f"{sum(made.memory_bytes.values()) / 1e9:.1f}",
+                f"{1000 * made.step_s:.1f}",
+                f"{made.waiting_s / made.step_s:.0%}",
+                f"{made.images_per_s:,.0f}",
+                f"{made.storage_per_node / 1e6:,.0f}",
+                *(f"{hour:,.2f}" for hour in hours),
+                f"{hours[-1] * world_size * DEVICES['H100'].watts * Surroundings().power_overhead / 1000:,.0f}",
+            ]
+        )
         if made.bound == "communication" and not bound_from:
-            without = plan(replace(config, method=replace(config.method, shuffle=False)), device="H100",
-                           world_size=world_size, num_images=10**9)  # fmt: skip
+            without = plan(
+                replace(config, method=replace(config.method, shuffle=False)),
+                device="H100",
+                world_size=world_size,
+                num_images=10**9,
+            )
             bound_from = (
                 f"From {world_size:,} devices on, communication bounds the run: {1000 * made.waiting_s:.1f} of "
                 f"{1000 * made.step_s:.1f} ms, of which exchanging the key views for shuffling BN takes "
@@ -60,8 +78,17 @@ def main() -> None:
         f"{made.waiting_s / made.step_s:.0%} of the step there. Storage bounds it wherever a node can't read the "
         "column's MB/s."
     )
-    header = ("GPUs", "batch", "GB a GPU", "ms a step", "waiting for the network", "images/s", "MB/s a node",
-              *(f"h an epoch, {size}" for size in DATA_SIZES), "kWh an epoch, 1 B")  # fmt: skip
+    header = (
+        "GPUs",
+        "batch",
+        "GB a GPU",
+        "ms a step",
+        "waiting for the network",
+        "images/s",
+        "MB/s a node",
+        *(f"h an epoch, {size}" for size in DATA_SIZES),
+        "kWh an epoch, 1 B",
+    )
     PLACE.write_text(f"{HEAD}\n{markdown_columns(header, rows)}\n{bound_from}\n", encoding="utf-8")
 
 

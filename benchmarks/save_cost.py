@@ -30,21 +30,30 @@ from mocokit.run.pretrain import state_of
 
 CASES: dict[str, dict[str, object]] = {
     "resnet18, 32 px, K 4,096": {
-        "model.arch": "resnet18", "data.image_size": 32, "data.global_batch_size": 64, "method.queue_size": 4096,
+        "model.arch": "resnet18",
+        "data.image_size": 32,
+        "data.global_batch_size": 64,
+        "method.queue_size": 4096,
     },
     "resnet50, 64 px, K 65,536": {
-        "model.arch": "resnet50", "data.image_size": 64, "data.global_batch_size": 16, "method.queue_size": 65536,
+        "model.arch": "resnet50",
+        "data.image_size": 64,
+        "data.global_batch_size": 16,
+        "method.queue_size": 65536,
     },
-}  # fmt: skip
+}
 
 
 def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device: str) -> dict[str, Any]:
     """Seconds that one save costs, in all and on the training thread, and its share of the default interval."""
     parts = assemble(config, torch.device(device))
-    size, batch_size = config.data.image_size, config.data.global_batch_size
+    size = config.data.image_size
+    batch_size = config.data.global_batch_size
     pixels = torch.randint(0, 256, (2, batch_size, 3, size, size), dtype=torch.uint8, device=device)
     batch = ViewBatch(query=pixels[0], key=pixels[1], image_ids=torch.arange(batch_size, device=device))
-    writer, copying, writing = BackgroundWriter(), list[float](), list[float]()
+    writer = BackgroundWriter()
+    copying = list[float]()
+    writing = list[float]()
     train = trainer(parts)
 
     def seconds(num_steps: int) -> float:
@@ -81,10 +90,14 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     extra_s = statistics.median(b - a for a, b in zip(times["plain"], times["saving"], strict=True))
     writer.close()
     return {
-        "bytes": next(work.glob("step_*.pt")).stat().st_size, "steps": num_steps, "seconds": times,
-        "copy_s": statistics.median(copying), "write_s": statistics.median(writing), "extra_s": extra_s,
+        "bytes": next(work.glob("step_*.pt")).stat().st_size,
+        "steps": num_steps,
+        "seconds": times,
+        "copy_s": statistics.median(copying),
+        "write_s": statistics.median(writing),
+        "extra_s": extra_s,
         "share": extra_s / (60 * RunConfig().save_minutes),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -110,10 +123,16 @@ def main() -> None:
         cases[name] = measure(config, args.work, stretch_s=args.stretch_s, rounds=args.rounds, device=args.device)
     measuring.save_result(args.results, {"cases": cases})
     rows = [
-        (name, f"{case['bytes'] / 1e6:.0f} MB", f"{case['copy_s']:.3f} s", f"{case['write_s']:.2f} s",
-         f"{case['extra_s']:.2f} s", f"{case['share']:.2%}")
+        (
+            name,
+            f"{case['bytes'] / 1e6:.0f} MB",
+            f"{case['copy_s']:.3f} s",
+            f"{case['write_s']:.2f} s",
+            f"{case['extra_s']:.2f} s",
+            f"{case['share']:.2%}",
+        )
         for name, case in cases.items()
-    ]  # fmt: skip
+    ]
     header = (
         "run",
         "checkpoint",

@@ -23,9 +23,13 @@ from mocokit.data.pipelines import warm_up
 from mocokit.report.text_tables import markdown_columns
 
 CASES = (  # width, height, noise of the sensor
-    (200, 150, photographs.NOISE), (320, 240, photographs.NOISE), (500, 375, photographs.NOISE),
-    (1200, 900, photographs.NOISE), (4000, 3000, photographs.LITTLE_NOISE), (4000, 3000, photographs.NOISE),
-)  # fmt: skip
+    (200, 150, photographs.NOISE),
+    (320, 240, photographs.NOISE),
+    (500, 375, photographs.NOISE),
+    (1200, 900, photographs.NOISE),
+    (4000, 3000, photographs.LITTLE_NOISE),
+    (4000, 3000, photographs.NOISE),
+)
 
 
 def libjpeg(raw: bytes, *, width: int, height: int, fraction: int) -> None:

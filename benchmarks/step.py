@@ -92,11 +92,17 @@ def lightly_step(case: Case, *, tuned: bool) -> Step:
 def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, compiled: bool = False) -> Step:
     """A step of mocokit's engine, from uint8 views to meters."""
     settings = {
-        "data.source": str(folder), "data.image_size": case.image_size, "data.global_batch_size": case.batch,
-        "model.arch": case.arch, "method.queue_size": case.queue_size, "method.bn_groups": bn_groups,
-        "run.precision": precision, "run.compile": "on" if compiled else "off",
-    }  # fmt: skip
-    config, device = replace_settings(get_preset("moco-v2"), settings), pick_device(case.device, local_rank=0)
+        "data.source": str(folder),
+        "data.image_size": case.image_size,
+        "data.global_batch_size": case.batch,
+        "model.arch": case.arch,
+        "method.queue_size": case.queue_size,
+        "method.bn_groups": bn_groups,
+        "run.precision": precision,
+        "run.compile": "on" if compiled else "off",
+    }
+    config = replace_settings(get_preset("moco-v2"), settings)
+    device = pick_device(case.device, local_rank=0)
     parts = assemble(config, device)
     shape = (2, case.batch, case.image_size, case.image_size, 3)
     query, key = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
@@ -109,9 +115,17 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
         after_step=lambda step, **_: False,
     )
     return lambda: train(
-        parts.method, [batch], optimizer=parts.optimizer, precision=parts.precision, device=device,
-        lr_of_step=lambda step: LR, start_step=0, seed=0, books=books, signals=StopSignal(),
-    )  # fmt: skip
+        parts.method,
+        [batch],
+        optimizer=parts.optimizer,
+        precision=parts.precision,
+        device=device,
+        lr_of_step=lambda step: LR,
+        start_step=0,
+        seed=0,
+        books=books,
+        signals=StopSignal(),
+    )
 
 
 def finished(step: Step, device: str) -> Step:
@@ -174,7 +188,8 @@ def measure(case: Case, *, rounds: int) -> dict[str, Any]:
 
 def summarise(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the seconds mean, by side."""
-    seconds, summary = result["seconds"], {}
+    seconds = result["seconds"]
+    summary = {}
     for name, values in seconds.items():
         median = statistics.median(values)
         peak = result["matmul_peak_gflop_per_s"]["bf16" if "bf16" in name else "fp32"]
@@ -194,13 +209,18 @@ def report(result: dict[str, Any]) -> str:
     header = ("step", "ms", "images/s", "GFLOP/s", "of matmul peak", "x lightly fp32", "x plain PyTorch")
     rows = [
         (
-            name, f"{row['milliseconds']:.0f}", f"{row['images_per_s']:.1f}", f"{row['gflop_per_s']:.0f}",
-            f"{row['share_of_peak']:.0%}", measuring.show_ratio(row["against_lightly"]),
+            name,
+            f"{row['milliseconds']:.0f}",
+            f"{row['images_per_s']:.1f}",
+            f"{row['gflop_per_s']:.0f}",
+            f"{row['share_of_peak']:.0%}",
+            measuring.show_ratio(row["against_lightly"]),
             measuring.show_ratio(row["against_plain"]),
         )
         for name, row in result["summary"].items()
-    ]  # fmt: skip
-    case, peaks = result["case"], result["matmul_peak_gflop_per_s"]
+    ]
+    case = result["case"]
+    peaks = result["matmul_peak_gflop_per_s"]
     return (
         f"{case['arch']}, {case['image_size']} px, batch {case['batch']}, K {case['queue_size']}: "
         f"{result['gflop_per_step']:.0f} GFLOP a step; matmul peak {peaks['fp32']:.0f} GFLOP/s fp32, "

@@ -60,7 +60,8 @@ def pillow_style(transform: Callable[[Image.Image], Any], files: Files) -> Calla
 
 def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = False) -> Callable[[], None]:
     """Both views of each file as uint8, with draws that differ every time."""
-    target, epoch = np.empty((2, size_px, size_px, 3), np.uint8), 0
+    target = np.empty((2, size_px, size_px, 3), np.uint8)
+    epoch = 0
 
     def run() -> None:
         nonlocal epoch

@@ -22,7 +22,8 @@ optimizer = torch.optim.SGD(moco.encoder_q.parameters(), lr=0.03, momentum=0.9, 
 
 for step in range(10):
     images = torch.randn(64, 3, 32, 32)
-    query, key = images + 0.1 * torch.randn_like(images), images.flip(3)  # two views; use mocokit.data for real ones
+    query = images + 0.1 * torch.randn_like(images)  # two views; use mocokit.data for real ones
+    key = images.flip(3)
     moco.prepare(query, key, image_ids=torch.arange(64) + 64 * step, step=step)  # momentum update, keys
     for loss in moco.micro_losses():  # InfoNCE against the queue; one micro-batch here
         loss.backward()

@@ -32,7 +32,8 @@ PHOTOGRAPHS = {  # name: what scikit-image says of its licence
     "retina": "CC0, Haeggstroem 2014",
     "rocket": "CC0, SpaceX",
 }
-TILE_PX, BLOCK_PX = 48, 96
+TILE_PX = 48
+BLOCK_PX = 96
 STRIDE_PX = {"train": 16, "val": 24, "test": 24}
 MIN_STD = 6.0  # grey levels; flatter tiles (black sky, empty slide) could be of any photograph
 MAX_TILES = {"train": 250, "val": 100, "test": 100}  # a photograph

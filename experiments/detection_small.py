@@ -32,9 +32,14 @@ PICTURES_PER_CLASS = 4
 def recipe_of(iterations: int) -> DetectionRecipe:
     """VOC's recipe for a CPU."""
     return replace(
-        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(iterations), lr=0.02, warmup_iterations=20,
-        rpn_before_nms=(200, 200), rpn_after_nms=(64, 64), regions_per_image=16, precise_bn_iterations=30,
-    )  # fmt: skip
+        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(iterations),
+        lr=0.02,
+        warmup_iterations=20,
+        rpn_before_nms=(200, 200),
+        rpn_after_nms=(64, 64),
+        regions_per_image=16,
+        precise_bn_iterations=30,
+    )
 
 
 def cutouts(folder: Path) -> list[Image.Image]:
@@ -45,7 +50,8 @@ def cutouts(folder: Path) -> list[Image.Image]:
         box = picture.getchannel("A").getbbox()
         if box is None or picture.getchannel("A").getextrema()[0] == 255:
             continue
-        width, height = box[2] - box[0], box[3] - box[1]
+        width = box[2] - box[0]
+        height = box[3] - box[1]
         if 0.6 < width / height < 1.6:
             found.append(picture.crop(box).resize((96, round(96 * height / width))))
         if len(found) == PICTURES_PER_CLASS:
@@ -97,22 +103,36 @@ def main() -> None:
     args = parser.parse_args()
     data = args.out / "voc"
     make_set(data, args.objects, args.classes, num_train=args.images[0], num_test=args.images[1])
-    train, recipe = open_voc(data, ["2007_trainval"]), recipe_of(args.iterations)
+    train = open_voc(data, ["2007_trainval"])
+    recipe = recipe_of(args.iterations)
     test = open_voc(data, ["2007_test"], class_names=train.class_names)
     results = dict[str, list[Trial]]()
     for name, run in (("random", "random"), ("pre-trained", args.run)):
         if run is None:
             continue
         plan = TrialPlan(
-            run=run, arch=args.arch, train=train.for_training(), test=test, recipe=recipe, seed=0,
-            judge_training_images=True, device_name="cpu", num_workers=0,
-        )  # fmt: skip
+            run=run,
+            arch=args.arch,
+            train=train.for_training(),
+            test=test,
+            recipe=recipe,
+            seed=0,
+            judge_training_images=True,
+            device_name="cpu",
+            num_workers=0,
+        )
         results[name] = run_trials(plan, num_trials=args.trials, out=args.out / name, on_iteration=_report)
-        measure.save(args.results, {
-            "arch": args.arch, "classes": args.classes, "recipe": json.loads(json.dumps(asdict(recipe))),
-            "num_images": args.images, "table": table_of(results).splitlines(),
-            "trials": {key: [asdict(trial) for trial in rows] for key, rows in results.items()},
-        })  # fmt: skip
+        measure.save(
+            args.results,
+            {
+                "arch": args.arch,
+                "classes": args.classes,
+                "recipe": json.loads(json.dumps(asdict(recipe))),
+                "num_images": args.images,
+                "table": table_of(results).splitlines(),
+                "trials": {key: [asdict(trial) for trial in rows] for key, rows in results.items()},
+            },
+        )
     print(table_of(results))
 
 

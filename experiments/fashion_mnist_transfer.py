@@ -40,10 +40,15 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
         for part, count in zip(images, (args.train_images, args.test_images), strict=True)
     ]
     exam = Exam(
-        train=parts[0], test=parts[1], device=measure.CPU, precision=Precision("fp32", measure.CPU), seed=seed,
-        cache=FeatureCache(run / "features"), epochs_scale=args.epochs_scale,
+        train=parts[0],
+        test=parts[1],
+        device=measure.CPU,
+        precision=Precision("fp32", measure.CPU),
+        seed=seed,
+        cache=FeatureCache(run / "features"),
+        epochs_scale=args.epochs_scale,
         say=lambda text: print(f"  {text}", flush=True),
-    )  # fmt: skip
+    )
     return exam, subjects_of(loaded, baselines=True, device=measure.CPU, seed=seed)
 
 

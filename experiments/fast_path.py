@@ -50,7 +50,8 @@ def compare(
             weights[pipeline] = load_file(run / "backbone.safetensors")
             accuracy = measure.judge(run, bank, test, seed=seed, logistic=False)["pre-trained"]
             runs.append({"pipeline": pipeline, "seed": seed, **minutes, "accuracy": accuracy})
-        fast, reference = weights["fast"], weights["reference"]
+        fast = weights["fast"]
+        reference = weights["reference"]
         equal = all(torch.equal(fast[key], reference[key]) for key in reference)
         for row in runs[-2:]:
             row["weights_bit_equal"] = equal
@@ -81,7 +82,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fast_path"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/fast_path.json"))
     args = parser.parse_args()
-    train, test = str(sample_path("train")), str(sample_path("test"))
+    train = str(sample_path("train"))
+    test = str(sample_path("test"))
     demo = [*to_flags(SETTINGS), "--epochs", str(args.epochs)]
     cases = {
         "sample enlarged 8x": (str(enlarge(args.out / "enlarged")), train, test, demo),

@@ -51,18 +51,36 @@ class Runs:
     """
 
     def __init__(self, work: Path, *, steps: int, ranks: int, patience_s: float) -> None:
-        self.work, self.steps, self.ranks, self.patience_s = work, steps, ranks, patience_s
+        self.work = work
+        self.steps = steps
+        self.ranks = ranks
+        self.patience_s = patience_s
         self.photos = make_photos(work / "photos")
         self._started: list[subprocess.Popen[str]] = []
 
     def arguments(self, out: Path, *flags: str, data: Path | None = None) -> list[str]:
         """Of `mocokit`, for a run into `out`."""
         epochs = ("--epochs", str(self.steps // STEPS_PER_EPOCH))
-        return ["pretrain", "moco-v2-small", "--data", str(data or self.photos), "--out", str(out), *FLAGS, *epochs,
-                *(flags or ("--precision", "fp32"))]  # fmt: skip
+        return [
+            "pretrain",
+            "moco-v2-small",
+            "--data",
+            str(data or self.photos),
+            "--out",
+            str(out),
+            *FLAGS,
+            *epochs,
+            *(flags or ("--precision", "fp32")),
+        ]
 
-    def start(self, arguments: list[str], *, ranks: int = 0, environment: dict[str, str] | None = None,
-              program: Sequence[str] = ("-m", "mocokit")) -> subprocess.Popen[str]:  # fmt: skip
+    def start(
+        self,
+        arguments: list[str],
+        *,
+        ranks: int = 0,
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = ("-m", "mocokit"),
+    ) -> subprocess.Popen[str]:
         """Start `mocokit`: its process (torchrun's with `ranks`), which `end_all` ends."""
         process = start(arguments, ranks=ranks, program=program, **(environment or {}))
         self._started.append(process)
@@ -83,7 +101,8 @@ class Runs:
 
     def begin_patched(self, name: str, patch: str, *flags: str, ranks: int = 0) -> tuple[subprocess.Popen[str], Path]:
         """The same after `patch` was run in each process."""
-        script, out = self.work / f"{name}.py", self.work / name
+        script = self.work / f"{name}.py"
+        out = self.work / name
         script.write_text(patch + "\nimport sys\nfrom mocokit.cli import main\nsys.exit(main())\n", encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         return self.start(self.arguments(out, *flags), ranks=ranks, program=(str(script),)), out
@@ -137,7 +156,8 @@ class Runs:
 
     def end(self, run: Path, *, ranks: int = 0) -> tuple[float, str]:
         """Resume `run` and let it end: seconds until it was past where it had been, and what it printed."""
-        before, begun = logged_steps(run), time.monotonic()
+        before = logged_steps(run)
+        begun = time.monotonic()
         process = self.start(["resume", str(run)], ranks=ranks)
         self.wait_for_step(run, min(before + 1, self.steps))
         seconds = time.monotonic() - begun
@@ -156,7 +176,8 @@ class Runs:
 
     def lost(self, run: Path, whole: Path) -> dict[str, int]:
         """Bits of the final state that differ from the undisturbed run's, and images counted twice or not at all."""
-        state, reference = final_state(run), final_state(whole)
+        state = final_state(run)
+        reference = final_state(whole)
         parts = ("method", "optimizer", "step")
         keys = state["method"]["queue._extra_state"]["num_enqueued"]
         return {

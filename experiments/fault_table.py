@@ -67,16 +67,23 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 def _soak(result: dict[str, Any]) -> str:
     cells = [
-        (rank, name.replace("_mb", ", MB"),
-         f"{line['least_in_first_half']:,.0f}", f"{line['least_in_second_half']:,.0f}",
-         f"{line['slope_per_hour']:+.2f} +- {2 * line['standard_error']:.2f}", "yes" if line["flat"] else "NO")
+        (
+            rank,
+            name.replace("_mb", ", MB"),
+            f"{line['least_in_first_half']:,.0f}",
+            f"{line['least_in_second_half']:,.0f}",
+            f"{line['slope_per_hour']:+.2f} +- {2 * line['standard_error']:.2f}",
+            "yes" if line["flat"] else "NO",
+        )
         for rank, lines in result["ranks"].items()
         for name, line in lines.items()
-    ]  # fmt: skip
+    ]
     return SOAK.format(
-        **result, table=markdown_columns(SOAK_HEADER, cells, words=("what",)), medians=_medians(result["ranks"]),
+        **result,
+        table=markdown_columns(SOAK_HEADER, cells, words=("what",)),
+        medians=_medians(result["ranks"]),
         machines=_machines([result["machine"]]),
-    )  # fmt: skip
+    )
 
 
 def _medians(ranks: dict[str, Any]) -> str:

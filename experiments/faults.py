@@ -27,12 +27,27 @@ from mocokit.engine.machine import describe_machine
 ROOT = Path(__file__).resolve().parent.parent
 
 FAULTS: tuple[Callable[..., Row], ...] = (
-    process_faults.kill_process, process_faults.kill_worker, file_faults.cut_checkpoint, file_faults.flipped_bit,
-    file_faults.half_renamed, file_faults.full_disk, process_faults.term_while_saving, process_faults.bad_gradient,
-    process_faults.two_runs, file_faults.images_vanish, file_faults.blocked_mount, process_faults.jumping_clock,
-    rank_faults.kill_rank, rank_faults.kill_launcher, rank_faults.hung_rank, rank_faults.different_rank,
-    rank_faults.world_sizes, two_hosts.short_cut, two_hosts.long_cut, two_hosts.lost_host,
-)  # fmt: skip
+    process_faults.kill_process,
+    process_faults.kill_worker,
+    file_faults.cut_checkpoint,
+    file_faults.flipped_bit,
+    file_faults.half_renamed,
+    file_faults.full_disk,
+    process_faults.term_while_saving,
+    process_faults.bad_gradient,
+    process_faults.two_runs,
+    file_faults.images_vanish,
+    file_faults.blocked_mount,
+    process_faults.jumping_clock,
+    rank_faults.kill_rank,
+    rank_faults.kill_launcher,
+    rank_faults.hung_rank,
+    rank_faults.different_rank,
+    rank_faults.world_sizes,
+    two_hosts.short_cut,
+    two_hosts.long_cut,
+    two_hosts.lost_host,
+)
 
 UNEXPECTED = (AssertionError, OSError, LookupError, ValueError, StopIteration, subprocess.SubprocessError)
 """What a fault raises when the run does not do what it should, or nothing at all within the patience."""
@@ -96,7 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
         many = fault is process_faults.kill_process and not args.quick
         work = args.work / ("long" if many else "short")
         work.mkdir(parents=True, exist_ok=True)
-        steps, ranks, patience_s = 100 if many else 30, 2 if args.quick else 4, 240 if args.quick else 900
+        steps = 100 if many else 30
+        ranks = 2 if args.quick else 4
+        patience_s = 240 if args.quick else 900
         runs = Runs(work, steps=steps, ranks=ranks, patience_s=patience_s)
         rows[fault.__name__] = inject(fault, runs, quick=args.quick)
         print(json.dumps({fault.__name__: rows[fault.__name__]}), flush=True)

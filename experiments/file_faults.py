@@ -75,8 +75,13 @@ def full_disk(runs: Runs, *, quick: bool) -> Row:
         assert list(run.rglob("*.partial")) == []
         (disk / "ballast").unlink()
         recovery_s, _ = runs.end(run)
-        return {"times": 1, "detection_s": seconds, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()),
-                "said": output.strip().splitlines()[-1].replace(str(disk), "")}  # fmt: skip
+        return {
+            "times": 1,
+            "detection_s": seconds,
+            "recovery_s": recovery_s,
+            **runs.lost(run, runs.undisturbed()),
+            "said": output.strip().splitlines()[-1].replace(str(disk), ""),
+        }
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -94,13 +99,17 @@ def images_vanish(runs: Runs, *, quick: bool) -> Row:
     runs.finish(process, code=0)
     log = (run / "log.txt").read_text(encoding="utf-8")
     assert [log.count(f"bad image {path}") for path in (gone, cut, text)] == [1, 1, 1], log
-    return {"times": 3, "images_miscounted": runs.lost(run, runs.undisturbed())["images_miscounted"],
-            "said": "log.txt: bad image ... replaced by another, once for each"}  # fmt: skip
+    return {
+        "times": 3,
+        "images_miscounted": runs.lost(run, runs.undisturbed())["images_miscounted"],
+        "said": "log.txt: bad image ... replaced by another, once for each",
+    }
 
 
 def blocked_mount(runs: Runs, *, quick: bool) -> Row:
     """The second read of one image blocks for 30 s, in the call that reads files (real pipes are refused)."""
-    name, blocked_s = sorted(runs.photos.rglob("*.jpg"))[7].name, 3 if quick else 30
+    name = sorted(runs.photos.rglob("*.jpg"))[7].name
+    blocked_s = 3 if quick else 30
     patch = (
         "import pathlib, time; old, reads = pathlib.Path.read_bytes, []\n"
         "def read_bytes(path):\n"
@@ -116,5 +125,9 @@ def blocked_mount(runs: Runs, *, quick: bool) -> Row:
     waited = [json.loads(line)["data_wait_share"] for line in logged_lines(run)]
     assert max(waited) > 0.5, "the run did wait for the image"
     assert time.monotonic() - begun > blocked_s
-    return {"times": 1, "recovery_s": float(blocked_s), **runs.lost(run, runs.undisturbed()),
-            "said": f"nothing; the run waits {blocked_s} s and goes on"}  # fmt: skip
+    return {
+        "times": 1,
+        "recovery_s": float(blocked_s),
+        **runs.lost(run, runs.undisturbed()),
+        "said": f"nothing; the run waits {blocked_s} s and goes on",
+    }

@@ -157,9 +157,16 @@ def _images() -> tuple[bytes, ...]:
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = [
-        ("JPEG", {"quality": 80}), ("JPEG", {"progressive": True, "exif": exif}), ("PNG", {}), ("BMP", {}),
-        ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}),
-    ]  # fmt: skip
+        ("JPEG", {"quality": 80}),
+        ("JPEG", {"progressive": True, "exif": exif}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+    ]
     files = []
     for kind, options in kinds:
         file = io.BytesIO()
@@ -170,7 +177,8 @@ def _images() -> tuple[bytes, ...]:
 
 def _plain_jpegs(images: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """In every arrangement of colors, with and without restarts."""
-    image, files = Image.open(io.BytesIO(images[0])).resize((70, 50)), [io.BytesIO() for _ in range(4)]
+    image = Image.open(io.BytesIO(images[0])).resize((70, 50))
+    files = [io.BytesIO() for _ in range(4)]
     for number in range(3):
         image.save(files[number], "JPEG", subsampling=number, restart_marker_blocks=number)
     image.convert("L").save(files[3], "JPEG", optimize=True)
@@ -179,7 +187,9 @@ def _plain_jpegs(images: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
     """(zip stored, zip deflated, tar) of a few small files in class folders."""
-    stored, packed, tar = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    stored = io.BytesIO()
+    packed = io.BytesIO()
+    tar = io.BytesIO()
     with (
         zipfile.ZipFile(stored, "w") as a,
         zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as b,
@@ -208,8 +218,15 @@ def _checkpoint() -> bytes:
 
 
 def _backbone() -> bytes:
-    card = {"arch": "resnet10_w16", "stem": "small", "image_size": 32, "eval_crop_ratio": 1.0, "mean": [0.5] * 3,
-            "std": [0.5] * 3, "step": 1}  # fmt: skip
+    card = {
+        "arch": "resnet10_w16",
+        "stem": "small",
+        "image_size": 32,
+        "eval_crop_ratio": 1.0,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "step": 1,
+    }
     return save({"conv1.weight": torch.zeros(2, 3)}, {"mocokit": json.dumps(card)})
 
 
@@ -218,7 +235,8 @@ def build_readers() -> dict[str, Reader]:
     images = _images()
     stored, packed, tar = _archives(images)
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
-    index, checkpoint = _index(), _checkpoint()
+    index = _index()
+    checkpoint = _checkpoint()
     pickled = next(name for name in zipfile.ZipFile(io.BytesIO(checkpoint)).namelist() if name.endswith("data.pkl"))
     lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
@@ -246,7 +264,7 @@ def build_readers() -> dict[str, Reader]:
         "foreign safetensors": Reader(".safetensors", (_backbone(),), read_checkpoint),
         "backbone": Reader(".safetensors", (_backbone(),), load_backbone),
         "config": Reader(".toml", config, lambda path: from_toml(path.read_text(encoding="utf-8"))),
-    }  # fmt: skip
+    }
 
 
 def _load_index(path: Path) -> ShardIndex:
@@ -299,7 +317,8 @@ def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[
     """Fuzz one reader for `seconds`, counting into `row`."""
     folder_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=folder_root) as text:
-        folder, start = Path(text), time.perf_counter()
+        folder = Path(text)
+        start = time.perf_counter()
         for listed in LISTED:
             (folder / listed).touch()
         while (elapsed := time.perf_counter() - start) < seconds:
@@ -337,7 +356,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff has to say about damaged files
-    readers, end = build_readers(), time.monotonic() + 60 * args.minutes
+    readers = build_readers()
+    end = time.monotonic() + 60 * args.minutes
     result = (
         json.loads(args.result.read_text()) if args.result.exists() else {"readers": {}, "findings": [], "memory": []}
     )

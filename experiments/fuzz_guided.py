@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "fuzz_guided.json"
-LIMIT_S, LIMIT_MB = 20, 4096
+LIMIT_S = 20
+LIMIT_MB = 4096
 
 
 def fuzz_here(kind: str, corpus: Path, options: list[str]) -> None:
@@ -54,10 +55,13 @@ def fuzz_reader(kind: str, *, seconds: int) -> dict[str, Any]:
     stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stderr))
     lines = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+)", done.stderr)
     row: dict[str, Any] = {
-        "inputs": int(stats.get("number_of_executed_units", lines[-1][0] if lines else 0)), "kept": kept,
-        "coverage_at_first": int(lines[0][1]) if lines else 0, "coverage": int(lines[-1][1]) if lines else 0,
-        "peak_mb": int(stats.get("peak_rss_mb", 0)), "exit_code": done.returncode,
-    }  # fmt: skip
+        "inputs": int(stats.get("number_of_executed_units", lines[-1][0] if lines else 0)),
+        "kept": kept,
+        "coverage_at_first": int(lines[0][1]) if lines else 0,
+        "coverage": int(lines[-1][1]) if lines else 0,
+        "peak_mb": int(stats.get("peak_rss_mb", 0)),
+        "exit_code": done.returncode,
+    }
     if done.returncode:
         row["said"] = done.stderr[-2000:]
     return row
@@ -83,9 +87,11 @@ def main() -> None:
         print(kind, rows[kind], flush=True)
         findings = [name for name, row in rows.items() if row["exit_code"]]
         result = {
-            "inputs": sum(row["inputs"] for row in rows.values()), "findings": findings,
-            "versions": {name: version(name) for name in ("atheris", "torch", "numpy", "Pillow")}, "readers": rows,
-        }  # fmt: skip
+            "inputs": sum(row["inputs"] for row in rows.values()),
+            "findings": findings,
+            "versions": {name: version(name) for name in ("atheris", "torch", "numpy", "Pillow")},
+            "readers": rows,
+        }
         args.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.exit(bool(findings))
 

@@ -34,7 +34,8 @@ def torchrun(ranks: int) -> list[str]:
 def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
     """Run `mocokit pretrain` into an emptied folder; minutes of wall clock and of both cores' work, all included."""
     shutil.rmtree(out, ignore_errors=True)
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "mocokit", "pretrain", preset, "--out", str(out), *flags]
     print("mocokit", *command[3:], flush=True)
     subprocess.run(command, check=True)

@@ -35,7 +35,9 @@ from mocokit.engine.train import train_step
 from mocokit.report.text_tables import markdown_columns
 from mocokit.run.build import build_trained
 
-RANKS, BATCH, SIDE_PX = 2, 32, 64
+RANKS = 2
+BATCH = 32
+SIDE_PX = 64
 Span = tuple[float, float]
 
 
@@ -60,10 +62,17 @@ class SumAfterwards(BucketedGradientSum):
 
 def work(out: Path, steps: int) -> None:
     """One rank: seconds of each step both ways, and the spans of a traced one."""
-    config = replace_settings(get_preset("moco-v2"), {
-        "model.arch": "resnet18", "data.image_size": SIDE_PX, "data.global_batch_size": BATCH,
-        "method.bn_groups": RANKS, "method.queue_size": 4096, "run.precision": "fp32",
-    })  # fmt: skip
+    config = replace_settings(
+        get_preset("moco-v2"),
+        {
+            "model.arch": "resnet18",
+            "data.image_size": SIDE_PX,
+            "data.global_batch_size": BATCH,
+            "method.bn_groups": RANKS,
+            "method.queue_size": 4096,
+            "run.precision": "fp32",
+        },
+    )
     precision = Precision("fp32", measure.CPU)
     with distributed.session("cpu"):
         method, optimizer, _ = build_trained(
@@ -157,8 +166,16 @@ def table_of(links: list[dict[str, Any]]) -> str:
             1000 * statistics.median(link["seconds"][name]) for name in ("afterwards", "while backward runs")
         )
         share = link["both_ms"] / link["summing_ms"]
-        lines.append([link["rate"], f"{after:.0f} ms", f"{during:.0f} ms", f"{link['backward_ms']:.0f} ms",
-                      f"{link['summing_ms']:.0f} ms", f"{share:.0%}"])  # fmt: skip
+        lines.append(
+            [
+                link["rate"],
+                f"{after:.0f} ms",
+                f"{during:.0f} ms",
+                f"{link['backward_ms']:.0f} ms",
+                f"{link['summing_ms']:.0f} ms",
+                f"{share:.0%}",
+            ]
+        )
     return markdown_columns(header, lines)
 
 

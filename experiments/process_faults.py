@@ -16,27 +16,36 @@ from mocokit.engine.checkpoint import list_checkpoints
 
 def kill_process(runs: Runs, *, quick: bool) -> Row:
     """SIGKILL the process at random steps."""
-    times, rng = 2 if quick else 20, random.Random(0)
+    times = 2 if quick else 20
+    rng = random.Random(0)
     process, run = runs.begin("kill_process", "--precision", "fp32", "--workers", "1")
-    found, back = [], []
+    found = []
+    back = []
     for step in sorted(rng.sample(range(3, runs.steps - 2), times)):
         runs.wait_for_step(run, step)
         kill(process)
         found.append(runs.until_end(process)[0])
-        begun, before = time.monotonic(), logged_steps(run)
+        begun = time.monotonic()
+        before = logged_steps(run)
         process = runs.start(["resume", str(run)])
         runs.wait_for_step(run, before + 1)
         back.append(time.monotonic() - begun)
     runs.finish(process, code=0)
-    return {"times": times, "detection_s": max(found), "recovery_s": max(back), **runs.lost(run, runs.undisturbed()),
-            "said": "the next `mocokit resume` goes on"}  # fmt: skip
+    return {
+        "times": times,
+        "detection_s": max(found),
+        "recovery_s": max(back),
+        **runs.lost(run, runs.undisturbed()),
+        "said": "the next `mocokit resume` goes on",
+    }
 
 
 def kill_worker(runs: Runs, *, quick: bool) -> Row:
     """SIGKILL one of two loader workers; the run goes on by itself (recovery: from the kill until the next step)."""
     steps = (4, 18) if quick else (4, 11, 18)
     process, run = runs.begin("kill_worker", "--precision", "fp32", "--workers", "2")
-    found, back = [], []
+    found = []
+    back = []
     for number, step in enumerate(steps, start=1):
         runs.wait_for_step(run, step)
         begun = time.monotonic()
@@ -47,8 +56,13 @@ def kill_worker(runs: Runs, *, quick: bool) -> Row:
         back.append(time.monotonic() - begun)
     _, output = runs.finish(process, code=0)
     said = next(line for line in output.splitlines() if "was killed" in line)
-    return {"times": len(steps), "detection_s": max(found), "recovery_s": max(back),
-            **runs.lost(run, runs.undisturbed()), "said": re.sub(r"process \d+", "process ...", said)}  # fmt: skip
+    return {
+        "times": len(steps),
+        "detection_s": max(found),
+        "recovery_s": max(back),
+        **runs.lost(run, runs.undisturbed()),
+        "said": re.sub(r"process \d+", "process ...", said),
+    }
 
 
 def term_while_saving(runs: Runs, *, quick: bool) -> Row:
@@ -70,8 +84,13 @@ def term_while_saving(runs: Runs, *, quick: bool) -> Row:
     saved = int(list_checkpoints(run / "checkpoints")[-1].stem.removeprefix("step_"))
     assert f"stopped at step {saved} of" in said, said
     recovery_s, _ = runs.end(run)
-    return {"times": 1, "detection_s": seconds, "recovery_s": recovery_s, **runs.lost(run, runs.undisturbed()),
-            "said": said}  # fmt: skip
+    return {
+        "times": 1,
+        "detection_s": seconds,
+        "recovery_s": recovery_s,
+        **runs.lost(run, runs.undisturbed()),
+        "said": said,
+    }
 
 
 def bad_gradient(runs: Runs, *, quick: bool) -> Row:
@@ -104,8 +123,12 @@ def two_runs(runs: Runs, *, quick: bool) -> Row:
     seconds = (time.monotonic() - begun) / 2
     os.kill(process.pid, signal.SIGCONT)
     runs.finish(process, code=0)
-    return {"times": 2, "detection_s": seconds, **runs.lost(run, runs.undisturbed()),
-            "said": "in use by process ... on ...; wait for it to end, or choose another folder"}  # fmt: skip
+    return {
+        "times": 2,
+        "detection_s": seconds,
+        **runs.lost(run, runs.undisturbed()),
+        "said": "in use by process ... on ...; wait for it to end, or choose another folder",
+    }
 
 
 JUMPING_CLOCK = r"""
@@ -134,7 +157,8 @@ time_t time(time_t *out) {
 
 def jumping_clock(runs: Runs, *, quick: bool) -> Row:
     """The wall clock jumps by two days, back and forth, all the time (LD_PRELOAD)."""
-    source, library = runs.work / "clock.c", runs.work / "clock.so"
+    source = runs.work / "clock.c"
+    library = runs.work / "clock.so"
     source.write_text(JUMPING_CLOCK, encoding="utf-8")
     compiler = shutil.which("cc")
     if compiler is None:
@@ -147,5 +171,8 @@ def jumping_clock(runs: Runs, *, quick: bool) -> Row:
     assert int(seen.stdout) > 1, "the clock does jump"
     process, run = runs.begin("clock", environment={"LD_PRELOAD": str(library)})
     runs.finish(process, code=0)
-    return {"times": 1, **runs.lost(run, runs.undisturbed()),
-            "said": "nothing; durations come from the monotonic clock"}  # fmt: skip
+    return {
+        "times": 1,
+        **runs.lost(run, runs.undisturbed()),
+        "said": "nothing; durations come from the monotonic clock",
+    }

@@ -20,7 +20,8 @@ import measure
 from mocokit.run.demo import sample_path
 
 STEPS = 60
-BATCH, DIM = 112, 128
+BATCH = 112
+DIM = 128
 FLAGS = [
     *("--data", str(sample_path("train")), "--epochs", "3", "--global-batch-size", str(BATCH), "--bn-groups", "4"),
     *("--arch", "resnet10_w32", "--model.stem", "imagenet", "--image-size", "32", "--method.queue-size", "1000"),
@@ -82,9 +83,12 @@ def traffic(out: Path, ranks: int) -> dict[str, Any]:
     gradients = given["all_reduce float32"]
     least = {"gradients": 2 * share * gradients, "keys": share * BATCH * DIM * 4}
     return {
-        "given": given, "sent_by_a_ring": sent, "least": least, "over_least": sent / sum(least.values()),
+        "given": given,
+        "sent_by_a_ring": sent,
+        "least": least,
+        "over_least": sent / sum(least.values()),
         "sent_over_the_wire": wire if may else None,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

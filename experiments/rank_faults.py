@@ -51,7 +51,8 @@ def hung_rank(runs: Runs, *, quick: bool) -> Row:
 
 def world_sizes(runs: Runs, *, quick: bool) -> Row:
     """Resume on other numbers of ranks, down to one process (fp64, the same BatchNorm groups); SIGKILL in between."""
-    flags, counts = ("--precision", "fp64"), (2, 0) if quick else (4, 2, 0)
+    flags = ("--precision", "fp64")
+    counts = (2, 0) if quick else (4, 2, 0)
     whole = runs.undisturbed(*flags)
     process, run = runs.begin("world_sizes", *flags, ranks=counts[0])
     for number, ranks in enumerate(counts[1:], 1):
@@ -63,8 +64,12 @@ def world_sizes(runs: Runs, *, quick: bool) -> Row:
     largest = max(abs(a / b - 1) for a, b in zip(_losses(run), _losses(whole), strict=True))
     assert largest < 1e-9, largest
     miscounted = runs.lost(run, whole)["images_miscounted"]
-    return {"times": len(counts) - 1, "images_miscounted": miscounted, "largest_relative_difference": largest,
-            "said": f"losses within {largest:.0e} (relative) of an undisturbed run of one process"}  # fmt: skip
+    return {
+        "times": len(counts) - 1,
+        "images_miscounted": miscounted,
+        "largest_relative_difference": largest,
+        "said": f"losses within {largest:.0e} (relative) of an undisturbed run of one process",
+    }
 
 
 def _losses(run: Path) -> list[float]:

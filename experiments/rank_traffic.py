@@ -45,7 +45,8 @@ class Traffic:
         """What was counted since the last call was one step."""
         wire = _loopback_bytes()
         self.steps.append({**self._now, "wire of all ranks": wire - self._wire})
-        self._now, self._wire = {}, wire
+        self._now = {}
+        self._wire = wire
 
 
 def _loopback_bytes() -> int:
@@ -57,7 +58,8 @@ def _loopback_bytes() -> int:
 
 def run(out: Path, arguments: list[str]) -> int:
     """Run the command and write `out`/rank_N.json."""
-    traffic, after_step = Traffic(), Bookkeeper.after_step
+    traffic = Traffic()
+    after_step = Bookkeeper.after_step
 
     def ended(self: Bookkeeper, step: int, *, lr: float, stop: bool) -> bool:
         stop = after_step(self, step, lr=lr, stop=stop)

@@ -102,7 +102,8 @@ def table_of(cells: dict[str, list[dict[str, Any]]]) -> str:
     header = ["variant", "seeds", "CPU minutes", f"until {wanted:.1f} % on val", "val kNN", *protocols]
     lines = list[list[str]]()
     for name, curve in curves.items():
-        runs, reached = cells[name], minutes_to(curve, wanted)
+        runs = cells[name]
+        reached = minutes_to(curve, wanted)
         row = [name, str(len(runs)), f"{curve[-1][0]:.1f}", "not reached" if reached is None else f"{reached:.1f}"]
         row.append(measure.mean_and_spread([run["curve"][-1]["knn"] for run in runs]))
         row += [measure.mean_and_spread([run["test"][protocol] for run in runs]) for protocol in protocols]
@@ -126,7 +127,8 @@ def main() -> None:
         earlier = json.loads(args.results.read_text(encoding="utf-8"))
         assert earlier["settings"] == settings, f"{args.results} was made with other settings; move it away"
         cells |= earlier["cells"]
-    bank, test = str(sample_path("train")), str(sample_path("test"))
+    bank = str(sample_path("train"))
+    test = str(sample_path("test"))
     for seed in args.seeds:
         for name in args.only:
             if any(run["seed"] == seed for run in cells[name]):

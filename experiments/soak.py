@@ -60,7 +60,8 @@ def sample(pid: int) -> Sample:
 
 def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> None:
     """Write samples of each rank, with `hours` since the first, for as long as asked; raises when the run has ended."""
-    pids, begun = rank_pids(launcher), time.monotonic()
+    pids = rank_pids(launcher)
+    begun = time.monotonic()
     with (run / "samples.jsonl").open("w", encoding="utf-8", buffering=1) as log:
         while (hours := (time.monotonic() - begun) / 3600) < minutes / 60:
             assert launcher.poll() is None, f"the run ended; see {run.with_suffix('.out')}"
@@ -89,12 +90,15 @@ def line_through(samples: list[Sample], name: str) -> dict[str, float]:
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
     half = len(values) // 2
     return {
-        "first": float(values[0]), "last": float(values[-1]),
-        "least_in_first_half": float(values[:half].min()), "least_in_second_half": float(values[half:].min()),
+        "first": float(values[0]),
+        "last": float(values[-1]),
+        "least_in_first_half": float(values[:half].min()),
+        "least_in_second_half": float(values[half:].min()),
         "median_of_first_half": float(np.median(values[:half])),
         "median_of_second_half": float(np.median(values[half:])),
-        "slope_per_hour": float(slope), "standard_error": float(covariance[0, 0] ** 0.5),
-    }  # fmt: skip
+        "slope_per_hour": float(slope),
+        "standard_error": float(covariance[0, 0] ** 0.5),
+    }
 
 
 def is_flat(name: str, line: dict[str, float], *, hours: float) -> bool:
@@ -138,12 +142,15 @@ def soak(run: Path, *, minutes: float) -> None:
 
 def counts_of(run: Path, samples: list[Sample]) -> dict[str, int]:
     """How often the run did what."""
-    steps, kept = logged_steps(run), settled(samples)
+    steps = logged_steps(run)
+    kept = settled(samples)
     evaluations = (run / "metrics.jsonl").read_text(encoding="utf-8").count("knn_acc")
     return {
-        "steps": steps, "steps_after_warm_up": int(kept[-1]["steps"] - kept[0]["steps"]),
-        "saves": steps // STEPS_PER_EPOCH, "evaluations": evaluations,
-    }  # fmt: skip
+        "steps": steps,
+        "steps_after_warm_up": int(kept[-1]["steps"] - kept[0]["steps"]),
+        "saves": steps // STEPS_PER_EPOCH,
+        "evaluations": evaluations,
+    }
 
 
 def main() -> None:
@@ -158,7 +165,8 @@ def main() -> None:
     if not args.judge:
         soak(args.out, minutes=args.minutes)
     samples = read_samples(args.out)
-    ranks, counts = judge(samples), counts_of(args.out, samples[0])
+    ranks = judge(samples)
+    counts = counts_of(args.out, samples[0])
     flat = all(line["flat"] for lines in ranks.values() for line in lines.values())
     result = {"minutes": args.minutes, "samples": len(samples[0]), **counts, "flat": flat, "ranks": ranks}
     measure.save(args.results, result)

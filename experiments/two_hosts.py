@@ -41,15 +41,19 @@ class TwoHosts:
     """
 
     def __init__(self, run: Path, command: list[str], *, patience_s: float) -> None:
-        self.run, self.patience_s, self.starts = run, patience_s, 0
+        self.run = run
+        self.patience_s = patience_s
+        self.starts = 0
         self._names = [f"mocokit-{os.getpid()}-{number}" for number in (0, 1)]
         self._torchruns: list[subprocess.Popen[str]] = []
-        self._script, self.log = run.with_suffix(".sh"), run.with_suffix(".out")
+        self._script = run.with_suffix(".sh")
+        self.log = run.with_suffix(".out")
         program = f"{shlex.quote(sys.executable)} -m mocokit"
         self._script.write_text(
             f"if [ -e {shlex.quote(str(run / 'config.toml'))} ]; then exec {program} resume {shlex.quote(str(run))}\n"
-            f"else exec {program} {shlex.join(command)}; fi\n", encoding="utf-8",
-        )  # fmt: skip
+            f"else exec {program} {shlex.join(command)}; fi\n",
+            encoding="utf-8",
+        )
 
     def __enter__(self) -> "TwoHosts":
         shutil.rmtree(self.run, ignore_errors=True)
@@ -88,16 +92,29 @@ class TwoHosts:
         """torchrun on one host, one rank on each; the first serves the rendezvous."""
         self.starts += 1
         torchrun = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=10",
-            "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--rdzv-id={self.run.name}",
-            f"--rdzv-conf=is_host={not number},read_timeout=10", f"--local-addr={ADDRESSES[number]}", "--no-python",
-            "bash", str(self._script),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            "--nproc-per-node=1",
+            "--max-restarts=10",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}",
+            f"--rdzv-id={self.run.name}",
+            f"--rdzv-conf=is_host={not number},read_timeout=10",
+            f"--local-addr={ADDRESSES[number]}",
+            "--no-python",
+            "bash",
+            str(self._script),
+        ]
         with self.log.open("a", encoding="utf-8") as log:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self._names[number], *torchrun], stdout=log, stderr=subprocess.STDOUT,
-                text=True, env={**os.environ, **ENVIRONMENT},
-            )  # fmt: skip
+                ["ip", "netns", "exec", self._names[number], *torchrun],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, **ENVIRONMENT},
+            )
 
     def cut(self) -> None:
         """Pull the cable at the second host."""
@@ -153,7 +170,8 @@ def _hit(
     with TwoHosts(run, runs.arguments(run), patience_s=runs.patience_s) as hosts:
         hosts.wait_until(lambda: logged_steps(run) >= runs.steps // 3, "a third of the run")
         detection_s = hit(hosts)
-        before, begun = logged_steps(run), time.monotonic()
+        before = logged_steps(run)
+        begun = time.monotonic()
         mend(hosts)
         hosts.wait_until(lambda: logged_steps(run) > before, "the next step")
         recovery_s = time.monotonic() - begun
@@ -182,7 +200,8 @@ def long_cut(runs: Runs, *, quick: bool) -> Row:
     """Two hosts: the cable is cut until both have given up, then healed."""
 
     def cut(hosts: TwoHosts) -> float:
-        ranks, begun = hosts.ranks(), time.monotonic()
+        ranks = hosts.ranks()
+        begun = time.monotonic()
         hosts.cut()
         hosts.wait_until(lambda: not ranks & hosts.ranks(), "the end of both ranks")
         return time.monotonic() - begun
@@ -194,7 +213,8 @@ def lost_host(runs: Runs, *, quick: bool) -> Row:
     """Two hosts: SIGKILL every process of the second, which is started again."""
 
     def kill(hosts: TwoHosts) -> float:
-        ranks, begun = hosts.ranks(), time.monotonic()
+        ranks = hosts.ranks()
+        begun = time.monotonic()
         hosts.kill(1)
         hosts.wait_until(lambda: not ranks & hosts.ranks(), "the end of the other rank")
         return time.monotonic() - begun

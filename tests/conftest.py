@@ -69,9 +69,14 @@ def pasted_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     objects = {name: [cut_ellipse(tile) for tile in tiles[name]] for name in ("cat", "retina")}
     write_pasted_voc(
-        folder, "2007_trainval", objects=objects, photographs=tiles["grass"] + tiles["brick"],
-        num_images=6, size_px=96, seed=0,
-    )  # fmt: skip
+        folder,
+        "2007_trainval",
+        objects=objects,
+        photographs=tiles["grass"] + tiles["brick"],
+        num_images=6,
+        size_px=96,
+        seed=0,
+    )
     return folder
 
 

@@ -10,8 +10,12 @@ Options = dict[str, Any]
 
 ARRANGEMENTS: tuple[Options, ...] = ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"gray": True})
 CODINGS: tuple[Options, ...] = (
-    {}, {"optimize": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"quality": 100},
-)  # fmt: skip
+    {},
+    {"optimize": True},
+    {"restart_marker_blocks": 3},
+    {"restart_marker_rows": 1},
+    {"quality": 100},
+)
 
 
 def jpeg_file(
@@ -21,6 +25,7 @@ def jpeg_file(
     rng = np.random.default_rng(0)
     soft = Image.fromarray(rng.integers(70, 190, (5, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(soft) + rng.normal(0, detail, (height, width, 3))
-    image, file = Image.fromarray(pixels.clip(45, 210).astype(np.uint8)), BytesIO()
+    image = Image.fromarray(pixels.clip(45, 210).astype(np.uint8))
+    file = BytesIO()
     (image.convert("L") if gray else image).save(file, "JPEG", **{"quality": 90, **options})
     return file.getvalue()

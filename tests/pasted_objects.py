@@ -43,7 +43,8 @@ def write_pasted_voc(
 
     """
     year, _, name = split.partition("_")
-    folder, ids = root / f"VOC{year}", list[str]()
+    folder = root / f"VOC{year}"
+    ids = list[str]()
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number in range(num_images):

@@ -33,7 +33,8 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
 def main() -> None:
     """Run all for 5 steps each."""
     one_epoch = {"optim.epochs": 1, "optim.milestones": (1,), "optim.warmup_epochs": 0.0}
-    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    data = Path(sys.argv[1])
+    out = Path(sys.argv[2])
     add_narrow_backbone()
     with distributed.session("cpu"):
         for name, (preset, settings) in RUNS.items():

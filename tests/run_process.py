@@ -51,7 +51,8 @@ def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[in
 
 def wait_for_step(run: Path, step: int, *, within_s: float = 120) -> None:
     """Return when the run has logged `step` steps (it logs each one)."""
-    log, deadline = run / "metrics.jsonl", time.monotonic() + within_s
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + within_s
     while not (log.exists() and log.read_text().count('"loss"') >= step):
         assert time.monotonic() < deadline, f"{run} never came to step {step}"
         time.sleep(0.02)

@@ -15,13 +15,23 @@ def small(name: str, photos: Path) -> Config:
     preset = PRESETS[name]
     rate = preset.optim.lr * 16 / preset.data.global_batch_size
     settings: dict[str, object] = {
-        "data.source": str(photos), "data.image_size": 32, "data.global_batch_size": 16, "data.workers": 0,
-        "model.arch": "timm/test_vit" if "vit" in name else "resnet10_w8", "model.stem": "imagenet", "model.dim": 16,
-        "method.bn_groups": min(preset.method.bn_groups, 4), "optim.epochs": 4, "optim.milestones": (2, 3),
+        "data.source": str(photos),
+        "data.image_size": 32,
+        "data.global_batch_size": 16,
+        "data.workers": 0,
+        "model.arch": "timm/test_vit" if "vit" in name else "resnet10_w8",
+        "model.stem": "imagenet",
+        "model.dim": 16,
+        "method.bn_groups": min(preset.method.bn_groups, 4),
+        "optim.epochs": 4,
+        "optim.milestones": (2, 3),
         "optim.lr": rate,
-        "optim.warmup_epochs": min(preset.optim.warmup_epochs, 1.0), "run.device": "cpu", "run.precision": "fp64",
-        "run.log_every": 1, "run.knn_every": 0,
-    }  # fmt: skip
+        "optim.warmup_epochs": min(preset.optim.warmup_epochs, 1.0),
+        "run.device": "cpu",
+        "run.precision": "fp64",
+        "run.log_every": 1,
+        "run.knn_every": 0,
+    }
     of_method: dict[str, dict[str, object]] = {
         "moco": {"method.queue_size": 40},
         "memory-bank": {"method.num_negatives": 24},

@@ -26,7 +26,9 @@ def _assembled(tiny: Callable[..., Config], photos: Path, device: str, **setting
 
 def _losses(tiny: Callable[..., Config], photos: Path, device: str, **settings: object) -> torch.Tensor:
     config, parts = _assembled(tiny, photos, device, **settings)
-    batches, train, losses = build_batches(config, parts, start_step=0, total_steps=STEPS), trainer(parts), []
+    batches = build_batches(config, parts, start_step=0, total_steps=STEPS)
+    train = trainer(parts)
+    losses = []
     for step, batch in enumerate(on_device(batches, parts.device)):
         train(batch, step)
         losses.append(parts.method.row_metrics["loss"].mean().double().cpu())
@@ -61,7 +63,8 @@ def test_a_step_never_waits_for_the_device(
 
 
 def test_the_command_trains_resumes_and_exports_for_the_cpu(tmp_path: Path) -> None:
-    sample, out = str(sample_path("val")), tmp_path / "run"
+    sample = str(sample_path("val"))
+    out = tmp_path / "run"
     flags = ["--data", sample, "--device", "cuda", "--global-batch-size", "64", "--bn-groups", "2"]
     assert main(["pretrain", "moco-v2-small", *flags, "--epochs", "2", "--out", str(out)]) == 0
     assert main(["resume", str(out)]) == 0

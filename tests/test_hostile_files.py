@@ -75,7 +75,8 @@ def _tar(path: Path, *members: tarfile.TarInfo) -> Path:
 
 def _member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.size, member.type = size, kind
+    member.size = size
+    member.type = kind
     return member
 
 
@@ -188,7 +189,8 @@ def test_a_jpeg_of_absurdly_many_scans_is_refused(photograph: Image.Image, monke
 
 def test_a_jpeg_of_absurd_size_with_exif_is_an_image_error(photograph: Image.Image) -> None:
     """Before: reading its orientation raised DecompressionBombError, which nobody caught."""
-    file, exif = io.BytesIO(), Image.Exif()
+    file = io.BytesIO()
+    exif = Image.Exif()
     exif[0x0112] = 6
     photograph.save(file, "JPEG", exif=exif)
     raw = bytearray(file.getvalue())
@@ -217,8 +219,15 @@ def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "b.pt")
 
 
-CARD = {"arch": "resnet10_w16", "stem": "small", "image_size": 32, "eval_crop_ratio": 1.0, "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5], "step": 1}  # fmt: skip
+CARD = {
+    "arch": "resnet10_w16",
+    "stem": "small",
+    "image_size": 32,
+    "eval_crop_ratio": 1.0,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "step": 1,
+}
 
 
 @pytest.mark.parametrize(

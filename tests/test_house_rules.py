@@ -37,7 +37,7 @@ def test_files_functions_and_classes_stay_small() -> None:
     too_long = []
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        limits = [(path.name, text.count("\n"), 300)]
+        limits = [(path.name, text.count("\n"), 400)]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 limits.append((f"{path.name}:{node.name}", node.end_lineno - node.lineno + 1, 60))  # type: ignore[operator]

@@ -16,14 +16,19 @@ def _unit(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 def test_info_nce_equals_a_slow_loop(temperature: float) -> None:
-    q, k, negatives = _unit(5, 8), _unit(5, 8), _unit(12, 8)
+    q = _unit(5, 8)
+    k = _unit(5, 8)
+    negatives = _unit(12, 8)
     got = info_nce(q, k, negatives, temperature=temperature).row_losses
     assert got.tolist() == pytest.approx(info_nce_loop(q, k, negatives, temperature), rel=1e-12)
 
 
 def test_negatives_of_the_querys_own_image_do_not_count() -> None:
-    q, k, negatives = _unit(5, 8), _unit(5, 8), _unit(12, 8)
-    ids, negative_ids = torch.tensor([0, 1, 2, 3, 9]), torch.randint(0, 4, (12,))
+    q = _unit(5, 8)
+    k = _unit(5, 8)
+    negatives = _unit(12, 8)
+    ids = torch.tensor([0, 1, 2, 3, 9])
+    negative_ids = torch.randint(0, 4, (12,))
     masked = ids[:, None] == negative_ids
     assert masked[:4].any()
     got = info_nce(q, k, negatives, temperature=0.2, ids=ids, negative_ids=negative_ids)
@@ -35,7 +40,8 @@ def test_negatives_of_the_querys_own_image_do_not_count() -> None:
 
 
 def test_a_query_whose_negatives_are_all_its_own_has_no_loss() -> None:
-    q, ids = _unit(2, 8), torch.tensor([4, 5])
+    q = _unit(2, 8)
+    ids = torch.tensor([4, 5])
     got = info_nce(q, q, _unit(6, 8), temperature=0.2, ids=ids, negative_ids=torch.full((6,), 4))
     assert got.row_losses[0] == 0
     assert got.negative_similarity[0] == 0
@@ -52,8 +58,11 @@ def test_ids_without_negative_ids_are_an_error() -> None:
 def test_chunks_change_neither_value_nor_gradient(chunk: int, masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the plain formula on whole (N, K) scores, in float64; chunks of 1 to all negatives at a time."""
     monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk * 5)
-    q, k, negatives = (3 * _unit(5, 8)).requires_grad_(), _unit(5, 8), _unit(50, 8)
-    ids, negative_ids = torch.arange(5), torch.randint(0, 12, (50,))
+    q = (3 * _unit(5, 8)).requires_grad_()
+    k = _unit(5, 8)
+    negatives = _unit(50, 8)
+    ids = torch.arange(5)
+    negative_ids = torch.randint(0, 12, (50,))
     weights = torch.rand(5, dtype=torch.float64)
     scores = q @ negatives.T
     if masks:
@@ -77,17 +86,22 @@ def test_negative_terms_equal_a_slow_loop_in_value_and_gradient(
 ) -> None:
     """The gradient against autograd of the formula on whole (N, K) scores; 7 negatives at a time."""
     monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 7 * 5)
-    q, k, negatives = _unit(5, 8).requires_grad_(), _unit(5, 8), _unit(50, 8)
-    ids, negative_ids = torch.arange(5), torch.randint(0, 12, (50,))
+    q = _unit(5, 8).requires_grad_()
+    k = _unit(5, 8)
+    negatives = _unit(50, 8)
+    ids = torch.arange(5)
+    negative_ids = torch.randint(0, 12, (50,))
     kept = ids[:, None] != negative_ids if masks else torch.ones(5, 50, dtype=torch.bool)
     own: dict[str, Any] = {"ids": ids, "negative_ids": negative_ids} if masks else {}
     term = NegativeTerm(hardness=hardness, decoupled=decoupled)
     got = info_nce(q, k, negatives, temperature=0.2, term=term, **own).row_losses
-    near, far = (q * k).sum(1).tolist(), [(negatives[kept[i]] @ q[i]).tolist() for i in range(5)]
+    near = (q * k).sum(1).tolist()
+    far = [(negatives[kept[i]] @ q[i]).tolist() for i in range(5)]
     wanted = [weighted_info_nce_loop(*row, 0.2, hardness, decoupled) for row in zip(near, far, strict=True)]
     assert got.tolist() == pytest.approx(wanted, rel=1e-12)
 
-    scores, positive = q @ negatives.T / 0.2, (q * k).sum(1) / 0.2
+    scores = q @ negatives.T / 0.2
+    positive = (q * k).sum(1) / 0.2
     tilt = (hardness * scores).exp() * kept
     total = (tilt / tilt.sum(1, keepdim=True) * kept.sum(1, keepdim=True) * scores.exp()).sum(1)
     formula = (total if decoupled else total + positive.exp()).log() - positive
@@ -98,7 +112,8 @@ def test_negative_terms_equal_a_slow_loop_in_value_and_gradient(
 
 @pytest.mark.parametrize(("hardness", "decoupled"), [(0.0, True), (0.7, False), (0.7, True)])
 def test_negative_terms_are_the_same_in_the_batch_and_out_of_a_queue(hardness: float, decoupled: bool) -> None:
-    q, keys = _unit(6, 8), _unit(6, 8)
+    q = _unit(6, 8)
+    keys = _unit(6, 8)
     term = NegativeTerm(hardness=hardness, decoupled=decoupled)
     batch = in_batch_info_nce(q, keys, torch.arange(6), temperature=0.2, term=term)
     for row in range(6):
@@ -117,7 +132,8 @@ def test_the_chance_loss_is_that_of_equal_similarities(term: NegativeTerm) -> No
 
 def test_a_decoupled_gradient_does_not_fade_for_a_query_that_tells_its_positive() -> None:
     """DCL's point (Yeh et al. 2021, sec. 3.1)."""
-    q, negatives = _unit(1, 8), _unit(30, 8)
+    q = _unit(1, 8)
+    negatives = _unit(30, 8)
     lengths = {}
     for decoupled in (False, True):
         query = q.clone().requires_grad_()
@@ -142,7 +158,8 @@ def test_means_over_the_queries_of_an_image() -> None:
 
 
 def test_nothing_overflows_at_a_tiny_temperature() -> None:
-    q, negatives = F.normalize(torch.randn(4, 8), dim=1), F.normalize(torch.randn(300, 8), dim=1)
+    q = F.normalize(torch.randn(4, 8), dim=1)
+    negatives = F.normalize(torch.randn(300, 8), dim=1)
     got = info_nce(q, -q, negatives, temperature=1e-3).row_losses  # scores of +-1000
     assert torch.isfinite(got).all()
     assert (got > 500).all()
@@ -157,14 +174,17 @@ def test_info_nce_is_log_k_plus_1_when_all_keys_are_the_same() -> None:
 
 def test_a_perfect_query_has_no_loss_at_a_small_temperature() -> None:
     """An implementation that has the positive among its negatives can't go below log 2 here."""
-    q, opposite = _unit(1, 8), -_unit(1, 8)
+    q = _unit(1, 8)
+    opposite = -_unit(1, 8)
     assert info_nce(q, q, torch.cat([-q, -q, -q]), temperature=0.02).row_losses.item() < 1e-12
     assert info_nce(q, q, opposite * 0, temperature=0.02).correct.item()
 
 
 def test_gradient_is_that_of_the_softmax() -> None:
     """d loss / d q = (sum_j p_j n_j + (p_0 - 1) k) / T."""
-    q, k, negatives = _unit(3, 8).requires_grad_(), _unit(3, 8).requires_grad_(), _unit(6, 8)
+    q = _unit(3, 8).requires_grad_()
+    k = _unit(3, 8).requires_grad_()
+    negatives = _unit(6, 8)
     info_nce(q, k, negatives, temperature=0.2).row_losses.sum().backward()
     with torch.no_grad():
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], dim=1) / 0.2
@@ -184,7 +204,8 @@ def test_a_row_is_correct_when_its_positive_beats_every_negative() -> None:
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 def test_nt_xent_is_simclrs_algorithm_1(temperature: float) -> None:
     """The official code adds the means of both directions: twice the paper's mean over 2B views."""
-    queries, keys = _unit(6, 8), _unit(6, 8)
+    queries = _unit(6, 8)
+    keys = _unit(6, 8)
     first, second = nt_xent(queries, keys, temperature=temperature)
     got = (first.row_losses + second.row_losses).mean().item()
     assert got == pytest.approx(2 * nt_xent_loop(queries, keys, temperature), rel=1e-12)
@@ -192,7 +213,8 @@ def test_nt_xent_is_simclrs_algorithm_1(temperature: float) -> None:
 
 def test_nt_xent_is_info_nce_with_the_batchs_other_views_as_negatives() -> None:
     """Value and gradient, for each query: K = 2B - 2."""
-    queries, keys = _unit(5, 8), _unit(5, 8)
+    queries = _unit(5, 8)
+    keys = _unit(5, 8)
     first, second = nt_xent(queries, keys, temperature=0.5)
     for lead, follow, nce in ((queries, keys, first), (keys, queries, second)):
         for row in range(5):
@@ -207,7 +229,8 @@ def test_nt_xent_is_info_nce_with_the_batchs_other_views_as_negatives() -> None:
 
 def test_end_to_end_and_moco_give_the_same_loss_for_the_same_keys_and_negatives() -> None:
     """The mechanism differs, not the objective (MoCo v1 sec. 4.1): value, metrics and the query's gradient."""
-    q, keys = _unit(6, 8).requires_grad_(), _unit(6, 8)
+    q = _unit(6, 8).requires_grad_()
+    keys = _unit(6, 8)
     end_to_end = in_batch_info_nce(q, keys, torch.arange(6), temperature=0.07)
     (gradient,) = torch.autograd.grad(end_to_end.row_losses.sum(), q)
     for row in range(6):
@@ -221,7 +244,8 @@ def test_end_to_end_and_moco_give_the_same_loss_for_the_same_keys_and_negatives(
 
 def test_in_batch_gradients_flow_into_keys_too() -> None:
     """d loss / d k_j = sum_i (p_ij - [i = j]) q_i / T."""
-    q, keys = _unit(4, 8), _unit(4, 8).requires_grad_()
+    q = _unit(4, 8)
+    keys = _unit(4, 8).requires_grad_()
     in_batch_info_nce(q, keys, torch.arange(4), temperature=0.2).row_losses.sum().backward()
     with torch.no_grad():
         want = ((q @ keys.T / 0.2).softmax(dim=1) - torch.eye(4, dtype=q.dtype)).T @ q / 0.2
@@ -230,7 +254,8 @@ def test_in_batch_gradients_flow_into_keys_too() -> None:
 
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 6)])
 def test_rows_of_nt_xent_are_those_of_the_whole(rows: slice) -> None:
-    queries, keys = _unit(6, 8), _unit(6, 8)
+    queries = _unit(6, 8)
+    keys = _unit(6, 8)
     for part, whole in zip(
         nt_xent(queries, keys, temperature=0.1, rows=rows), nt_xent(queries, keys, temperature=0.1), strict=True
     ):
@@ -255,7 +280,8 @@ def test_closed_forms_of_the_in_batch_losses() -> None:
 
 def test_the_bound_stays_below_the_mutual_information() -> None:
     """CPC eq. 5 on a world of 4 equally likely images, told apart perfectly: I = log 4, whatever K is."""
-    world, generator = torch.eye(4, dtype=torch.float64), torch.Generator().manual_seed(0)
+    world = torch.eye(4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
     for num_negatives in (1, 3, 15, 63):
         query = torch.randint(4, (4000,), generator=generator)
         losses = []
@@ -268,7 +294,8 @@ def test_the_bound_stays_below_the_mutual_information() -> None:
 
 
 def test_masked_negatives_do_not_count_in_the_bound() -> None:
-    row, ids = _unit(1, 8).expand(2, 8), torch.tensor([4, 5])
+    row = _unit(1, 8).expand(2, 8)
+    ids = torch.tensor([4, 5])
     got = info_nce(row, row, row[:1].expand(6, 8), temperature=0.2, ids=ids, negative_ids=torch.full((6,), 4))
     assert got.num_kept.tolist() == [0, 6]
     assert got.mi_bound.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)

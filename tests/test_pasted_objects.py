@@ -32,8 +32,13 @@ def test_boxes_are_those_of_the_pasted_pixels(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_set(tmp_path: Path, photograph: Image.Image) -> None:
     for number, seed in enumerate((3, 3, 4)):
         write_pasted_voc(
-            tmp_path / str(number), "2007_test", objects={"cup": [cut_ellipse(photograph)]}, photographs=[photograph],
-            num_images=3, size_px=64, seed=seed,
-        )  # fmt: skip
+            tmp_path / str(number),
+            "2007_test",
+            objects={"cup": [cut_ellipse(photograph)]},
+            photographs=[photograph],
+            num_images=3,
+            size_px=64,
+            seed=seed,
+        )
     boxes = [[image.boxes.tolist() for image in open_voc(tmp_path / str(n), ["2007_test"]).images] for n in range(3)]
     assert boxes[0] == boxes[1] != boxes[2]

@@ -27,7 +27,8 @@ class Oracle:
     """A method's losses; `after_step` remembers."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
-        self.config, self.method = config, config.method
+        self.config = config
+        self.method = config.method
         self.encoder = copy.deepcopy(parts.method.encoder_q)
         self.total_steps = parts.steps_per_epoch * config.optim.epochs
         self.trained: list[nn.Parameter] = [p for p in self.encoder.parameters() if p.requires_grad]
@@ -50,7 +51,8 @@ class Oracle:
 
     def embed_shuffled(self, encoder: nn.Module, images: Tensor, step: int) -> Tensor:
         order = self.order(step, len(images))
-        slots, rows = self.embed(encoder, images[order]), [Tensor()] * len(images)
+        slots = self.embed(encoder, images[order])
+        rows = [Tensor()] * len(images)
         for slot, image in enumerate(order.tolist()):
             rows[image] = slots[slot]
         return torch.stack(rows)
@@ -61,12 +63,15 @@ class Oracle:
         `own` is each row's positive. Hard negatives (Robinson et al. 2021) weigh exp(beta s / T), on average 1; the
         decoupled sum (Yeh et al. 2021) is without the positive.
         """
-        t, beta, rows = self.method.temperature, self.method.hardness, torch.arange(len(scores))
+        t = self.method.temperature
+        beta = self.method.hardness
+        rows = torch.arange(len(scores))
         counts = torch.ones_like(scores) if counts is None else counts.to(scores.dtype).clone()
         counts[rows, own] = 0.0
         tilt = (beta * scores / t).exp() * counts
         weights = tilt * counts.sum(1, keepdim=True) / tilt.sum(1, keepdim=True)
-        positive, negative = (scores[rows, own] / t).exp(), (weights * (scores / t).exp()).sum(1)
+        positive = (scores[rows, own] / t).exp()
+        negative = (weights * (scores / t).exp()).sum(1)
         return -(positive / (negative if self.method.decoupled else negative + positive)).log().mean()
 
     def crops(self) -> list[Tensor]:
@@ -75,7 +80,8 @@ class Oracle:
             return []
         images_of_groups = self.local.chunk(self.method.bn_groups)
         groups = [torch.stack([crop for image in images for crop in image]) for images in images_of_groups]
-        z, num_crops = torch.cat([self.encoder(group) for group in groups]), self.local.shape[1]
+        z = torch.cat([self.encoder(group) for group in groups])
+        num_crops = self.local.shape[1]
         return [z[v::num_crops] for v in range(num_crops)]
 
     def queries(self, images: Tensor) -> list[Tensor]:
@@ -85,10 +91,15 @@ class Oracle:
         grid = self.method.patch_grid
         if grid == 1:
             return [self.embed(self.encoder, images), *self.crops()]
-        px, groups = images.shape[-1] // grid, []
+        px = images.shape[-1] // grid
+        groups = []
         for group in images.chunk(self.method.bn_groups):
-            cuts = [image[:, y * px : (y + 1) * px, x * px : (x + 1) * px]
-                    for image in group for y in range(grid) for x in range(grid)]  # fmt: skip
+            cuts = [
+                image[:, y * px : (y + 1) * px, x * px : (x + 1) * px]
+                for image in group
+                for y in range(grid)
+                for x in range(grid)
+            ]
             features = self.encoder.backbone(torch.stack(cuts)).view(len(group), grid * grid, -1)
             pairs = [(features[:, a] + features[:, b]) / 2 for a in range(grid * grid) for b in range(a)]
             z = self.encoder.predictor(self.encoder.head(torch.cat(pairs)))
@@ -164,11 +175,13 @@ class MemoryBankOracle(Oracle):
         self.fresh: tuple[Tensor, Tensor] | None = None
 
     def loss(self, step: int, views: Views) -> Tensor:
-        queries, ids = self.queries(views[0]), views[2]
+        queries = self.queries(views[0])
+        ids = views[2]
         draws = generator(self.config.run.seed, Purpose.BANK_SAMPLE, step)
         drawn = torch.from_numpy(draws.integers(len(self.bank), size=self.method.num_negatives))
         counts = torch.cat([torch.ones(len(ids), 1), (ids[:, None] != drawn[None]).float()], 1)
-        self.fresh, losses = (queries[0].detach(), ids), []
+        self.fresh = (queries[0].detach(), ids)
+        losses = []
         for q in queries:
             scores = torch.cat([(q * self.bank[ids]).sum(1)[:, None], q @ self.bank[drawn].T], 1)
             losses.append(self.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long), counts))
@@ -202,7 +215,8 @@ class MoCoV3Oracle(Oracle):
     def __init__(self, config: Config, parts: Parts) -> None:
         super().__init__(config, parts)
         self.encoder_k = copy.deepcopy(self.encoder)
-        self.encoder_k.predictor, self.encoder_k.patches = nn.Identity(), None
+        self.encoder_k.predictor = nn.Identity()
+        self.encoder_k.patches = None
 
     def loss(self, step: int, views: Views) -> Tensor:
         start = self.method.key_momentum
@@ -227,9 +241,11 @@ ORACLES: dict[str, type[Oracle]] = {
 
 def rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """recipes: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3)."""
-    optim, epoch = config.optim, step // steps_per_epoch
+    optim = config.optim
+    epoch = step // steps_per_epoch
     if optim.lr_by == "step":
-        warm, total = optim.warmup_epochs * steps_per_epoch, optim.epochs * steps_per_epoch
+        warm = optim.warmup_epochs * steps_per_epoch
+        total = optim.epochs * steps_per_epoch
         if step < warm:
             return optim.lr * (step + 1) / warm
         return optim.lr * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
@@ -240,7 +256,8 @@ def rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], None]:
     """The optimizer as a function of the step's rate."""
-    optim, state = config.optim, [torch.zeros_like(parameter) for parameter in parameters]
+    optim = config.optim
+    state = [torch.zeros_like(parameter) for parameter in parameters]
     if optim.name == "adamw":
         adamw = torch.optim.AdamW(parameters, weight_decay=optim.weight_decay, foreach=False)
 
@@ -254,7 +271,8 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
     def move(lr: float) -> None:
         for parameter, velocity in zip(parameters, state, strict=True):
             assert parameter.grad is not None
-            g, keeps_lr = parameter.grad, optim.name == "lars-classic"
+            g = parameter.grad
+            keeps_lr = optim.name == "lars-classic"
             if optim.name == "sgd" or parameter.ndim > 1:
                 g = g + optim.weight_decay * parameter
             if optim.name != "sgd" and parameter.ndim > 1 and parameter.norm() > 0 and g.norm() > 0:
@@ -293,8 +311,10 @@ def oracle_losses(config: Config) -> Iterator[float]:
 
 
 def _read(batch: ViewBatch, parts: Parts) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    mean, std = (torch.tensor(values, dtype=torch.float32).double().view(1, 3, 1, 1)
-                 for values in (parts.card.mean, parts.card.std))  # fmt: skip
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).double().view(1, 3, 1, 1)
+        for values in (parts.card.mean, parts.card.std)
+    )
     views = batch.augmented()
     query, key = ((pixels.double() / 255 - mean) / std for pixels in (views.query, views.key))
     return query, key, views.image_ids, None if views.local is None else (views.local.double() / 255 - mean) / std

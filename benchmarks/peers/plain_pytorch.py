@@ -57,7 +57,8 @@ class Photos(Dataset[tuple[Tensor, Tensor]]):
     """Two views of each JPEG file in a folder."""
 
     def __init__(self, folder: str, size: int) -> None:
-        self.paths, self.transform = sorted(Path(folder).rglob("*.jpg")), TwoCrops(size)
+        self.paths = sorted(Path(folder).rglob("*.jpg"))
+        self.transform = TwoCrops(size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -154,9 +155,13 @@ def main() -> None:
     model = MoCo(backbone, args.queue_size).to(device)
     optimizer = build_optimizer(model, args.lr)
     loader = DataLoader(
-        Photos(args.data, args.image_size), batch_size=args.batch_size, shuffle=True, drop_last=True,
-        num_workers=args.workers, persistent_workers=args.workers > 0,
-    )  # fmt: skip
+        Photos(args.data, args.image_size),
+        batch_size=args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+    )
     for epoch in range(args.epochs):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * epoch / args.epochs))

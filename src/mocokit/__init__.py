@@ -30,10 +30,25 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Config", "Encoder", "EndToEnd", "GroupLayout", "MemoryBank", "MoCo", "MoCoV3", "SimClr", "build_backbone",
-    "build_head", "export_run", "get_preset", "import_backbone", "info_nce", "load_backbone", "pretrain", "resume",
+    "Config",
+    "Encoder",
+    "EndToEnd",
+    "GroupLayout",
+    "MemoryBank",
+    "MoCo",
+    "MoCoV3",
+    "SimClr",
+    "build_backbone",
+    "build_head",
+    "export_run",
+    "get_preset",
+    "import_backbone",
+    "info_nce",
+    "load_backbone",
+    "pretrain",
+    "resume",
     "verify",
-]  # fmt: skip
+]
 
 if TYPE_CHECKING:
     from mocokit.config.presets import get_preset

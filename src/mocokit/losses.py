@@ -140,9 +140,14 @@ def info_nce(
 
 
 def in_batch_info_nce(
-    q: Tensor, keys: Tensor, positives: Tensor, *, temperature: float, excluded: Tensor | None = None,
+    q: Tensor,
+    keys: Tensor,
+    positives: Tensor,
+    *,
+    temperature: float,
+    excluded: Tensor | None = None,
     term: NegativeTerm = PLAIN,
-) -> InfoNce:  # fmt: skip
+) -> InfoNce:
     """InfoNCE whose negatives are the other keys of the batch; a gradient flows into queries and keys.
 
     Args:
@@ -175,9 +180,14 @@ def in_batch_info_nce(
 
 
 def nt_xent(
-    queries: Tensor, keys: Tensor, *, temperature: float, rows: slice = slice(None), term: NegativeTerm = PLAIN,
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    temperature: float,
+    rows: slice = slice(None),
+    term: NegativeTerm = PLAIN,
     instead: Tensor | None = None,
-) -> tuple[InfoNce, InfoNce]:  # fmt: skip
+) -> tuple[InfoNce, InfoNce]:
     """SimCLR's NT-Xent (eq. 1): each view against its other view and the 2B - 2 views of the other images.
 
     The official loss adds the means over both directions, which is twice the mean over all 2B views.
@@ -197,11 +207,15 @@ def nt_xent(
     own = torch.arange(len(queries), device=queries.device)[rows]  # (N,)
     first, second = (
         in_batch_info_nce(
-            lead[rows] if instead is None else instead, torch.cat([follow, lead]), own, temperature=temperature,
-            excluded=own + len(keys), term=term,
+            lead[rows] if instead is None else instead,
+            torch.cat([follow, lead]),
+            own,
+            temperature=temperature,
+            excluded=own + len(keys),
+            term=term,
         )
         for lead, follow in ((queries, keys), (keys, queries))
-    )  # fmt: skip
+    )
     return first, second
 
 
@@ -214,7 +228,8 @@ class _RunningSoftmax:
 
     def __init__(self, q: Tensor) -> None:
         self._highest = torch.full_like(q[:, 0], -1e30)  # (N,); finite, so that all may be masked
-        self._total, self._pull = torch.zeros_like(self._highest), torch.zeros_like(q)  # (N,), (N, C)
+        self._total = torch.zeros_like(self._highest)  # (N,), (N, C)
+        self._pull = torch.zeros_like(q)
 
     def add(self, logits: Tensor, candidates: Tensor) -> None:
         """Take in (c, C) candidates with (N, c) logits, which are overwritten."""
@@ -253,8 +268,10 @@ class _InfoNceFunction(torch.autograd.Function):
         """The fields of InfoNce; the first keeps its slope for `backward`."""
         similarity = (q * k).sum(dim=1)  # (N,)
         highest_negative = torch.full_like(similarity, -torch.inf)
-        sum_negative, num_masked = torch.zeros_like(similarity), torch.zeros_like(similarity)
-        tilted, tilt = _RunningSoftmax(q), _RunningSoftmax(q)  # by (1 + beta) / T and, where beta is not 0, beta / T
+        sum_negative = torch.zeros_like(similarity)
+        num_masked = torch.zeros_like(similarity)
+        tilted = _RunningSoftmax(q)  # by (1 + beta) / T and, where beta is not 0, beta / T
+        tilt = _RunningSoftmax(q)
         step = max(1, CHUNK_ELEMENTS.get(q.device.type, 2**20) // len(q))
         for start in range(0, len(negatives), step):
             part = slice(start, start + step)
@@ -272,7 +289,8 @@ class _InfoNceFunction(torch.autograd.Function):
                 tilt.add(scores * (term.hardness / temperature), chunk)
             tilted.add(scores.mul_((1 + term.hardness) / temperature), chunk)
         num_kept = len(negatives) - num_masked
-        log_negative, pull = tilted.log_total, tilted.mean  # (N,), (N, C)
+        log_negative = tilted.log_total  # (N,), (N, C)
+        pull = tilted.mean
         if term.hardness:
             log_negative = log_negative - tilt.log_total + num_kept.log()
             pull = (1 + term.hardness) * pull - term.hardness * tilt.mean
@@ -281,8 +299,12 @@ class _InfoNceFunction(torch.autograd.Function):
         share = 1.0 if term.decoupled else torch.sigmoid(log_negative - positive)[:, None]
         ctx.save_for_backward(share * (pull - k) / temperature)  # (N, C)
         metrics = (
-            similarity > highest_negative, similarity, sum_negative / num_kept.clamp(min=1), num_masked, num_kept,
-        )  # fmt: skip
+            similarity > highest_negative,
+            similarity,
+            sum_negative / num_kept.clamp(min=1),
+            num_masked,
+            num_kept,
+        )
         ctx.mark_non_differentiable(*metrics)
         return term.row_losses(positive, log_negative), *metrics
 

@@ -130,9 +130,14 @@ def test_evaluate_linear_and_finetune_from_the_command_line(
     from mocokit.engine.backbone_file import BackboneCard, random_backbone, save_backbone
 
     card = BackboneCard(
-        arch="resnet10_w32", stem="imagenet", image_size=32, eval_crop_ratio=1.0, mean=(0.5,) * 3, std=(0.25,) * 3,
+        arch="resnet10_w32",
+        stem="imagenet",
+        image_size=32,
+        eval_crop_ratio=1.0,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
         step=0,
-    )  # fmt: skip
+    )
     save_backbone(tmp_path / "run" / "backbone.safetensors", random_backbone(card, seed=1), card)
     shared = [str(tmp_path / "run"), "--data", str(photos), "--workers", "0", "--device", "cpu"]
     assert (

@@ -9,7 +9,9 @@ from mocokit.cli.pack import pack_command, unpack_command
 
 
 def test_the_commands_pack_and_unpack(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, packed, out = tmp_path / "in", str(tmp_path / "packed"), tmp_path / "out"
+    images = tmp_path / "in"
+    packed = str(tmp_path / "packed")
+    out = tmp_path / "out"
     shutil.copytree(photos / "cat", images)
     (images / "x.jpg").write_bytes(b"no image")
     assert pack_command([str(images), packed, "--workers", "0", "--short-side", "64"]) == 0
@@ -26,7 +28,8 @@ def test_the_commands_pack_and_unpack(photos: Path, tmp_path: Path, capsys: pyte
 
 
 def test_unpack_fails_when_images_are_damaged(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    packed, out = tmp_path / "packed", str(tmp_path / "out")
+    packed = tmp_path / "packed"
+    out = str(tmp_path / "out")
     assert pack_command([str(photos), str(packed), "--workers", "0"]) == 0
     raw = bytearray((packed / "shard-00000.tar").read_bytes())
     raw[600] ^= 1

@@ -32,7 +32,8 @@ ONE_OF_EACH = ["moco-v2-cifar", "end-to-end", "memory-bank", "simclr", "moco-v3-
 def test_each_preset_trains_with_the_loss_of_its_oracle(name: str, photos: Path, tmp_path: Path) -> None:
     config = small(name, photos)
     mocokit.pretrain(config, out=tmp_path / "run")
-    losses, wanted = _losses(tmp_path / "run"), list(oracle_losses(config))
+    losses = _losses(tmp_path / "run")
+    wanted = list(oracle_losses(config))
     assert len(losses) == len(set(losses)) == 20
     assert losses[:3] == pytest.approx(wanted[:3], rel=1e-10)
     assert losses == pytest.approx(wanted, rel=1e-6), "roundings grow along the run"
@@ -61,7 +62,8 @@ def test_each_option_trains_with_the_loss_of_its_oracle(
     plain = replace_settings(small(name, photos), {"optim.epochs": 2})
     config = replace_settings(plain, settings)
     mocokit.pretrain(config, out=tmp_path / "run")
-    losses, wanted = _losses(tmp_path / "run"), list(oracle_losses(config))
+    losses = _losses(tmp_path / "run")
+    wanted = list(oracle_losses(config))
     assert losses[:3] == pytest.approx(wanted[:3], rel=1e-10)
     assert losses == pytest.approx(wanted, rel=1e-7), "roundings grow along the run"
     assert losses[0] != pytest.approx(next(oracle_losses(plain)), rel=1e-6), "the option makes a difference"
@@ -96,8 +98,11 @@ def test_each_method_resumes_bit_equal_and_exports_its_backbone(name: str, photo
     assert _losses(tmp_path / "run") == _losses(tmp_path / "whole")
     loaded = mocokit.load_backbone(tmp_path / "run")
     state = final_state(tmp_path / "run")["method"]
-    weights = {key.removeprefix("encoder_q.backbone."): value
-               for key, value in state.items() if key.startswith("encoder_q.backbone.")}  # fmt: skip
+    weights = {
+        key.removeprefix("encoder_q.backbone."): value
+        for key, value in state.items()
+        if key.startswith("encoder_q.backbone.")
+    }
     assert weights.keys() == loaded.backbone.state_dict().keys()
     for key, value in loaded.backbone.state_dict().items():
         assert torch.equal(value, weights[key].to(value.dtype)), key

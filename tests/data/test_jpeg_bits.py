@@ -16,7 +16,8 @@ from tests.jpeg_files import ARRANGEMENTS, CODINGS, Options, jpeg_file
 
 def _stripped(source: bytes, num_parts: int) -> tuple[int, list[bytes], bytes]:
     """Parts found, their bytes, and the margin."""
-    target, starts = np.full(len(source) + MARGIN, 7, np.uint8), np.zeros(num_parts + 1, np.int64)
+    target = np.full(len(source) + MARGIN, 7, np.uint8)
+    starts = np.zeros(num_parts + 1, np.int64)
     found = strip_markers(np.frombuffer(source, np.uint8), target, starts)
     parts = [target[start:stop].tobytes() for start, stop in list(pairwise(starts))[:found]]
     return found, parts, target[starts[found] :][:MARGIN].tobytes()
@@ -39,7 +40,9 @@ def test_parts_end_at_restarts_and_fill_bytes_count_nothing() -> None:
 
 def _symbols(code: bytes) -> dict[str, int]:
     """What each string of zeros and ones stands for."""
-    table, number, values = dict[str, int](), 0, iter(code[16:])
+    table = dict[str, int]()
+    number = 0
+    values = iter(code[16:])
     for length, how_many in enumerate(code[:16], start=1):
         for _ in range(how_many):
             table[f"{number:0{length}b}"] = next(values)
@@ -62,7 +65,8 @@ def _next_value(bits: Iterator[str], size: int) -> int:
 
 def _blocks(raw: bytes, layout: JpegLayout) -> NDArray[np.int64]:
     """(units, blocks of a unit, 64) coefficients in the order of the file (ITU-T T.81, annex F)."""
-    units, in_restart = layout.num_units[0] * layout.num_units[1], layout.restart_units or 10**9
+    units = layout.num_units[0] * layout.num_units[1]
+    in_restart = layout.restart_units or 10**9
     components = [(n, one) for n, one in enumerate(layout.components) for _ in range(one.down * one.across)]
     blocks = np.zeros((units, len(components), 64), np.int64)
     _, parts, _ = _stripped(raw[layout.data_start :], -(-units // in_restart))
@@ -72,7 +76,9 @@ def _blocks(raw: bytes, layout: JpegLayout) -> NDArray[np.int64]:
             means = [0, 0, 0]
         for block, (number, component) in zip(blocks[unit], components, strict=True):
             means[number] += _next_value(bits, _next_symbol(bits, _symbols(component.dc_codes)))
-            block[0], at, details = means[number], 1, _symbols(component.ac_codes)
+            block[0] = means[number]
+            at = 1
+            details = _symbols(component.ac_codes)
             while at < 64 and (symbol := _next_symbol(bits, details)) != 0:
                 at += symbol >> 4
                 block[at] = _next_value(bits, symbol & 15)
@@ -96,9 +102,11 @@ def test_coefficients_are_those_of_a_reader_that_goes_bit_by_bit(
     stripped = strip_file(raw, layout)
     assert stripped is not None
     coded = Coded(*stripped, *_arrangement(layout.components, units), codes)
-    state, kept = np.zeros(3 + len(layout.components), np.uint64), np.full(len(layout.components), last)
+    state = np.zeros(3 + len(layout.components), np.uint64)
+    kept = np.full(len(layout.components), last)
     coefficients = np.zeros((last + 2, units * in_unit), np.int16)
-    first, behind = units // 4, units - units // 4
+    first = units // 4
+    behind = units - units // 4
     assert read_units(coded, (0, units, first, behind), kept, state, coefficients)
     for number, (start, step) in zip(count(), coded.places.astype(int)):
         ours = coefficients[: last + 1, start::step][:, :units].T

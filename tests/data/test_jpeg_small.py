@@ -39,7 +39,8 @@ def _by_libjpeg(raw: bytes, fraction: int) -> NDArray[np.uint8]:
 def test_an_eighth_is_libjpegs(arrangement: Options, coding: Options) -> None:
     """The mean of each block; of colors that have half the resolution we read more than libjpeg does."""
     raw = jpeg_file(**arrangement, **coding)
-    ours, theirs = _small(raw, 8), _by_libjpeg(raw, 8)
+    ours = _small(raw, 8)
+    theirs = _by_libjpeg(raw, 8)
     assert ours.shape == theirs.shape
     error = ours.astype(int) - theirs
     assert np.abs(error @ BRIGHTNESS).max() < 1.5
@@ -79,7 +80,8 @@ def test_it_looks_like_the_shrunk_image(arrangement: Options, fraction: int) -> 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_part_has_the_pixels_of_the_whole(arrangement: Options, coding: Options) -> None:
-    raw, rng = jpeg_file(**arrangement, **coding), np.random.default_rng(1)
+    raw = jpeg_file(**arrangement, **coding)
+    rng = np.random.default_rng(1)
     for fraction in (4, 8):
         whole = _small(raw, fraction)
         for _ in range(8):
@@ -129,7 +131,8 @@ def test_who_reads_a_file(raw: bytes, is_ours: bool) -> None:
 
 def test_damage_above_the_parts_bottom_is_found_and_left_to_libjpeg() -> None:
     raw = jpeg_file(800, 1200, quality=97, detail=30)
-    start, end = raw.index(b"\xff\xda") + 14, len(raw) - 2
+    start = raw.index(b"\xff\xda") + 14
+    end = len(raw) - 2
     cut = raw[: start + (end - start) // 2] + raw[end:]  # half of the data, and an end
     header = read_jpeg_header(cut)
     assert header is not None

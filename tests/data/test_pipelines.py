@@ -31,9 +31,15 @@ def _file(image: Image.Image, kind: str) -> bytes:
 
 
 def _views(
-    pipeline: Pipeline, raw: RawImage, *, size_px: int = 32, seed: int = 0, recipe: Recipe = AUG_PLUS,
-    crops_only: bool = False, max_image_px: int = 10**8,
-) -> tuple[NDArray[np.uint8], list[ViewParams]]:  # fmt: skip
+    pipeline: Pipeline,
+    raw: RawImage,
+    *,
+    size_px: int = 32,
+    seed: int = 0,
+    recipe: Recipe = AUG_PLUS,
+    crops_only: bool = False,
+    max_image_px: int = 10**8,
+) -> tuple[NDArray[np.uint8], list[ViewParams]]:
     def draw(height: int, width: int) -> list[ViewParams]:
         streams = (generator(seed, Purpose.VIEW, view) for view in (0, 1))
         return [draw_params(recipe, rng, height=height, width=width) for rng in streams]
@@ -113,7 +119,8 @@ def test_a_jpeg_is_decoded_once_unless_a_later_target_needs_finer_pixels(
 ) -> None:
     """Crops of 480 px, then of 120: enough pixels, with half as many to spare, for views of 32 at an eighth, then at
     half."""
-    raw, sides = _file(_photo(600, 600), "JPEG"), (480, *[120] * (len(sizes_px) - 1))
+    raw = _file(_photo(600, 600), "JPEG")
+    sides = (480, *[120] * (len(sizes_px) - 1))
     still = draw_params(replace(AUG, jitter_p=0.0, grayscale_p=0.0), generator(0, Purpose.VIEW), height=600, width=600)
     drawn = [replace(still, crop=(10, 20, side, side)) for side in sides]
     targets = [np.empty((1, size_px, size_px, 3), np.uint8) for size_px in sizes_px]
@@ -130,5 +137,6 @@ def test_a_jpeg_is_decoded_once_unless_a_later_target_needs_finer_pixels(
 def test_a_jpeg_is_decoded_whole_when_a_crop_needs_its_pixels() -> None:
     raw = _file(_photo(120, 160), "JPEG")
     for seed in range(8):
-        np.testing.assert_array_equal(_views(fast_views, raw, seed=seed, size_px=64)[0],
-                                      _views(reference_views, raw, seed=seed, size_px=64)[0])  # fmt: skip
+        np.testing.assert_array_equal(
+            _views(fast_views, raw, seed=seed, size_px=64)[0], _views(reference_views, raw, seed=seed, size_px=64)[0]
+        )

@@ -91,7 +91,8 @@ def test_one_long_wait_decides_nothing_where_steps_are_long(monkeypatch: pytest.
 
 
 def test_a_worker_killed_at_its_turn_is_replaced_and_holds_up_nobody() -> None:
-    before, losses = set(multiprocessing.active_children()), list[str]()
+    before = set(multiprocessing.active_children())
+    losses = list[str]()
     batches = _batches(Counted(image_s=0.001), on_loss=losses.append)
     first = next(batches)
     time.sleep(0.1)  # all wait for their turn
@@ -103,7 +104,8 @@ def test_a_worker_killed_at_its_turn_is_replaced_and_holds_up_nobody() -> None:
 
 
 def test_leaving_early_ends_the_workers() -> None:
-    batches, before = _batches(Counted(image_s=0.01)), set(multiprocessing.active_children())
+    batches = _batches(Counted(image_s=0.01))
+    before = set(multiprocessing.active_children())
     next(batches)
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == WORKERS

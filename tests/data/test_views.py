@@ -20,9 +20,15 @@ def _batch(
     """Six images of one epoch, from a fresh start."""
     reader = ImageReader(open_source(folder), max_image_px=10**8, seed=0)
     views = TwoViews(
-        reader, AUG_PLUS, key_recipe=MOCO_V3_PAIR[1], size_px=32, seed=5, pipeline=pipeline, crops_only=crops_only,
+        reader,
+        AUG_PLUS,
+        key_recipe=MOCO_V3_PAIR[1],
+        size_px=32,
+        seed=5,
+        pipeline=pipeline,
+        crops_only=crops_only,
         local=local,
-    )  # fmt: skip
+    )
     return views.make_batch([(epoch, index) for index in range(6)], map)
 
 
@@ -48,8 +54,11 @@ def test_local_crops_change_no_pixel_of_query_and_key(large_photos: Path, pipeli
         assert plain.local is None and more.local is not None
         for name, tensor in plain.tensors().items():
             assert torch.equal(more.tensors()[name], tensor), name
-        for mine, wanted in zip((more.augmented().query, more.augmented().key),
-                                (plain.augmented().query, plain.augmented().key), strict=True):  # fmt: skip
+        for mine, wanted in zip(
+            (more.augmented().query, more.augmented().key),
+            (plain.augmented().query, plain.augmented().key),
+            strict=True,
+        ):
             assert torch.equal(mine, wanted)
 
 

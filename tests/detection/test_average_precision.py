@@ -12,16 +12,22 @@ def _image(boxes: list[list[float]], labels: list[int], difficult: list[bool] | 
     from pathlib import Path
 
     return AnnotatedImage(
-        path=Path("none.jpg"), image_id=0, width=100, height=100, boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        labels=np.array(labels, np.int64), difficult=np.array(difficult or [False] * len(labels), np.bool_),
-    )  # fmt: skip
+        path=Path("none.jpg"),
+        image_id=0,
+        width=100,
+        height=100,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        difficult=np.array(difficult or [False] * len(labels), np.bool_),
+    )
 
 
 def _found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
     return Detections(
-        boxes=np.array(boxes, np.float32).reshape(-1, 4), scores=np.array(scores, np.float32),
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.array(scores, np.float32),
         labels=np.array(labels, np.int64),
-    )  # fmt: skip
+    )
 
 
 def test_a_case_worked_out_by_hand() -> None:
@@ -42,7 +48,8 @@ def test_a_case_worked_out_by_hand() -> None:
         _found([[0, 0, 10, 8], [0, 0, 10, 10], [20, 20, 40, 40]], [0.9, 0.8, 0.6], [0, 0, 0]),
         _found([[5, 5, 25, 25]], [0.7], [0]),
     ]
-    at_low, at_high = 28 / 33, 2 / 3
+    at_low = 28 / 33
+    at_high = 2 / 3
     assert class_average_precisions(truth, found, label=0).tolist() == pytest.approx([at_low] * 6 + [at_high] * 4)
     assert class_average_precisions(truth, found, label=1).tolist() == [0] * 10
     assert voc07_ap(truth, found, num_classes=3) == pytest.approx(  # class 2 does not occur, and does not count
@@ -77,11 +84,13 @@ def test_any_case_agrees_with_counting_pixels(seed: int) -> None:
         _image([_exclusive(box) for box, _ in rows], [3] * len(rows), [hard for _, hard in rows]) for rows in truth_rows
     ]
     found = [
-        _found([_exclusive(box) for image, _, box in found_rows if image == number],
-               [score for image, score, _ in found_rows if image == number],
-               [3 for image, *_ in found_rows if image == number])
+        _found(
+            [_exclusive(box) for image, _, box in found_rows if image == number],
+            [score for image, score, _ in found_rows if image == number],
+            [3 for image, *_ in found_rows if image == number],
+        )
         for number in range(5)
-    ]  # fmt: skip
+    ]
     want = [voc07_ap_loop(truth_rows, found_rows, threshold) for threshold in IOU_THRESHOLDS]
     assert class_average_precisions(truth, found, label=3).tolist() == pytest.approx(want)
     assert 0 < want[0] < 1

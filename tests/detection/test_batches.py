@@ -26,9 +26,15 @@ def _image(folder: Path, size: tuple[int, int] = (60, 40), **changes: Any) -> An
     path = folder / f"{size[0]}x{size[1]}.png"
     picture.save(path)
     image = AnnotatedImage(
-        path=path, image_id=1, width=size[0], height=size[1], boxes=np.array([[6, 10, 26, 30]], np.float32),
-        labels=np.array([4]), difficult=np.array([False]), outlines=([[6, 10, 26, 10, 26, 30, 6, 30]],),
-    )  # fmt: skip
+        path=path,
+        image_id=1,
+        width=size[0],
+        height=size[1],
+        boxes=np.array([[6, 10, 26, 30]], np.float32),
+        labels=np.array([4]),
+        difficult=np.array([False]),
+        outlines=([[6, 10, 26, 10, 26, 30, 6, 30]],),
+    )
     return replace(image, **changes)
 
 
@@ -52,7 +58,8 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
         (example,) = views.make_batch([(epoch, 0)], map)
         bright = (example.pixels[0] > 127).numpy()
         assert bright.shape in {(80, 120), (113, 170)}  # 120 would make the long side 180
-        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+        rows = np.flatnonzero(bright.any(axis=1))
+        columns = np.flatnonzero(bright.any(axis=0))
         corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         assert example.target["boxes"][0].numpy() == pytest.approx(corners, abs=1)
         masks = example.target["masks"]
@@ -64,7 +71,8 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
 
 
 def test_mirrors_and_sizes_are_drawn_evenly(tmp_path: Path) -> None:
-    views, count = _views([_image(tmp_path)], masks=False), 400
+    views = _views([_image(tmp_path)], masks=False)
+    count = 400
     examples = views.make_batch([(epoch, 0) for epoch in range(count)], map)
     mirrored = sum(bool(example.target["boxes"][0, 0] > example.pixels.shape[2] / 3) for example in examples)
     small = sum(example.pixels.shape[1] == 80 for example in examples)
@@ -94,7 +102,8 @@ def test_an_example_depends_on_epoch_and_image_alone(pasted_voc: Path) -> None:
 
 
 def test_a_batch_is_upright_or_not_and_starts_anywhere(tmp_path: Path) -> None:
-    wide, tall = _image(tmp_path, (60, 40)), _image(tmp_path, (40, 60))
+    wide = _image(tmp_path, (60, 40))
+    tall = _image(tmp_path, (40, 60))
     images = [wide, tall, wide, wide, tall, wide, tall]
 
     def batches(start: int) -> list[list[tuple[int, int]]]:

@@ -32,26 +32,37 @@ def _random_boxes(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 @pytest.fixture
 def crowded(tmp_path: Path) -> DetectionSet:
     """8 images of 3 classes, some objects of which are crowds."""
-    rng, annotations = np.random.default_rng(0), list[dict[str, Any]]()
+    rng = np.random.default_rng(0)
+    annotations = list[dict[str, Any]]()
     for image_id in range(1, 9):
         for box in _random_boxes(rng, 4):
             size = (box[2:] - box[:2]).tolist()
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image_id, "category_id": int(rng.choice([2, 5, 9])),
-                "bbox": [*box[:2].tolist(), *size], "area": size[0] * size[1] / 2, "segmentation": _polygon(box),
-                "iscrowd": int(rng.random() < 0.15),
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice([2, 5, 9])),
+                    "bbox": [*box[:2].tolist(), *size],
+                    "area": size[0] * size[1] / 2,
+                    "segmentation": _polygon(box),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
     content = {
-        "info": {}, "annotations": annotations, "categories": [{"id": n, "name": f"class {n}"} for n in (2, 5, 9)],
+        "info": {},
+        "annotations": annotations,
+        "categories": [{"id": n, "name": f"class {n}"} for n in (2, 5, 9)],
         "images": [{"id": n, "file_name": f"{n}.jpg", "width": SIZE, "height": SIZE} for n in range(1, 9)],
-    }  # fmt: skip
+    }
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_val.json").write_text(json.dumps(content))
     return open_coco(tmp_path, "val")
 
 
 def _noisy(truth: DetectionSet, *, noise_px: float) -> list[Detections]:
-    rng, mask, found = np.random.default_rng(1), load_coco_library("pycocotools").mask, list[Detections]()
+    rng = np.random.default_rng(1)
+    mask = load_coco_library("pycocotools").mask
+    found = list[Detections]()
     for image in truth.images:
         boxes = np.concatenate([image.boxes, _random_boxes(rng, 2)])
         boxes = (boxes + rng.normal(0, noise_px, boxes.shape)).astype(np.float32) if noise_px else boxes

@@ -16,9 +16,11 @@ def _voc(root: Path, split: str, objects: dict[str, list[tuple[str, tuple[int, i
     (root / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(objects))
     for image_id, rows in objects.items():
         write_annotation(
-            root / f"VOC{year}" / "Annotations" / f"{image_id}.xml", (50, 40), [row[:2] for row in rows],
+            root / f"VOC{year}" / "Annotations" / f"{image_id}.xml",
+            (50, 40),
+            [row[:2] for row in rows],
             difficult=[row[2] for row in rows],
-        )  # fmt: skip
+        )
 
 
 def test_voc_pixels_are_counted_from_one_and_the_last_is_included(tmp_path: Path) -> None:

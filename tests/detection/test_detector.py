@@ -10,22 +10,37 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mocokit.detection.detector import AlignedRegions, PadAndNormalize, build_detector
 from mocokit.nets.backbones import build_backbone
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+MEAN = (0.4, 0.5, 0.6)
+STD = (0.2, 0.25, 0.3)
 TARGETS = [
-    {"boxes": torch.tensor([[4.0, 8.0, 40.0, 50.0]]), "labels": torch.tensor([2]),
-     "masks": torch.ones(1, 64, 80, dtype=torch.uint8)},
-    {"boxes": torch.tensor([[10.0, 10.0, 30.0, 60.0]]), "labels": torch.tensor([1]),
-     "masks": torch.ones(1, 64, 64, dtype=torch.uint8)},
-]  # fmt: skip
+    {
+        "boxes": torch.tensor([[4.0, 8.0, 40.0, 50.0]]),
+        "labels": torch.tensor([2]),
+        "masks": torch.ones(1, 64, 80, dtype=torch.uint8),
+    },
+    {
+        "boxes": torch.tensor([[10.0, 10.0, 30.0, 60.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, 64, 64, dtype=torch.uint8),
+    },
+]
 IMAGES = [torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0)), torch.rand(3, 64, 64)]
 
 
 def _detector(neck: Literal["c4", "fpn"], *, masks: bool = False, arch: str = "resnet10_w16") -> tuple[Any, nn.Module]:
     backbone = build_backbone(arch)
     detector = build_detector(
-        backbone, num_classes=3, neck=neck, masks=masks, mean=MEAN, std=STD, anchor_sizes_px=(4, 8, 16, 32, 64),
-        rpn_before_nms=(60, 60), rpn_after_nms=(20, 20), regions_per_image=16,
-    )  # fmt: skip
+        backbone,
+        num_classes=3,
+        neck=neck,
+        masks=masks,
+        mean=MEAN,
+        std=STD,
+        anchor_sizes_px=(4, 8, 16, 32, 64),
+        rpn_before_nms=(60, 60),
+        rpn_after_nms=(20, 20),
+        regions_per_image=16,
+    )
     return detector, backbone
 
 
@@ -63,7 +78,8 @@ def test_the_head_of_a_region_is_layer4_and_one_more_batchnorm() -> None:
     out = head(rows)
     assert out.shape == (5, 128, 7, 7)
     features = backbone.get_submodule("layer4")(rows)
-    mean, var = features.mean(dim=(0, 2, 3), keepdim=True), features.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    mean = features.mean(dim=(0, 2, 3), keepdim=True)
+    var = features.var(dim=(0, 2, 3), keepdim=True, correction=0)
     assert torch.allclose(out, (features - mean) / (var + 1e-5).sqrt(), atol=1e-4)
     extra = [layer for layer in detector.modules() if isinstance(layer, _BatchNorm)]
     own = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
@@ -109,7 +125,8 @@ def test_a_pyramid_has_batchnorm_in_trunk_and_pyramid_alone() -> None:
 
 def test_regions_are_aligned_to_the_pixel() -> None:
     """On a ramp, the value of a cell's centre, a region's mean is the ramp at the region's centre (closed form)."""
-    stride, columns = 16, 12
+    stride = 16
+    columns = 12
     centres = (torch.arange(columns) + 0.5) * stride  # image coordinates of the cells' centres
     ramp = centres.expand(1, 1, columns, columns).contiguous()
     box = torch.tensor([[40.0, 48.0, 100.0, 130.0]])

@@ -19,9 +19,13 @@ from tests.run_process import same
 
 CPU = torch.device("cpu")
 TINY = replace(
-    VOC_C4_24K.rescaled(2).at_short_side(64).shortened(5), rpn_before_nms=(60, 60), rpn_after_nms=(20, 20),
-    regions_per_image=8, precise_bn_iterations=2, milestones=(3, 4),
-)  # fmt: skip
+    VOC_C4_24K.rescaled(2).at_short_side(64).shortened(5),
+    rpn_before_nms=(60, 60),
+    rpn_after_nms=(20, 20),
+    regions_per_image=8,
+    precise_bn_iterations=2,
+    milestones=(3, 4),
+)
 
 
 @pytest.fixture
@@ -32,11 +36,17 @@ def voc(pasted_voc: Path) -> DetectionSet:
 def _detector(recipe: DetectionRecipe = TINY) -> Any:
     def build() -> Any:
         return build_detector(
-            build_backbone("resnet10_w16"), num_classes=2, neck=recipe.neck, masks=False,
-            mean=(0.5,) * 3, std=(0.2,) * 3, anchor_sizes_px=recipe.anchor_sizes_px,
-            rpn_before_nms=recipe.rpn_before_nms, rpn_after_nms=recipe.rpn_after_nms,
+            build_backbone("resnet10_w16"),
+            num_classes=2,
+            neck=recipe.neck,
+            masks=False,
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+            anchor_sizes_px=recipe.anchor_sizes_px,
+            rpn_before_nms=recipe.rpn_before_nms,
+            rpn_after_nms=recipe.rpn_after_nms,
             regions_per_image=recipe.regions_per_image,
-        )  # fmt: skip
+        )
 
     return build_seeded(build, 0)
 
@@ -55,7 +65,8 @@ def test_weight_decay_spares_normalisation_layers() -> None:
 
 
 def test_each_iteration_has_its_own_learning_rate(voc: DetectionSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, step = list[float](), torch.optim.SGD.step
+    rates = list[float]()
+    step = torch.optim.SGD.step
 
     def spy(optimizer: torch.optim.SGD) -> None:
         rates.extend({group["lr"] for group in optimizer.param_groups})
@@ -82,7 +93,8 @@ def test_a_trial_that_was_cut_off_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         train_detector(_detector(), voc, TINY, device=CPU, seed=7, checkpoints=tmp_path, on_iteration=cut)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000004.pt"]
-    continued, seen = _detector(), list[int]()
+    continued = _detector()
+    seen = list[int]()
     resumed = train_detector(
         continued,
         voc,
@@ -100,7 +112,8 @@ def test_a_trial_that_was_cut_off_ends_the_same(
 def test_precise_batchnorm_is_the_mean_of_the_batches(voc: DetectionSet) -> None:
     detector = _detector().train()
     batches = list(detection_training._batches(voc, TINY, start=0, seed=0, num_workers=0))[:3]
-    layer, inputs = detector.backbone.bn1, list[torch.Tensor]()
+    layer = detector.backbone.bn1
+    inputs = list[torch.Tensor]()
     layer.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
     precise_batchnorm(detector, batches, device=CPU)
     means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs])

@@ -22,24 +22,38 @@ from mocokit.engine.backbone_file import BackboneCard, load_backbone, save_backb
 from mocokit.nets.backbones import build_backbone
 
 CARD = BackboneCard(
-    arch="resnet10_w16", stem="imagenet", image_size=64, eval_crop_ratio=1.0, mean=(0.4, 0.5, 0.6),
-    std=(0.2, 0.25, 0.3), step=9,
-)  # fmt: skip
+    arch="resnet10_w16",
+    stem="imagenet",
+    image_size=64,
+    eval_crop_ratio=1.0,
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
+    step=9,
+)
 
 
 def _small(recipe: DetectionRecipe, iterations: int) -> DetectionRecipe:
     """The recipe at 64 px with few regions."""
     return replace(
-        recipe.rescaled(2).at_short_side(64).shortened(iterations), rpn_before_nms=(60, 60), rpn_after_nms=(20, 20),
-        regions_per_image=8, precise_bn_iterations=2,
-    )  # fmt: skip
+        recipe.rescaled(2).at_short_side(64).shortened(iterations),
+        rpn_before_nms=(60, 60),
+        rpn_after_nms=(20, 20),
+        regions_per_image=8,
+        precise_bn_iterations=2,
+    )
 
 
 def _plan(images: DetectionSet, recipe: DetectionRecipe, **changes: Any) -> TrialPlan:
     plan = TrialPlan(
-        run="random", arch="resnet10_w16", train=images.for_training(), test=images, recipe=recipe, seed=0,
-        device_name="cpu", num_workers=0,
-    )  # fmt: skip
+        run="random",
+        arch="resnet10_w16",
+        train=images.for_training(),
+        test=images,
+        recipe=recipe,
+        seed=0,
+        device_name="cpu",
+        num_workers=0,
+    )
     return replace(plan, **changes)
 
 
@@ -58,17 +72,26 @@ def _write_coco(root: Path, voc: DetectionSet) -> None:
         Image.open(image.path).save(root / "val2017" / f"{number}.jpg", quality=95)
         for (x1, y1, x2, y2), label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
             outline = np.stack([x1 + x2 + (x2 - x1) * np.cos(angles), y1 + y2 + (y2 - y1) * np.sin(angles)], axis=1) / 2
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": 10 * label + 1, "iscrowd": 0,
-                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
-                "segmentation": [outline.ravel().tolist()],
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 10 * label + 1,
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "segmentation": [outline.ravel().tolist()],
+                }
+            )
     content = {
-        "info": {}, "annotations": annotations,
+        "info": {},
+        "annotations": annotations,
         "categories": [{"id": 10 * label + 1, "name": name} for label, name in enumerate(voc.class_names)],
-        "images": [{"id": number, "file_name": f"{number}.jpg", "width": image.width, "height": image.height}
-                   for number, image in enumerate(voc.images)],
-    }  # fmt: skip
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "width": image.width, "height": image.height}
+            for number, image in enumerate(voc.images)
+        ],
+    }
     (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
 
 
@@ -148,7 +171,8 @@ def test_masks_are_trained_and_judged_on_coco_folders(
     (trial,) = run_trials(plan, num_trials=1, out=tmp_path / "out")
     assert set(trial.metrics) >= {"box AP", "box AP50", "box AP75"}
     detector: Any = initial_detector(plan, 0)
-    detector.roi_heads.score_thresh, detector.roi_heads.detections_per_img = 0.0, 5
+    detector.roi_heads.score_thresh = 0.0
+    detector.roi_heads.detections_per_img = 5
     found = detect(detector, coco, plan.recipe, device=torch.device("cpu"))
     assert all(len(image.masks) == len(image.boxes) > 0 for image in found)
     assert set(average_precision(coco, found)) == {f"{k} {m}" for k in ("box", "mask") for m in ("AP", "AP50", "AP75")}
@@ -173,10 +197,34 @@ def test_detections_are_in_pixels_of_the_stored_image(voc: DetectionSet) -> None
 
 
 def test_detect_from_the_command_line(pasted_voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["detect", "random", "--data", str(pasted_voc), "--out", str(tmp_path), "--train", "2007_trainval",
-                 "--test", "2007_trainval", "--arch", "resnet10_w16", "--batch", "2", "--iterations", "2",
-                 "--short-side", "48", "--regions", "8", "--trials", "2", "--workers", "0",
-                 "--device", "cpu"]  # fmt: skip
+    arguments = [
+        "detect",
+        "random",
+        "--data",
+        str(pasted_voc),
+        "--out",
+        str(tmp_path),
+        "--train",
+        "2007_trainval",
+        "--test",
+        "2007_trainval",
+        "--arch",
+        "resnet10_w16",
+        "--batch",
+        "2",
+        "--iterations",
+        "2",
+        "--short-side",
+        "48",
+        "--regions",
+        "8",
+        "--trials",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "voc-c4-24k: 6 training and 6 test images of 2 classes"
@@ -207,9 +255,14 @@ def test_mistakes_on_the_command_line_are_one_line(pasted_voc: Path, capsys: pyt
 def test_a_few_hundred_iterations_learn_the_training_images_by_heart(voc: DetectionSet, tmp_path: Path) -> None:
     """From random weights on one core, in about a minute; what it found before training is worth nothing."""
     recipe = replace(
-        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(400), lr=0.02, warmup_iterations=20,
-        rpn_before_nms=(200, 200), rpn_after_nms=(64, 64), regions_per_image=16, precise_bn_iterations=30,
-    )  # fmt: skip
+        VOC_C4_24K.rescaled(2).at_short_side(128).shortened(400),
+        lr=0.02,
+        warmup_iterations=20,
+        rpn_before_nms=(200, 200),
+        rpn_after_nms=(64, 64),
+        regions_per_image=16,
+        precise_bn_iterations=30,
+    )
     plan = _plan(voc, recipe)
     before = average_precision(voc, detect(initial_detector(plan, 0), voc, recipe, device=torch.device("cpu")))
     (trial,) = run_trials(plan, num_trials=1, out=tmp_path)

@@ -29,7 +29,8 @@ def _lines(run: Path, name: str) -> dict[int, float]:
 
 def test_a_run_in_parts_goes_on_in_one_process_and_back(config: Config, tmp_path: Path) -> None:
     """One checkpoint for all: what one process saved, two ranks split, and the other way round."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
     command = ["pretrain", "moco-v3-vit-s", *flags_of(config), "--out"]
     assert finish(start([*command, str(whole)]))[0] == 0
     process = start([*command, str(run)], ranks=2)
@@ -42,7 +43,8 @@ def test_a_run_in_parts_goes_on_in_one_process_and_back(config: Config, tmp_path
     assert code == 0, output[-3000:]
     for name in ("loss", "knn_acc"):
         assert _lines(run, name) == pytest.approx(_lines(whole, name), rel=1e-8)
-    wanted, got = final_state(whole), final_state(run)
+    wanted = final_state(whole)
+    got = final_state(run)
     for name, value in wanted["method"].items():
         assert torch.allclose(got["method"][name], value, rtol=1e-7, atol=1e-10), name
     moments = [(number, key) for number, state in wanted["optimizer"]["state"].items() for key in state]

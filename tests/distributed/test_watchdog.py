@@ -33,7 +33,9 @@ class _Ranks:
     """Three watches on one store."""
 
     def __init__(self) -> None:
-        self.store, self.messages, self.ended = _Store(), dict[int, str](), threading.Event()
+        self.store = _Store()
+        self.messages = dict[int, str]()
+        self.ended = threading.Event()
         self.watches = [
             RankWatch(
                 self.store,
@@ -82,7 +84,8 @@ def test_a_rank_that_works_alone_is_waited_for() -> None:
 
 
 def test_a_rank_that_works_alone_beyond_all_patience_is_named() -> None:
-    ranks, begun = _Ranks(), time.monotonic()
+    ranks = _Ranks()
+    begun = time.monotonic()
     with ranks.watches[0].excuse():
         message = ranks.wait(ranks=(1, 2), seconds=20)
     assert message.startswith("rank 0 evaluates or saves for more than 3 s (run.alone_timeout_s)")
@@ -102,7 +105,8 @@ class _Beats(_Store):
 
 @pytest.mark.parametrize(("then", "ended"), [("2 0 0.0", False), ("2 0 9.0", True)])
 def test_a_rank_that_has_just_ended_its_work_alone_is_waited_for(then: str, ended: bool) -> None:
-    messages, store = list[str](), _Beats("1 0 2.5", then)
+    messages = list[str]()
+    store = _Beats("1 0 2.5", then)
     watch = RankWatch(
         store,
         generation="a",

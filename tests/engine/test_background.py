@@ -6,7 +6,9 @@ from mocokit.engine.background import BackgroundWriter
 
 
 def test_a_task_runs_beside_the_caller_and_the_next_waits_for_it() -> None:
-    writer, may_end, done = BackgroundWriter(), threading.Event(), list[int]()
+    writer = BackgroundWriter()
+    may_end = threading.Event()
+    done = list[int]()
 
     def slow() -> None:
         assert may_end.wait(10)

@@ -4,7 +4,8 @@ import torch
 from mocokit.engine import compilation
 from mocokit.engine.compilation import PAYS_FROM_STEPS, should_compile
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tests.oracles import lars_steps
 def test_lars_is_the_papers_in_both_forms(shape: tuple[int, ...], classic: bool) -> None:
     """Rates that change, which is where the two forms part; vectors take neither decay nor trust."""
     weight = torch.randn(shape, dtype=torch.float64)
-    gradients, rates = [torch.randn(shape, dtype=torch.float64) for _ in range(4)], [0.5, 2.0, 9.6, 1.0]
+    gradients = [torch.randn(shape, dtype=torch.float64) for _ in range(4)]
+    rates = [0.5, 2.0, 9.6, 1.0]
     parameter = nn.Parameter(weight.clone())
     optimizer = Lars(
         [parameter], lr=0.0, momentum=0.9, weight_decay=0.1, trust_coefficient=0.001, lr_in_momentum=classic
@@ -84,7 +85,8 @@ def _backward(net: nn.Module, seed: int) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
 def test_a_bad_gradient_changes_neither_weights_nor_momentum(poison: float, first: bool) -> None:
-    (net, optimizer), (twin, twin_optimizer) = _net(), _net()
+    (net, optimizer) = _net()
+    (twin, twin_optimizer) = _net()
     for seed in () if first else (1, 2):
         for module, sgd in ((net, optimizer), (twin, twin_optimizer)):
             _backward(module, seed)
@@ -103,7 +105,8 @@ def test_a_bad_gradient_changes_neither_weights_nor_momentum(poison: float, firs
 
 
 def test_steps_are_those_of_plain_sgd_bit_by_bit() -> None:
-    (net, optimizer), (twin, _) = _net(), _net()
+    (net, optimizer) = _net()
+    (twin, _) = _net()
     plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2, fused=True)
     for seed in range(5):
         _backward(net, seed)

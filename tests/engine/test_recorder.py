@@ -15,8 +15,12 @@ from mocokit.engine.background import BackgroundWriter
 def test_only_the_end_of_an_epoch_waits_for_a_slow_disk_and_only_its_save_exports(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, waited_for, written, logged = tmp_path / "run" / "metrics.jsonl", threading.Event(), list[str](), list[int]()
-    wait, flush = BackgroundWriter.wait, checkpoint._flush
+    log = tmp_path / "run" / "metrics.jsonl"
+    waited_for = threading.Event()
+    written = list[str]()
+    logged = list[int]()
+    wait = BackgroundWriter.wait
+    flush = checkpoint._flush
 
     def noticed(writer: BackgroundWriter) -> None:
         if writer.is_busy():

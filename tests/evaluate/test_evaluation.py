@@ -57,7 +57,7 @@ def test_features_are_extracted_once(run: Path, photos: Path, monkeypatch: pytes
     for protocols in (["knn", "linear/fast"], ["linear/fast"]):
         rows = evaluate(
             run, data=photos, protocols=protocols, baselines=False, epochs_scale=0.1, num_workers=0, device_name="cpu"
-        )  # fmt: skip
+        )
     assert len(calls) == 2, "train and test, once each, over two evaluations"
     assert all(row.minutes > 0 for row in rows), "what the features cost is counted, though they were there"
     kept = json.loads((run / "evaluation.json").read_text())
@@ -74,9 +74,15 @@ def test_knn_of_an_evaluation_is_that_of_the_knn_command(run: Path, photos: Path
 def test_an_id_list_trains_on_those_images(run: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(str(number) for number in range(0, 80, 2)))
     (row,) = evaluate(
-        run, data=photos, test=photos, protocols=[f"finetune/simclr@{tmp_path / 'ids.txt'}"], baselines=False,
-        epochs_scale=0.02, num_workers=0, device_name="cpu",
-    )  # fmt: skip
+        run,
+        data=photos,
+        test=photos,
+        protocols=[f"finetune/simclr@{tmp_path / 'ids.txt'}"],
+        baselines=False,
+        epochs_scale=0.02,
+        num_workers=0,
+        device_name="cpu",
+    )
     assert (row.train_images, row.test_images) == (40, 80)
     assert row.protocol == "finetune/simclr@ids.txt,b4,e1"
 

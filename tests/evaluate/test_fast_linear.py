@@ -19,13 +19,21 @@ def _clusters(count: int, seed: int, *, noise: float = 1.5) -> Features:
 
 
 def test_each_head_is_what_autograd_and_sgd_make_of_it_alone() -> None:
-    features, pairs = _clusters(203, 1), [(0.3, 0.0), (10.0, 1e-3), (3.0, 0.1)]
+    features = _clusters(203, 1)
+    pairs = [(0.3, 0.0), (10.0, 1e-3), (3.0, 0.1)]
     members = torch.arange(3, 203)
     standardise = measure_scale(features.rows, CPU)
     heads = train_heads(
-        features, members, pairs, standardise=standardise, num_classes=5, batch_size=32, schedule=SCHEDULE, device=CPU,
+        features,
+        members,
+        pairs,
+        standardise=standardise,
+        num_classes=5,
+        batch_size=32,
+        schedule=SCHEDULE,
+        device=CPU,
         seed=4,
-    )  # fmt: skip
+    )
     batches = [
         members[permutation(4, Purpose.EPOCH_ORDER, 200, epoch)[start : start + 32]].tolist()
         for epoch in range(3)
@@ -50,7 +58,8 @@ def test_standardised_rows_have_mean_0_equal_variances_and_length_1() -> None:
 
 
 def test_the_test_labels_have_no_say_in_the_choice() -> None:
-    train, test = _clusters(400, 1), _clusters(100, 2)
+    train = _clusters(400, 1)
+    test = _clusters(100, 2)
     protocol = FastLinearProtocol(batch_size=32, schedule=SCHEDULE)
     result = fast_linear(train, test, protocol, num_classes=5, device=CPU, seed=0)
     wrong = Features(rows=test.rows, labels=(test.labels + 1) % 5)

@@ -31,7 +31,8 @@ class _Counted:
 
 
 def test_features_are_computed_once_and_come_back_bit_by_bit(own_photos: Path, tmp_path: Path) -> None:
-    compute, images = _Counted(), _open(own_photos)
+    compute = _Counted()
+    images = _open(own_photos)
     first = FeatureCache(tmp_path / "f").get("weights", images, compute)
     again = FeatureCache(tmp_path / "f").get("weights", _open(own_photos), compute)
     assert compute.calls == 1
@@ -51,21 +52,26 @@ CHANGES: dict[str, Callable[[LabelledImages], tuple[str, LabelledImages]]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_the_features_depend_on_makes_new_ones(own_photos: Path, tmp_path: Path, change: str) -> None:
-    compute, images, cache = _Counted(), _open(own_photos), FeatureCache(tmp_path / "f")
+    compute = _Counted()
+    images = _open(own_photos)
+    cache = FeatureCache(tmp_path / "f")
     cache.get("weights", images, compute)
     cache.get(*CHANGES[change](images), compute)
     assert compute.calls == 2
 
 
 def test_the_number_of_workers_makes_no_new_ones(own_photos: Path, tmp_path: Path) -> None:
-    compute, images, cache = _Counted(), _open(own_photos), FeatureCache(tmp_path / "f")
+    compute = _Counted()
+    images = _open(own_photos)
+    cache = FeatureCache(tmp_path / "f")
     cache.get("weights", images, compute)
     cache.get("weights", replace(images, view=replace(VIEW, num_workers=3)), compute)
     assert compute.calls == 1
 
 
 def test_a_changed_image_makes_new_features(own_photos: Path, tmp_path: Path) -> None:
-    compute, images = _Counted(), _open(own_photos)
+    compute = _Counted()
+    images = _open(own_photos)
     FeatureCache(tmp_path / "f").get("weights", images, compute)
     path = Path(images.reader.source.name(5))
     before = path.stat()
@@ -79,7 +85,9 @@ def test_a_changed_image_makes_new_features(own_photos: Path, tmp_path: Path) ->
 def test_a_damaged_file_is_computed_again_with_a_note(
     own_photos: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compute, images, cache = _Counted(), _open(own_photos), FeatureCache(tmp_path / "f")
+    compute = _Counted()
+    images = _open(own_photos)
+    cache = FeatureCache(tmp_path / "f")
     cache.get("weights", images, compute)
     (path,) = (tmp_path / "f").iterdir()
     raw = bytearray(path.read_bytes())

@@ -39,9 +39,7 @@ def _backbone() -> nn.Module:
 def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
     backbone = _backbone()
     before = weights_digest(backbone)
-    network = fine_tune(
-        backbone, PIXELS, images, GRID, lr=0.01, head_multiplier=10, device=CPU, precision=FP32, seed=0
-    )  # fmt: skip
+    network = fine_tune(backbone, PIXELS, images, GRID, lr=0.01, head_multiplier=10, device=CPU, precision=FP32, seed=0)
     assert weights_digest(backbone) == before
     trained = network.get_submodule("1")
     moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), backbone.parameters(), strict=True)]
@@ -52,11 +50,10 @@ def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
 
 def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = _spied(monkeypatch)
-    train, test = images.only(images.indices[::2]), images.only(images.indices[1::2])
+    train = images.only(images.indices[::2])
+    test = images.only(images.indices[1::2])
     protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,))
-    result = fine_tune_and_test(
-        _backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0
-    )  # fmt: skip
+    result = fine_tune_and_test(_backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0)
     assert [set(part) <= set(train.indices) for part in judged] == [True, True, False]
     assert judged[-1] == test.indices
     assert result.lr in (0.1, 0.001) and 0 <= result.accuracy <= 1
@@ -109,7 +106,8 @@ def test_the_head_learns_at_its_multiple() -> None:
 
 def test_lars_adapts_kernels_by_their_trust_ratio_and_leaves_batchnorm_alone() -> None:
     """First step, weight decay 0: w - lr * 0.001 * |w| / |g| * g for kernels, w - lr * g for 1-D parameters."""
-    backbone, head = _backbone(), nn.Linear(256, 5)
+    backbone = _backbone()
+    head = nn.Linear(256, 5)
     optimizer = build_optimizer(backbone, head, LARS, lr=0.16, head_multiplier=1)
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
     for p in backbone.parameters():
@@ -118,7 +116,8 @@ def test_lars_adapts_kernels_by_their_trust_ratio_and_leaves_batchnorm_alone() -
         group["lr"] = group["peak_lr"]
     optimizer.step()
     for name in ("layer1.0.conv1.weight", "bn1.weight", "bn1.bias"):
-        p, old = backbone.get_parameter(name), before[name]
+        p = backbone.get_parameter(name)
+        old = before[name]
         assert p.grad is not None
         trust = 0.001 * old.norm() / p.grad.norm() if old.dim() > 1 else 1.0
         torch.testing.assert_close(p.detach(), old - 0.16 * trust * p.grad, rtol=1e-5, atol=1e-7)
@@ -126,10 +125,11 @@ def test_lars_adapts_kernels_by_their_trust_ratio_and_leaves_batchnorm_alone() -
 
 @pytest.mark.parametrize("protocol", [GRID, LARS], ids=["sgd", "lars"])
 def test_the_same_seed_gives_the_same_network(images: LabelledImages, protocol: FineTuneProtocol) -> None:
-    few, digests = images.only(images.indices[::5]), []
+    few = images.only(images.indices[::5])
+    digests = []
     for seed in (0, 0, 1):
         network = fine_tune(
             _backbone(), PIXELS, few, protocol, lr=0.05, head_multiplier=1, device=CPU, precision=FP32, seed=seed
-        )  # fmt: skip
+        )
         digests.append(weights_digest(network))
     assert digests[0] == digests[1] != digests[2]

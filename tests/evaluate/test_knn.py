@@ -30,7 +30,8 @@ def _clusters(count: int, seed: int) -> Features:
     "protocol", [KnnProtocol(1, 0.07), KnnProtocol(20, 0.07), KnnProtocol(200, 0.1), KnnProtocol(999, 0.5)]
 )
 def test_knn_equals_a_slow_loop(protocol: KnnProtocol) -> None:
-    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    bank = _clusters(250, 1)
+    queries = _clusters(60, 2)
     want = knn_loop(bank.rows, bank.labels, queries.rows, queries.labels, *protocol)
     assert 0.3 < want < 1.0, "neither trivial nor hopeless"
     assert knn_accuracy(bank, queries, [protocol], device=CPU)[protocol] == want
@@ -40,7 +41,8 @@ def test_knn_equals_a_slow_loop(protocol: KnnProtocol) -> None:
 def test_chunks_of_bank_and_queries_change_nothing(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, query_chunk: int
 ) -> None:
-    bank, queries = _clusters(90, 1), _clusters(20, 2)
+    bank = _clusters(90, 1)
+    queries = _clusters(20, 2)
     similarity, classes = nearest_classes(bank, queries.rows, 30, device=CPU)
     accuracy = knn_accuracy(bank, queries, device=CPU)
     monkeypatch.setattr(knn, "CHUNK_BYTES", chunk_bytes)
@@ -52,7 +54,8 @@ def test_chunks_of_bank_and_queries_change_nothing(
 
 
 def test_the_nearest_come_first_and_have_their_own_classes() -> None:
-    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    bank = _clusters(250, 1)
+    queries = _clusters(60, 2)
     cosine = torch.nn.functional.cosine_similarity(queries.rows[:, None], bank.rows[None], dim=2)  # (60, 250)
     want, order = cosine.sort(dim=1, descending=True)
     similarity, classes = nearest_classes(bank, queries.rows, 30, device=CPU)
@@ -61,7 +64,8 @@ def test_the_nearest_come_first_and_have_their_own_classes() -> None:
 
 
 def test_one_neighbour_equals_scikit_learn() -> None:
-    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    bank = _clusters(250, 1)
+    queries = _clusters(60, 2)
     model = KNeighborsClassifier(n_neighbors=1, metric="cosine").fit(bank.rows.numpy(), bank.labels.numpy())
     protocol = KnnProtocol(1, 0.07)
     want = model.score(queries.rows.numpy(), queries.labels.numpy())
@@ -70,7 +74,8 @@ def test_one_neighbour_equals_scikit_learn() -> None:
 
 @pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (200, 0.1)])
 def test_weighted_votes_equal_those_of_scikit_learn(k: int, temperature: float) -> None:
-    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    bank = _clusters(250, 1)
+    queries = _clusters(60, 2)
     model = KNeighborsClassifier(
         n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
     ).fit(bank.rows.double().numpy(), bank.labels.numpy())
@@ -102,14 +107,18 @@ if first:
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_ranks_with_a_part_of_the_bank_each_equal_one_process(tmp_path: Path) -> None:
-    bank, queries = _clusters(250, 1), _clusters(60, 2)
+    bank = _clusters(250, 1)
+    queries = _clusters(60, 2)
     torch.save((bank.rows, bank.labels, queries.rows, queries.labels), tmp_path / "features.pt")
     (tmp_path / "on_ranks.py").write_text(ON_RANKS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, str(tmp_path / "on_ranks.py"), str(tmp_path / "features.pt")],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     want = list(knn_accuracy(bank, queries, device=CPU).values())
     assert json.loads(done.stdout) == [want] * 4, "on every rank, however the bank is cut"
@@ -130,7 +139,8 @@ def test_classes_are_matched_by_name(own_photos: Path, tmp_path: Path) -> None:
 
     shutil.copytree(own_photos / "grass", tmp_path / "t" / "grass")
     shutil.copytree(own_photos / "cat", tmp_path / "t" / "cat")
-    bank, test = open_source(own_photos), open_source(tmp_path / "t")
+    bank = open_source(own_photos)
+    test = open_source(tmp_path / "t")
     view = EvaluationView(size_px=16, crop_ratio=1.0, num_workers=0)
     images = choose_images(ImageReader(test, max_image_px=10**6, seed=0), view, class_names=bank.class_names)
     assert {bank.class_names[label] for label in images.labels} == {"cat", "grass"}

@@ -26,8 +26,11 @@ def test_the_published_numbers(
     protocol = LINEAR_PROTOCOLS[name]
     assert protocol.lr == pytest.approx(lr)
     assert (protocol.batch_size, protocol.weight_decay, protocol.schedule.epochs, protocol.nesterov) == (
-        batch, weight_decay, epochs, nesterov,
-    )  # fmt: skip
+        batch,
+        weight_decay,
+        epochs,
+        nesterov,
+    )
 
 
 def test_moco_drops_tenfold_at_60_and_80() -> None:

@@ -6,9 +6,17 @@ import pytest
 from mocokit.evaluate.results import Row, load_rows, markdown_table, merge_rows, save_rows, show_minutes, text_table
 
 ROW = Row(
-    protocol="linear/moco@b256,e100", features="pre-trained", accuracy=0.812, seed=0, minutes=0.5, train_images=1000,
-    test_images=100, data="/d", test="/t", weights="abc",
-)  # fmt: skip
+    protocol="linear/moco@b256,e100",
+    features="pre-trained",
+    accuracy=0.812,
+    seed=0,
+    minutes=0.5,
+    train_images=1000,
+    test_images=100,
+    data="/d",
+    test="/t",
+    weights="abc",
+)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:

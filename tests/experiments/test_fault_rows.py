@@ -61,9 +61,14 @@ def test_a_fault_that_fails_or_hangs_is_a_row_and_the_others_are_run(places: lis
     assert rows["breaks"]["said"].endswith("the disk is gone")
     assert rows["hangs"]["said"].startswith("FAILED: TimeoutExpired")
     assert rows["holds"] | {"load_before": 0, "machine": 0} == {
-        "how": "A run that ends well", "steps": 30, "load_before": 0, "machine": 0, "times": 2, "bits_differing": 0,
+        "how": "A run that ends well",
+        "steps": 30,
+        "load_before": 0,
+        "machine": 0,
+        "times": 2,
+        "bits_differing": 0,
         "said": "in RUNS/run",
-    }  # fmt: skip
+    }
     assert rows["cannot"] == {"how": "A fault that the machine forbids", "not_run": "may not mount"}
     assert STARTED.pop().poll() is not None, "what a fault leaves running is ended"
     table = (tmp_path / "reliability.md").read_text()
@@ -88,11 +93,17 @@ def test_a_soak_tells_what_leaks_from_what_comes_and_goes(
 ) -> None:
     samples: list[dict[str, float]] = []
     for number in range(360):
-        hours, busy = number / 360, number % 3
-        samples.append({
-            "hours": hours, "memory_mb": 900 + leak_mb_per_hour * hours + 0.5 * busy,
-            "handles": 20 + 6 * busy + int(lost_handles * hours), "threads": 8 + busy, "processes": 1,
-        })  # fmt: skip
+        hours = number / 360
+        busy = number % 3
+        samples.append(
+            {
+                "hours": hours,
+                "memory_mb": 900 + leak_mb_per_hour * hours + 0.5 * busy,
+                "handles": 20 + 6 * busy + int(lost_handles * hours),
+                "threads": 8 + busy,
+                "processes": 1,
+            }
+        )
     judged = soak.judge({0: samples})["rank 0"]
     assert all(line["flat"] for line in judged.values()) == flat
     assert judged["memory_mb"]["slope_per_hour"] == pytest.approx(leak_mb_per_hour, abs=0.5)

@@ -13,9 +13,18 @@ pytestmark = pytest.mark.faults
 SCRIPT = Path(__file__).parent.parent / "experiments" / "faults.py"
 
 BIT_EQUAL = (
-    "kill_process", "cut_checkpoint", "flipped_bit", "half_renamed", "full_disk", "term_while_saving", "bad_gradient",
-    "two_runs", "blocked_mount", "jumping_clock", "kill_worker",
-)  # fmt: skip
+    "kill_process",
+    "cut_checkpoint",
+    "flipped_bit",
+    "half_renamed",
+    "full_disk",
+    "term_while_saving",
+    "bad_gradient",
+    "two_runs",
+    "blocked_mount",
+    "jumping_clock",
+    "kill_worker",
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@ from overlap import merge, read_trace
 
 
 def test_what_the_trace_says_about_summing_during_backward() -> None:
-    node, summing = "autograd::engine::evaluate_function: AddBackward0", "gloo:all_reduce"
+    node = "autograd::engine::evaluate_function: AddBackward0"
+    summing = "gloo:all_reduce"
     spans = [
         *((node, 1_000.0, 2_000.0), (node, 5_000.0, 6_000.0)),
         *((summing, 4_000.0, 5_000.0), (summing, 4_500.0, 7_000.0), (summing, 8_000.0, 9_000.0)),

@@ -5,7 +5,8 @@ from rank_traffic import Traffic
 
 
 def test_a_collective_counts_by_what_a_rank_gives() -> None:
-    traffic, called = Traffic(), list[str]()
+    traffic = Traffic()
+    called = list[str]()
     reduce = traffic.count("all_reduce", lambda *_: called.append("reduce"))
     gather = traffic.count("all_gather", lambda *_: called.append("gather"))
     barrier = traffic.count("barrier", lambda: called.append("barrier"))

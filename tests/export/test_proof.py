@@ -30,7 +30,8 @@ def export_broken(loaded: LoadedBackbone, out: Path) -> Exported:
 def test_the_largest_difference_of_any_feature_is_found(
     finished_run: FinishedRun, noise: Callable[..., Tensor]
 ) -> None:
-    loaded, pixels = load_backbone(finished_run("resnet18")), noise(sum(BATCH_SIZES), size=32)
+    loaded = load_backbone(finished_run("resnet18"))
+    pixels = noise(sum(BATCH_SIZES), size=32)
 
     def one_number_off(images: Tensor) -> Tensor:
         features: Tensor = loaded.backbone(images).clone()
@@ -65,7 +66,8 @@ def test_a_file_that_fails_the_proof_is_not_kept(
 def test_the_command_prints_the_difference_and_how_to_load(
     finished_run: FinishedRun, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, out = finished_run("resnet18"), tmp_path / "net.pth"
+    run = finished_run("resnet18")
+    out = tmp_path / "net.pth"
     assert main(["export", str(run), "--to", "torchvision", str(out), "--data", str(photos)]) == 0
     printed = capsys.readouterr().out
     assert f"wrote {out}, {out}.md, {out}.json" in printed

@@ -127,7 +127,8 @@ def test_the_small_stem_goes_to_torchvision_and_not_to_timm(tmp_path: Path, monk
 
 
 def test_onnx_takes_any_batch_and_says_how_to_normalise(finished_run: FinishedRun, exports: Exports) -> None:
-    run, file = finished_run("resnet18"), exports("resnet18", "onnx").exported.files[0]
+    run = finished_run("resnet18")
+    file = exports("resnet18", "onnx").exported.files[0]
     model = onnx.load(file)
     assert [(entry.domain, entry.version) for entry in model.opset_import if not entry.domain] == [("", 18)]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

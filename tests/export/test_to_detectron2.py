@@ -17,7 +17,8 @@ from mocokit.export.to_detectron2 import detectron2_name, export_detectron2
 from mocokit.nets.backbones import build_backbone
 from mocokit.nets.pixels import PixelNormalize
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 def _loaded(arch: str, stem: str = "imagenet") -> LoadedBackbone:
@@ -49,7 +50,8 @@ def test_features_read_back_by_names_are_the_backbones(arch: str, tmp_path: Path
     loaded = _loaded(arch)
     result = export_detectron2(loaded, tmp_path)
     images = torch.randn(2, 3, 80, 64)
-    own, read = loaded.backbone(images), detectron2_features(read_detectron2(result.files[0]), images)
+    own = loaded.backbone(images)
+    read = detectron2_features(read_detectron2(result.files[0]), images)
     assert read.shape == own.shape
     assert float((own - read).abs().max()) <= 1e-4
     assert 0.01 < float(own.std()) < 10  # neither a comparison of zeros nor of huge features
@@ -118,7 +120,9 @@ def test_configs_say_what_the_recipes_say(exported: tuple[LoadedBackbone, Export
     yaml = pytest.importorskip("yaml")
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in exported[1].files if path.suffix == ".yaml"}
     assert set(configs) == {"voc-c4-24k", "coco-c4-2x", "coco-fpn-1x"}
-    voc, c4, fpn = configs["voc-c4-24k"], configs["coco-c4-2x"], configs["coco-fpn-1x"]
+    voc = configs["voc-c4-24k"]
+    c4 = configs["coco-c4-2x"]
+    fpn = configs["coco-fpn-1x"]
     assert voc["SOLVER"]["MAX_ITER"] == 24_000 and voc["SOLVER"]["STEPS"] == [18_000, 22_000]
     assert voc["SOLVER"]["WARMUP_ITERS"] == 100 and voc["SOLVER"]["IMS_PER_BATCH"] == 16
     assert voc["INPUT"]["MIN_SIZE_TRAIN"] == list(VOC_C4_24K.train_short_sides_px)

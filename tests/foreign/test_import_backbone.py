@@ -56,9 +56,11 @@ def _official(net: nn.Module) -> dict[str, Any]:
 def _v3(net: nn.Module) -> dict[str, Any]:
     head = "fc" if isinstance(net, models.ResNet) else "head"
     state = {
-        **_with("base_encoder.", net), **_with(f"base_encoder.{head}.", MLP), **_with("momentum_encoder.", net),
+        **_with("base_encoder.", net),
+        **_with(f"base_encoder.{head}.", MLP),
+        **_with("momentum_encoder.", net),
         **_with("predictor.", MLP),
-    }  # fmt: skip
+    }
     return {"epoch": 300, "arch": "x", "state_dict": {f"module.{name}": value for name, value in state.items()}}
 
 
@@ -76,9 +78,13 @@ def _lightly_named(net: nn.Module) -> dict[str, Any]:
 
 def _solo(net: nn.Module) -> dict[str, Any]:
     state = {
-        **_with("backbone.", net), **_with("momentum_backbone.", net), **_with("projector.", MLP), **MOMENTUM,
-        **_with("momentum_projector.", MLP), **_with("classifier.", nn.Linear(512, 100)),
-    }  # fmt: skip
+        **_with("backbone.", net),
+        **_with("momentum_backbone.", net),
+        **_with("projector.", MLP),
+        **MOMENTUM,
+        **_with("momentum_projector.", MLP),
+        **_with("classifier.", nn.Linear(512, 100)),
+    }
     return {"state_dict": state, "epoch": 399}
 
 
@@ -89,9 +95,13 @@ def _vissl(net: nn.Module) -> dict[str, Any]:
 
 def _mmselfsup(net: nn.Module) -> dict[str, Any]:
     state = {
-        **_with("backbone.", net), **_with("neck.mlp.", MLP), **_with("encoder_k.module.0.", net), **MOMENTUM,
-        "data_preprocessor.mean": torch.zeros(3, 1, 1), "data_preprocessor.std": torch.ones(3, 1, 1),
-    }  # fmt: skip
+        **_with("backbone.", net),
+        **_with("neck.mlp.", MLP),
+        **_with("encoder_k.module.0.", net),
+        **MOMENTUM,
+        "data_preprocessor.mean": torch.zeros(3, 1, 1),
+        "data_preprocessor.std": torch.ones(3, 1, 1),
+    }
     meta = {"epoch": np.int64(200), "lr": np.float32(0.03), "seen": np.arange(3), "best": np.float64(67.5)}
     return {"state_dict": state, "meta": meta}
 
@@ -153,7 +163,8 @@ def test_lightlys_named_backbone_is_known_too(tmp_path: Path) -> None:
 
 def test_the_small_stem_is_told_by_its_kernel(tmp_path: Path) -> None:
     net = _resnet()
-    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
     torch.save(_lightly(net), tmp_path / "theirs.ckpt")
     card = import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors").card
     assert (card.arch, card.stem, card.image_size) == ("resnet18", "small", 32)
@@ -268,7 +279,8 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
         (lambda s: s | {"extra.weight": torch.zeros(1)}, {}, r"nearest is resnet18: unknown keys: extra.weight"),
         (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, {}, r"nearest is resnet18: missing: bn1.bias"),
         (
-            lambda s: s | {"layer1.0.conv1.weight": torch.zeros(64, 64, 5, 5)}, {},
+            lambda s: s | {"layer1.0.conv1.weight": torch.zeros(64, 64, 5, 5)},
+            {},
             r"other shapes: layer1.0.conv1.weight \(64, 64, 5, 5\), not \(64, 64, 3, 3\)",
         ),
         (lambda s: s, {"arch": "resnet50"}, r"arch=resnet50: a plain state dict's weights are not of this backbone"),
@@ -276,7 +288,7 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
         (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
         (lambda s: {"step": 3, "method": s}, {}, r"a checkpoint of mocokit's own; use the run folder"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_told(
     change: Callable[[State], State], arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
 from mocokit.run.verify import TraceBackbone
 
-B, C = 16, 8
+B = 16
+C = 8
 Noise = Callable[..., Tensor]
 
 
@@ -67,7 +68,8 @@ def assert_any_micro_batch_gives_the_same_run(
     build: Callable[[int], Method], noise: Noise, micro: int, num_crops: int
 ) -> None:
     """Losses, weights, gradients' effect and BatchNorm statistics of three steps, `micro` groups at a time or all."""
-    whole, parts = build(0), build(micro)
+    whole = build(0)
+    parts = build(micro)
     for step in range(3):
         losses = [sum(step_of(method, noise, step, num_crops=num_crops)) for method in (whole, parts)]
         assert abs(losses[1] - losses[0]) < 1e-10

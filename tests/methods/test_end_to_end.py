@@ -21,9 +21,12 @@ from tests.oracles import info_nce_loop
 
 def _end_to_end(micro: int = 0, *, shuffle: bool = True) -> EndToEnd:
     return EndToEnd(
-        encoder(), global_batch_size=B, temperature=0.2, layout=layout(micro=micro),
+        encoder(),
+        global_batch_size=B,
+        temperature=0.2,
+        layout=layout(micro=micro),
         shuffle_order=order if shuffle else None,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("num_crops", [0, 1, 2])
@@ -34,8 +37,10 @@ def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -
 
 def test_both_encoders_take_the_gradient_of_the_whole_batchs_loss(noise: Noise) -> None:
     """Against autograd through one plain computation, and the loss against a slow loop."""
-    method, (query, key, ids) = _end_to_end(micro=1), views(noise)
-    f_q, f_k = copy.deepcopy(method.encoder_q), copy.deepcopy(method.encoder_k)
+    method = _end_to_end(micro=1)
+    (query, key, ids) = views(noise)
+    f_q = copy.deepcopy(method.encoder_q)
+    f_k = copy.deepcopy(method.encoder_k)
     method.prepare(query, key, ids, 3)
     total = 0.0
     for loss in method.micro_losses():
@@ -59,9 +64,15 @@ def test_the_first_loss_is_mocos_with_these_keys_in_its_queue(noise: Noise) -> N
     method = _end_to_end()
     step_of(method, noise, 0, lr=0.0)
     moco = MoCo(
-        encoder(), dim=C, queue_size=B, temperature=0.2, key_momentum=1.0, layout=layout(), shuffle_order=order,
+        encoder(),
+        dim=C,
+        queue_size=B,
+        temperature=0.2,
+        key_momentum=1.0,
+        layout=layout(),
+        shuffle_order=order,
         mask_same_image=True,
-    ).double()  # fmt: skip
+    ).double()
     step_of(moco, noise, 0, lr=0.0)  # fills the queue
     step_of(moco, noise, 0, lr=0.0)
     assert torch.allclose(method.row_metrics["loss"], moco.row_metrics["loss"], rtol=1e-12)

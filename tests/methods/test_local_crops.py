@@ -17,9 +17,15 @@ OneWay = MoCo | EndToEnd | MemoryBank
 
 def _moco(micro: int = 0, *, mask_same_image: bool = False) -> MoCo:
     return MoCo(
-        encoder(), dim=C, queue_size=40, temperature=0.2, key_momentum=0.9, layout=layout(micro=micro),
-        shuffle_order=order, mask_same_image=mask_same_image,
-    ).double()  # fmt: skip
+        encoder(),
+        dim=C,
+        queue_size=40,
+        temperature=0.2,
+        key_momentum=0.9,
+        layout=layout(micro=micro),
+        shuffle_order=order,
+        mask_same_image=mask_same_image,
+    ).double()
 
 
 def _end_to_end(micro: int = 0) -> EndToEnd:
@@ -28,9 +34,15 @@ def _end_to_end(micro: int = 0) -> EndToEnd:
 
 def _memory_bank(micro: int = 0) -> MemoryBank:
     return MemoryBank(
-        encoder(), dim=C, num_images=64, num_negatives=20, temperature=0.2, feature_momentum=0.5,
-        layout=layout(micro=micro), sample=lambda step: torch.arange(step, step + 20),
-    ).double()  # fmt: skip
+        encoder(),
+        dim=C,
+        num_images=64,
+        num_negatives=20,
+        temperature=0.2,
+        feature_momentum=0.5,
+        layout=layout(micro=micro),
+        sample=lambda step: torch.arange(step, step + 20),
+    ).double()
 
 
 @pytest.mark.parametrize("micro", [0, 1])
@@ -39,7 +51,8 @@ def test_crops_that_are_the_query_view_itself_change_nothing(
     noise: Noise, build: Callable[[int], OneWay], micro: int
 ) -> None:
     """Loss, metrics and gradient: the mean over copies of a query is the query's."""
-    plain, copies = build(micro), build(micro)
+    plain = build(micro)
+    copies = build(micro)
     query, key, ids = views(noise)
     plain.prepare(query, key, ids, 3)
     copies.prepare(query, key, ids, 3, query[:, None].expand(-1, 3, -1, -1, -1))
@@ -55,14 +68,17 @@ def test_crops_that_are_the_query_view_itself_change_nothing(
 
 def test_the_loss_of_moco_is_the_mean_over_an_images_queries(noise: Noise) -> None:
     """Against a slow loop over the queries of each image; own-image negatives are masked for crops as well."""
-    method, (query, key, ids), local = _moco(mask_same_image=True), views(noise), local_crops(noise, 2)
+    method = _moco(mask_same_image=True)
+    (query, key, ids) = views(noise)
+    local = local_crops(noise, 2)
     assert local is not None
     f_q = encoder()
     method.queue.image_ids[:B] = ids
     method.prepare(query, key, ids, 0, local)
     (loss,) = method.micro_losses()
     assert method._batch is not None
-    k, masked = method._batch.keys[0], ids[:, None] == method.queue.image_ids[None]
+    k = method._batch.keys[0]
+    masked = ids[:, None] == method.queue.image_ids[None]
     asked = [torch.cat([f_q(group) for group in query.chunk(4)])]
     asked += torch.cat([f_q(group.flatten(0, 1)) for group in local.chunk(4)]).unflatten(0, (B, 2)).unbind(1)
     rows = [info_nce_loop(q.detach(), k, method.queue.negatives, 0.2, masked) for q in asked]
@@ -70,7 +86,8 @@ def test_the_loss_of_moco_is_the_mean_over_an_images_queries(noise: Noise) -> No
 
 
 def test_metrics_are_those_of_the_views_but_for_the_loss(noise: Noise) -> None:
-    plain, crops = _moco(), _moco()
+    plain = _moco()
+    crops = _moco()
     for method, num_crops in ((plain, 0), (crops, 2)):
         method.prepare(*views(noise), 0, local_crops(noise, num_crops))
         list(method.micro_losses())
@@ -80,7 +97,8 @@ def test_metrics_are_those_of_the_views_but_for_the_loss(noise: Noise) -> None:
 
 
 def test_running_statistics_and_the_queue_know_nothing_of_crops(noise: Noise) -> None:
-    plain, crops = _moco(), _moco()
+    plain = _moco()
+    crops = _moco()
     for method, num_crops in ((plain, 0), (crops, 2)):
         method.prepare(*views(noise), 0, local_crops(noise, num_crops))
         list(method.micro_losses())

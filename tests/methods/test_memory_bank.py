@@ -6,7 +6,8 @@ from mocokit.methods.memory_bank import MemoryBank
 from tests.methods.small import B, C, Noise, assert_any_micro_batch_gives_the_same_run, encoder, layout, step_of, views
 from tests.oracles import info_nce_loop
 
-M, K = 64, 20
+M = 64
+K = 20
 
 
 def _sample(step: int) -> Tensor:
@@ -15,9 +16,15 @@ def _sample(step: int) -> Tensor:
 
 def _bank(micro: int = 0, *, feature_momentum: float = 0.5) -> MemoryBank:
     return MemoryBank(
-        encoder(), dim=C, num_images=M, num_negatives=K, temperature=0.07, feature_momentum=feature_momentum,
-        layout=layout(micro=micro), sample=_sample,
-    ).double()  # fmt: skip
+        encoder(),
+        dim=C,
+        num_images=M,
+        num_negatives=K,
+        temperature=0.07,
+        feature_momentum=feature_momentum,
+        layout=layout(micro=micro),
+        sample=_sample,
+    ).double()
 
 
 @pytest.mark.parametrize("num_crops", [0, 1, 2])
@@ -27,7 +34,8 @@ def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops
 
 
 def test_the_loss_is_info_nce_against_the_images_own_feature_and_sampled_ones(noise: Noise) -> None:
-    method, (query, key, ids) = _bank(), views(noise)
+    method = _bank()
+    (query, key, ids) = views(noise)
     method.prepare(query, key, ids, 5)
     (loss,) = method.micro_losses()
     q = torch.cat([encoder()(group) for group in query.chunk(4)])
@@ -40,7 +48,8 @@ def test_the_loss_is_info_nce_against_the_images_own_feature_and_sampled_ones(no
 
 def test_features_move_half_way_and_stay_on_the_sphere(noise: Noise) -> None:
     """InstDisc sec. 3.3: v <- t v + (1 - t) f, normalised; features of other images do not move."""
-    method, (query, _, ids) = _bank(), views(noise)
+    method = _bank()
+    (query, _, ids) = views(noise)
     before = method.features.clone()
     step_of(method, noise, 0, lr=0.0)
     q = torch.cat([encoder()(group) for group in query.chunk(4)]).detach()
@@ -52,7 +61,8 @@ def test_features_move_half_way_and_stay_on_the_sphere(noise: Noise) -> None:
 
 
 def test_an_image_that_comes_twice_leaves_its_later_feature(noise: Noise) -> None:
-    method, (query, key, ids) = _bank(feature_momentum=0.0), views(noise)
+    method = _bank(feature_momentum=0.0)
+    (query, key, ids) = views(noise)
     ids[3] = ids[9]
     method.prepare(query, key, ids, 0)
     list(method.micro_losses())

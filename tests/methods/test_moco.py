@@ -16,7 +16,9 @@ from mocokit.nets.heads import build_head
 from mocokit.run.verify import TraceBackbone
 from tests.methods.small import local_crops
 
-B, C, K = 16, 8, 40
+B = 16
+C = 8
+K = 40
 Noise = Callable[..., Tensor]
 
 
@@ -72,7 +74,8 @@ def _step(moco: MoCo, noise: Noise, step: int, lr: float = 0.05, num_crops: int 
 
 def test_encoder_k_starts_equal_to_encoder_q() -> None:
     moco = _moco()
-    ours, theirs = moco.encoder_q.state_dict(), moco.encoder_k.state_dict()
+    ours = moco.encoder_q.state_dict()
+    theirs = moco.encoder_k.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -130,7 +133,8 @@ def test_the_shuffle_has_an_effect_exactly_with_two_groups_or_more(noise: Noise,
 @pytest.mark.parametrize("num_crops", [0, 1, 2])
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops: int) -> None:
-    whole, parts = _moco(symmetric=num_crops == 2), _moco(symmetric=num_crops == 2, micro=micro)
+    whole = _moco(symmetric=num_crops == 2)
+    parts = _moco(symmetric=num_crops == 2, micro=micro)
     for step in range(4):
         losses = [sum(_step(moco, noise, step, num_crops=num_crops)) for moco in (whole, parts)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-12)
@@ -140,7 +144,8 @@ def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops
 
 
 def test_same_image_negatives_are_masked_and_counted(noise: Noise) -> None:
-    plain, masked = _moco(), _moco(masks=True)
+    plain = _moco()
+    masked = _moco(masks=True)
     for moco in (plain, masked):
         _step(moco, noise, 0, lr=0.0)
         moco.prepare(*_views(noise, 0), 1)  # the same images come again, their keys are in the queue
@@ -209,7 +214,8 @@ def test_any_module_with_a_declared_width_is_a_backbone(noise: Noise) -> None:
 def test_symmetric_loss_is_the_sum_of_both_directions(noise: Noise) -> None:
     """The official notebook: loss_12 + loss_21; twice the keys enter, those of the key views last."""
     query, key, ids = _views(noise)
-    losses, keys = [], []
+    losses = []
+    keys = []
     for lead, follow in ((query, key), (key, query)):
         moco = _moco()
         moco.prepare(lead, follow, ids, 0)

@@ -15,9 +15,12 @@ def _moco_v3(micro: int = 0, *, m: float = 0.9) -> MoCoV3:
     torch.manual_seed(1)
     predictor = build_v3_mlp(C, C, width=12, num_layers=2, ends_in_bn=True)
     return MoCoV3(
-        encoder(predictor=predictor), global_batch_size=B, temperature=0.2,
-        key_momentum=lambda step: cosine_key_momentum(step / 4, start=m), layout=layout(micro=micro),
-    ).double()  # fmt: skip
+        encoder(predictor=predictor),
+        global_batch_size=B,
+        temperature=0.2,
+        key_momentum=lambda step: cosine_key_momentum(step / 4, start=m),
+        layout=layout(micro=micro),
+    ).double()
 
 
 @pytest.mark.parametrize("num_crops", [0, 1, 2])
@@ -28,7 +31,8 @@ def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops
 
 def test_the_loss_is_algorithm_1s(noise: Noise) -> None:
     """ctr(q1, k2) + ctr(q2, k1), each cross entropy times 2T; the gradient reaches queries alone."""
-    method, (first, second, ids) = _moco_v3(), views(noise)
+    method = _moco_v3()
+    (first, second, ids) = views(noise)
     plain = copy.deepcopy(method.encoder_q)
     method.prepare(first, second, ids, 0)
     (loss,) = method.micro_losses()

@@ -19,7 +19,8 @@ def test_the_queue_starts_with_unit_rows_of_no_image() -> None:
 
 @pytest.mark.parametrize("batches", [[4, 4, 4], [7, 7, 7], [10, 10], [3, 10, 1, 9], [1] * 25])
 def test_any_batch_wraps_around_and_the_newest_k_keys_remain(batches: list[int]) -> None:
-    queue, first = KeyQueue(10, 3, seed=0), 0
+    queue = KeyQueue(10, 3, seed=0)
+    first = 0
     for count in batches:
         queue.enqueue(*_rows(first, count))
         first += count
@@ -44,7 +45,8 @@ def test_more_keys_than_slots_is_an_error_that_names_both() -> None:
 
 
 def test_queue_and_pointer_survive_the_state_dict() -> None:
-    queue, other = KeyQueue(10, 3, seed=0), KeyQueue(10, 3, seed=1)
+    queue = KeyQueue(10, 3, seed=0)
+    other = KeyQueue(10, 3, seed=1)
     queue.enqueue(*_rows(0, 7))
     other.load_state_dict(queue.state_dict())
     assert torch.equal(other.keys, queue.keys)

@@ -22,7 +22,8 @@ def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -
 @pytest.mark.parametrize("micro", [0, 1])
 def test_the_loss_is_algorithm_1s_and_its_gradient_goes_through_all_views(noise: Noise, micro: int) -> None:
     """Both views of a group's images are normalised together; against autograd through one plain computation."""
-    method, (query, key, ids) = _simclr(micro), views(noise)
+    method = _simclr(micro)
+    (query, key, ids) = views(noise)
     plain = copy.deepcopy(method.encoder_q)
     method.prepare(query, key, ids, 0)
     total = 0.0
@@ -46,7 +47,8 @@ def test_running_statistics_move_once_a_step(noise: Noise) -> None:
 
 
 def test_global_batchnorm_is_one_group(noise: Noise) -> None:
-    one, four = _simclr(groups=1), _simclr(groups=4)
+    one = _simclr(groups=1)
+    four = _simclr(groups=4)
     assert sum(step_of(one, noise, 0)) != pytest.approx(sum(step_of(four, noise, 0)), rel=1e-6)
 
 

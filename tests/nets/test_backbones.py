@@ -39,7 +39,8 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 
 @pytest.mark.parametrize("arch", [*VITS, "timm/mobilenetv3_small_100"])
 def test_timm_models_give_timms_features_at_any_size(arch: str) -> None:
-    backbone, model = build_backbone(arch).eval(), find_timm(arch)
+    backbone = build_backbone(arch).eval()
+    model = find_timm(arch)
     assert model is not None
     theirs = timm.create_model(model.name, num_classes=0, **model.arguments).eval()
     theirs.load_state_dict(backbone.state_dict())
@@ -52,7 +53,8 @@ def test_timm_models_give_timms_features_at_any_size(arch: str) -> None:
 def test_a_vit_fixed_to_a_size_computes_the_same_there() -> None:
     backbone = build_backbone("vit_tiny_patch16_224").eval()
     torch.nn.init.normal_(backbone.get_parameter("pos_embed"))
-    fixed, images = at_image_size(backbone, 48).eval(), torch.randn(2, 3, 48, 48)
+    fixed = at_image_size(backbone, 48).eval()
+    images = torch.randn(2, 3, 48, 48)
     assert fixed.get_parameter("pos_embed").shape == (1, 1 + 3 * 3, 192)
     assert backbone.get_parameter("pos_embed").shape == (1, 197, 192), "a copy"
     with torch.no_grad():
@@ -98,7 +100,8 @@ def test_pixels_are_normalised_as_torchvision_does() -> None:
     from torchvision.transforms import functional
 
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
     want = torch.stack([functional.normalize(image.float() / 255, mean, std) for image in pixels])
     assert torch.allclose(PixelNormalize(mean, std)(pixels), want, atol=1e-6)
     floats = torch.randn(2, 3, 8, 8)

@@ -26,7 +26,8 @@ def test_each_group_of_consecutive_rows_is_normalised_alone(groups: int, memory_
 
 def test_gradients_equal_those_of_separate_layers() -> None:
     x = torch.randn(8, 5, 3, 3, dtype=torch.float64)
-    grouped, plain = GroupedBatchNorm(5).double(), nn.BatchNorm2d(5).double()
+    grouped = GroupedBatchNorm(5).double()
+    plain = nn.BatchNorm2d(5).double()
     with torch.no_grad():
         weight = torch.randn(5, dtype=torch.float64)
         grouped.weight.copy_(weight), plain.weight.copy_(weight)
@@ -38,7 +39,8 @@ def test_gradients_equal_those_of_separate_layers() -> None:
 
 def test_running_statistics_are_those_of_group_0_and_only_where_it_is() -> None:
     x = torch.randn(8, 5, 3, 3)
-    layer, plain = GroupedBatchNorm(5), nn.BatchNorm2d(5)
+    layer = GroupedBatchNorm(5)
+    plain = nn.BatchNorm2d(5)
     with batchnorm_groups(layer, 4, updates_statistics=True):
         layer(x)
     plain(x[:2])
@@ -53,7 +55,8 @@ def test_running_statistics_are_those_of_group_0_and_only_where_it_is() -> None:
 
 def test_eval_mode_is_an_ordinary_batchnorm() -> None:
     x = torch.randn(6, 5, 3, 3)
-    layer, plain = GroupedBatchNorm(5), nn.BatchNorm2d(5)
+    layer = GroupedBatchNorm(5)
+    plain = nn.BatchNorm2d(5)
     layer(x), plain(x)
     assert torch.equal(layer.eval()(x), plain.eval()(x))
 
@@ -138,7 +141,9 @@ class _Ranks:
     """Two ranks in one process: each call of `all_gather_rows` waits for both, as a collective does."""
 
     def __init__(self) -> None:
-        self.barrier, self.slots, self.local = threading.Barrier(2), [torch.empty(0)] * 2, threading.local()
+        self.barrier = threading.Barrier(2)
+        self.slots = [torch.empty(0)] * 2
+        self.local = threading.local()
 
     def all_gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         assert counts == [1, 1]
@@ -154,7 +159,8 @@ def test_a_group_over_two_ranks_is_a_group_in_one_process(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs, all gradients and running statistics, in float64; real processes: tests/test_presets.py."""
-    x, ranks = torch.randn(shape, dtype=torch.float64), _Ranks()
+    x = torch.randn(shape, dtype=torch.float64)
+    ranks = _Ranks()
     weights = torch.randn(shape, dtype=torch.float64)
     whole = GroupedBatchNorm(5).double()
     nn.init.normal_(whole.weight)
@@ -198,10 +204,12 @@ def test_compiled_networks_equal_eager_ones(ranks: range, monkeypatch: pytest.Mo
         nn.BatchNorm2d(6),
     ]
     eager = convert_batchnorm(nn.Sequential(*layers)).double()
-    compiled, groups = copy.deepcopy(eager), 1 if len(ranks) > 1 else 2
+    compiled = copy.deepcopy(eager)
+    groups = 1 if len(ranks) > 1 else 2
     # "aot_eager": all of torch.compile but the code that it would generate
     compiled.compile(backend="aot_eager", fullgraph=len(ranks) == 1)
-    x, results = torch.randn(8, 3, 9, 9, dtype=torch.float64), list[list[torch.Tensor]]()
+    x = torch.randn(8, 3, 9, 9, dtype=torch.float64)
+    results = list[list[torch.Tensor]]()
     for network in (eager, compiled):
         with batchnorm_groups(network, groups, updates_statistics=True, ranks=ranks):
             out = network(x)

@@ -40,7 +40,8 @@ def test_moco_v3_projectors_and_predictors_are_the_recipes() -> None:
 
 
 def test_a_predictor_comes_after_the_head_and_before_the_norm() -> None:
-    head, predictor = nn.Linear(12, 4), nn.Linear(4, 4)
+    head = nn.Linear(12, 4)
+    predictor = nn.Linear(4, 4)
     images = torch.randn(3, 3, 2, 2)
     got = Encoder(nn.Flatten(), head, predictor)(images)
     want = nn.functional.normalize(predictor(head(images.flatten(1))), dim=1)

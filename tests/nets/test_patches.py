@@ -10,7 +10,8 @@ def test_patches_of_an_image_lie_in_a_row_line_by_line() -> None:
     patches = cut(images, 3)
     assert patches.shape == (18, 3, 4, 4)
     for number in range(18):
-        image, (y, x) = number // 9, divmod(number % 9, 3)
+        image = number // 9
+        (y, x) = divmod(number % 9, 3)
         assert torch.equal(patches[number], images[image, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4])
 
 

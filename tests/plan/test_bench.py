@@ -16,11 +16,20 @@ from mocokit.plan.bench import BenchResult, _advise, bench
 from mocokit.run.build import build_batches
 
 RESULT = BenchResult(
-    device="cuda:0", cores=8, workers=8, precision="bf16", global_batch_size=256, median_megapixels=0.2,
+    device="cuda:0",
+    cores=8,
+    workers=8,
+    precision="bf16",
+    global_batch_size=256,
+    median_megapixels=0.2,
     pixels_ms={"read": 0.1, "decode": 0.6, "crop and resize": 0.2, "color and blur": 0.4},
     step_ms={"momentum update and keys": 30.0, "queries and loss": 30.0, "backward": 60.0, "optimizer and queue": 8.0},
-    loss_ms=4.0, step_images_per_s=2000.0, loader_images_per_s=1000.0, images_per_s=990.0, data_wait_share=0.5,
-)  # fmt: skip
+    loss_ms=4.0,
+    step_images_per_s=2000.0,
+    loader_images_per_s=1000.0,
+    images_per_s=990.0,
+    data_wait_share=0.5,
+)
 
 
 def test_every_part_is_measured(tiny: Callable[..., Config], photos: Path) -> None:
@@ -49,8 +58,10 @@ def test_no_worker_is_forked_beside_memory_that_steps_have_freed(
         return call
 
     for module, function in (
-        (benchmark, build_batches), (benchmark, train_step), (loader, give_back_freed_memory),
-    ):  # fmt: skip
+        (benchmark, build_batches),
+        (benchmark, train_step),
+        (loader, give_back_freed_memory),
+    ):
         monkeypatch.setattr(module, function.__name__, noting(function))
     bench(tiny(**{"data.source": str(photos), "data.workers": 1}), seconds=0.05)
     starts = [at for at, event in enumerate(events) if event == "build_batches" and "train_step" in events[:at]]
@@ -99,10 +110,27 @@ def test_the_command_prints_a_table_and_writes_all_numbers(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [
-        "--data", str(photos), "--arch", "resnet10_w32", "--model.stem", "imagenet", "--image-size", "32",
-        "--global-batch-size", "16", "--bn-groups", "4", "--method.queue-size", "64", "--workers", "1",
-        "--seconds", "0.2", "--json", str(tmp_path / "bench.json"),
-    ]  # fmt: skip
+        "--data",
+        str(photos),
+        "--arch",
+        "resnet10_w32",
+        "--model.stem",
+        "imagenet",
+        "--image-size",
+        "32",
+        "--global-batch-size",
+        "16",
+        "--bn-groups",
+        "4",
+        "--method.queue-size",
+        "64",
+        "--workers",
+        "1",
+        "--seconds",
+        "0.2",
+        "--json",
+        str(tmp_path / "bench.json"),
+    ]
     assert main(["bench", "moco-v2-small", *flags]) == 0
     printed = capsys.readouterr().out
     for words in (

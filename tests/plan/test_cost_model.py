@@ -98,7 +98,8 @@ def test_local_crops_are_counted_as_queries_of_their_size() -> None:
     settings = {**TINY, "data.image_size": 64, "data.global_batch_size": 16, "method.bn_groups": 1}
     config = replace_settings(get_preset("moco-v2-small"), settings)
     with_crops = replace_settings(config, {"augment.local_crops": 4, "augment.local_size": 32})
-    plain, more = count_step(config), count_step(with_crops)
+    plain = count_step(config)
+    more = count_step(with_crops)
     assert more.flops == pytest.approx(1.75 * plain.flops, rel=0.02)
     assert more.activation_bytes == pytest.approx(2 * plain.activation_bytes, rel=0.1)
     held = [
@@ -145,10 +146,8 @@ def test_parts_of_layers_take_their_part_of_the_memory() -> None:
 
 
 def test_gradients_travel_as_a_ring_needs() -> None:
-    config, around = (
-        replace_settings(get_preset("moco-v2-small"), {**TINY, "method.shuffle": False}),
-        Surroundings(gpus_per_node=4),
-    )
+    config = replace_settings(get_preset("moco-v2-small"), {**TINY, "method.shuffle": False})
+    around = Surroundings(gpus_per_node=4)
     made = plan(config, device="A100", world_size=8, num_images=10**6, around=around)
     sent = 7 / 8 * (8 * count_step(config).num_parameters + 512 * 128 * 4)
     assert made.communication_s == pytest.approx(sent / 50e9)

@@ -34,9 +34,12 @@ def _sbatch(script: Path, tmp_path: Path) -> subprocess.Popen[str]:
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "FAKE_QUEUE": str(tmp_path / "requeued")}
     return subprocess.Popen(
-        ["sbatch", str(script)], env={**environment, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        ["sbatch", str(script)],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.slow
@@ -44,7 +47,9 @@ def _sbatch(script: Path, tmp_path: Path) -> subprocess.Popen[str]:
 def test_a_job_whose_time_is_up_is_requeued_and_ends_bit_equal(tiny: Callable[..., Config], tmp_path: Path) -> None:
     config = tiny(**{"optim.epochs": 4, "run.save_minutes": 10.0})  # 20 steps
     whole = start(["pretrain", "moco-v2-small", *flags_of(config), "--out", str(tmp_path / "whole")], ranks=2)
-    run, script, queue = tmp_path / "my run", tmp_path / "job.sh", tmp_path / "requeued"
+    run = tmp_path / "my run"
+    script = tmp_path / "job.sh"
+    queue = tmp_path / "requeued"
     script.write_text(slurm_script("moco-v2-small", config, out=run, nodes=1, gpus_per_node=2))
     job = _sbatch(script, tmp_path)
     wait_for_step(run, 3)
@@ -87,8 +92,15 @@ def test_the_command_writes_the_directives_and_only_the_flags_that_differ(
     ]
     assert main(["slurm", "moco-v2", *flags, "--sbatch", "partition=gpu", "--time", "1-00:00:00"]) == 0
     text = capsys.readouterr().out
-    for directive in ("--nodes=4", "--gpus-per-node=2", "--signal=B:USR1@120", "--requeue", "--partition=gpu",
-                      "--time=1-00:00:00", '--output="/runs/a b.slurm.log"'):  # fmt: skip
+    for directive in (
+        "--nodes=4",
+        "--gpus-per-node=2",
+        "--signal=B:USR1@120",
+        "--requeue",
+        "--partition=gpu",
+        "--time=1-00:00:00",
+        '--output="/runs/a b.slurm.log"',
+    ):
         assert f"#SBATCH {directive}\n" in text
     assert "command=(pretrain moco-v2 --data.source /data/imagenet --optim.epochs 100 --out" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0

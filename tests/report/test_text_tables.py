@@ -1,6 +1,7 @@
 from mocokit.report.text_tables import markdown_columns, text_columns
 
-HEADER, LINES = ("fault", "times", "said"), [("kill", "20", "resumed"), ("hung rank", "1", "who it is")]
+HEADER = ("fault", "times", "said")
+LINES = [("kill", "20", "resumed"), ("hung rank", "1", "who it is")]
 
 
 def test_markdown_has_names_to_the_left_and_numbers_to_the_right() -> None:

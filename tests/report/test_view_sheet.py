@@ -8,7 +8,8 @@ from mocokit.report.view_sheet import MARGIN_PX, save_view_sheet
 
 
 def test_a_sheet_shows_query_key_and_local_crops_side_by_side(tmp_path: Path) -> None:
-    query, key = torch.full((2, 3, 64, 64), 10, dtype=torch.uint8), torch.full((2, 3, 64, 64), 20, dtype=torch.uint8)
+    query = torch.full((2, 3, 64, 64), 10, dtype=torch.uint8)
+    key = torch.full((2, 3, 64, 64), 20, dtype=torch.uint8)
     local = torch.tensor([30, 40], dtype=torch.uint8).view(1, 2, 1, 1, 1).expand(2, 2, 3, 24, 24)
     save_view_sheet(tmp_path / "views.png", query, key, local, num_columns=1)
     sheet = np.asarray(Image.open(tmp_path / "views.png"))[..., 0]

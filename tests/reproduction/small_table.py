@@ -9,32 +9,53 @@ from mocokit.reproduction.table import Cell, Expected, Table
 from tests.small_presets import add_narrow_backbone
 
 SMALL: dict[str, object] = {
-    "data.image_size": 32, "data.global_batch_size": 16, "data.workers": 0, "model.arch": "resnet10_w8",
-    "model.dim": 16, "method.queue_size": 40, "optim.lr": 0.05, "run.precision": "fp32", "run.log_every": 1,
+    "data.image_size": 32,
+    "data.global_batch_size": 16,
+    "data.workers": 0,
+    "model.arch": "resnet10_w8",
+    "model.dim": 16,
+    "method.queue_size": 40,
+    "optim.lr": 0.05,
+    "run.precision": "fp32",
+    "run.log_every": 1,
     "run.save_minutes": 0.002,
-}  # fmt: skip
+}
 
 
 def small_table(*, second_lr: float = 0.05) -> Table:
     """Two temperatures."""
     expected = {"linear": Expected(value=60.0, source="nowhere")}
     return Table(
-        name="tiny", title="Two temperatures", source="a test", metrics=("linear",), small_epochs=8, x_label="T",
+        name="tiny",
+        title="Two temperatures",
+        source="a test",
+        metrics=("linear",),
+        small_epochs=8,
+        x_label="T",
         cells=(
-            Cell(name="T=0.1", preset="moco-v2", settings={"method.temperature": 0.1}, small=SMALL, x=0.1,
-                 expected=expected),
-            Cell(name="T=0.2", preset="moco-v2", settings={"method.temperature": 0.2},
-                 small=SMALL | {"optim.lr": second_lr}, x=0.2),
+            Cell(
+                name="T=0.1",
+                preset="moco-v2",
+                settings={"method.temperature": 0.1},
+                small=SMALL,
+                x=0.1,
+                expected=expected,
+            ),
+            Cell(
+                name="T=0.2",
+                preset="moco-v2",
+                settings={"method.temperature": 0.2},
+                small=SMALL | {"optim.lr": second_lr},
+                x=0.2,
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def small_plan(photos: Path, out: Path, *, table: Table | None = None, seeds: int = 1) -> Plan:
     """Judged on the images that it trains on."""
     table = table or small_table()
-    return Plan(
-        table=table, cells=table.cells, out=out, data=str(photos), test=str(photos), seeds=seeds, device="cpu"
-    )  # fmt: skip
+    return Plan(table=table, cells=table.cells, out=out, data=str(photos), test=str(photos), seeds=seeds, device="cpu")
 
 
 def filled(values: dict[str, dict[str, list[float]]]) -> Filled:

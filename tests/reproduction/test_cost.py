@@ -67,7 +67,8 @@ def test_the_plan_has_the_ways_at_equal_batch_and_moco_over_negatives() -> None:
 
 
 def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, told = list[int](), list[str]()
+    calls = list[int]()
+    told = list[str]()
 
     def count(point: CostPoint) -> StepCost:
         calls.append(point.batch)
@@ -97,9 +98,11 @@ def test_memory_follows_the_batch_end_to_end_and_only_its_keys_in_moco() -> None
     def peak(way: str, batch: int, negatives: int) -> float:
         return measure(CostPoint(way=way, batch=batch, negatives=negatives, image_size=32, steps=1)).peak_megabytes
 
-    few, many = peak("moco", 64, 64), peak("moco", 64, 64 + 2**18)
+    few = peak("moco", 64, 64)
+    many = peak("moco", 64, 64 + 2**18)
     assert many - few == pytest.approx(128, rel=0.5), "2^18 keys of 128 floats are 128 MiB"
-    whole, larger = peak("end-to-end", 64, 64), peak("end-to-end", 512, 512)
+    whole = peak("end-to-end", 64, 64)
+    larger = peak("end-to-end", 512, 512)
     assert larger > 2 * whole
     assert peak("end-to-end, cached", 512, 512) < larger / 1.5
     with pytest.raises(ValueError, match=r"cost: moco at batch 0"):

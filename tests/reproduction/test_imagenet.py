@@ -50,8 +50,18 @@ def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeyp
 def test_the_table_fills_in_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "ablation" / "v1" / "seed_0"
     (run / "detection").mkdir(parents=True)
-    row = {"protocol": "linear/moco@b256,e100", "features": "pre-trained", "accuracy": 0.607, "seed": 0, "minutes": 1.0,
-           "train_images": 1, "test_images": 1, "data": "", "test": "", "weights": ""}  # fmt: skip
+    row = {
+        "protocol": "linear/moco@b256,e100",
+        "features": "pre-trained",
+        "accuracy": 0.607,
+        "seed": 0,
+        "minutes": 1.0,
+        "train_images": 1,
+        "test_images": 1,
+        "data": "",
+        "test": "",
+        "weights": "",
+    }
     best = {**row, "protocol": "linear/moco@b256,e100,best-on-test", "accuracy": 0.9}
     (run / "evaluation.json").write_text(json.dumps([row, best]))
     for trial, ap50 in enumerate((81.0, 82.0)):

@@ -41,8 +41,11 @@ def test_the_json_tells_settings_numbers_machine_and_commit(tmp_path: Path) -> N
     save_table(filled({"T=0.2": {"kNN": [50.0]}}), tmp_path)
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["cells"]["T=0.2"] == {
-        "preset": "moco-v2", "settings": {"method.temperature": 0.2}, "expected": {}, "got": {"kNN": [50.0]},
-    }  # fmt: skip
+        "preset": "moco-v2",
+        "settings": {"method.temperature": 0.2},
+        "expected": {},
+        "got": {"kNN": [50.0]},
+    }
     assert saved["cells"]["T=0.1"]["expected"] == {"linear": {"value": 60.0, "source": "nowhere"}}
     assert saved["machine"]["torch"]
     assert "commit" in saved["machine"]

@@ -51,11 +51,13 @@ def test_a_folder_with_another_run_is_left_alone(photos: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
-    whole, killed = small_plan(photos, tmp_path / "whole"), small_plan(photos, tmp_path / "killed")
+    whole = small_plan(photos, tmp_path / "whole")
+    killed = small_plan(photos, tmp_path / "killed")
     process = start(
-        [str(photos), str(killed.out)], program=("-m", "tests.reproduction.small_table"),
+        [str(photos), str(killed.out)],
+        program=("-m", "tests.reproduction.small_table"),
         OMP_NUM_THREADS=str(torch.get_num_threads()),  # as many as end the run here: roundings depend on it
-    )  # fmt: skip
+    )
     folder = killed.folder(killed.cells[0], 0)
     wait_for_step(folder, 12)
     process.kill()

@@ -12,7 +12,8 @@ ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
 
 def _differences(cell: Cell, preset: str) -> dict[str, object]:
     """Settings in which the cell's run differs from a preset."""
-    base, own = to_dict(PRESETS[preset]), to_dict(cell.config)
+    base = to_dict(PRESETS[preset])
+    own = to_dict(cell.config)
     return {
         f"{section}.{name}": value
         for section, values in own.items()
@@ -52,7 +53,8 @@ def test_simclr_differs_from_its_preset_by_batch_epochs_and_the_rate_that_follow
 
 def test_mechanisms_differ_from_v1_by_where_negatives_come_from() -> None:
     for cell in TABLES["mechanisms"].cells:
-        differences, method = _differences(cell, "moco-v1"), cell.config.method
+        differences = _differences(cell, "moco-v1")
+        method = cell.config.method
         differences.pop("method.name", None)
         if method.name == "end-to-end":
             assert cell.config.data.global_batch_size == cell.x
@@ -68,11 +70,18 @@ def test_mechanisms_differ_from_v1_by_where_negatives_come_from() -> None:
 
 @pytest.mark.parametrize(("table", "cell"), ALL, ids=lambda value: value.name)
 def test_in_small_all_but_sizes_lengths_and_rates_stays(table: Table, cell: Cell) -> None:
-    paper, small = cell.config, shrink(table, cell)
+    paper = cell.config
+    small = shrink(table, cell)
     for section, name in (
-        ("method", "name"), ("method", "temperature"), ("model", "mlp"), ("augment", "aug_plus"),
-        ("augment", "recipe"), ("optim", "cos"), ("optim", "name"), ("model", "head_layers"),
-    ):  # fmt: skip
+        ("method", "name"),
+        ("method", "temperature"),
+        ("model", "mlp"),
+        ("augment", "aug_plus"),
+        ("augment", "recipe"),
+        ("optim", "cos"),
+        ("optim", "name"),
+        ("model", "head_layers"),
+    ):
         assert getattr(getattr(small, section), name) == getattr(getattr(paper, section), name), name
     assert small.optim.epochs == round(paper.optim.epochs * table.small_epochs / 200)
 
@@ -80,8 +89,11 @@ def test_in_small_all_but_sizes_lengths_and_rates_stays(table: Table, cell: Cell
 def test_the_negatives_of_the_small_mechanisms_are_those_on_its_axis() -> None:
     for cell in TABLES["mechanisms"].cells:
         small = shrink(TABLES["mechanisms"], cell)
-        numbers = {"moco": small.method.queue_size, "memory-bank": small.method.num_negatives,
-                   "end-to-end": small.data.global_batch_size}  # fmt: skip
+        numbers = {
+            "moco": small.method.queue_size,
+            "memory-bank": small.method.num_negatives,
+            "end-to-end": small.data.global_batch_size,
+        }
         assert numbers[small.method.name] == cell.small_x == SMALL_K[int(cell.x or 0)]
 
 

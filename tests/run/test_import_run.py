@@ -21,7 +21,9 @@ from tests.conftest import TINY
 from tests.run_process import final_state, same
 
 Tiny = Callable[..., Config]
-DIM, QUEUE_SIZE, BATCH = 16, 48, 16
+DIM = 16
+QUEUE_SIZE = 48
+BATCH = 16
 
 
 class Official(nn.Module):
@@ -53,9 +55,7 @@ def _official_checkpoint(*, mlp: bool, epoch: int = 2, steps_per_epoch: int = 5)
         moco.encoder_k(images)
         optimizer.step()
     moco.queue_ptr[0] = epoch * steps_per_epoch * BATCH % QUEUE_SIZE
-    return {
-        "epoch": epoch, "arch": "resnet18", "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()
-    }  # fmt: skip
+    return {"epoch": epoch, "arch": "resnet18", "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
 
 
 def _continue(path: Path, photos: Path, out: Path, **settings: object) -> int:
@@ -78,7 +78,8 @@ def test_an_official_run_comes_back_bit_equal(mlp: bool, photos: Path, tmp_path:
     assert same(dict(again["state_dict"]), dict(theirs["state_dict"]))
     assert same(again["optimizer"]["state"], theirs["optimizer"]["state"]), "momentum, under the same numbers"
     assert len(theirs["optimizer"]["state"]) == (64 if mlp else 62)
-    (ours,), (official,) = again["optimizer"]["param_groups"], theirs["optimizer"]["param_groups"]
+    (ours,) = again["optimizer"]["param_groups"]
+    (official,) = theirs["optimizer"]["param_groups"]
     assert ours == {**official, "foreach": ours["foreach"]}, "lr, momentum, weight decay and numbering"
 
 

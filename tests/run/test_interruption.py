@@ -29,7 +29,9 @@ def long_run(tiny: Tiny) -> Config:
 @pytest.mark.slow
 def test_a_run_killed_at_random_steps_ends_bit_equal_to_one_that_was_not(long_run: Config, tmp_path: Path) -> None:
     assert finish(_start(long_run, tmp_path / "whole"))[0] == 0
-    process, run, rng = _start(long_run, tmp_path / "run"), tmp_path / "run", random.Random(1)
+    process = _start(long_run, tmp_path / "run")
+    run = tmp_path / "run"
+    rng = random.Random(1)
     for step in sorted(rng.sample(range(3, 38), 3)):
         wait_for_step(run, step)
         process.kill()
@@ -54,7 +56,8 @@ def _losses(metrics: str) -> list[tuple[object, object]]:
 def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
     long_run: Config, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process, run = _start(long_run, tmp_path / "run"), tmp_path / "run"
+    process = _start(long_run, tmp_path / "run")
+    run = tmp_path / "run"
     wait_for_step(run, 7)
     process.send_signal(number)
     code, output = finish(process)
@@ -68,7 +71,8 @@ def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
 
 @pytest.mark.slow
 def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path: Path) -> None:
-    process, run = _start(long_run, tmp_path / "run"), tmp_path / "run"
+    process = _start(long_run, tmp_path / "run")
+    run = tmp_path / "run"
     wait_for_step(run, 7)
     worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
     os.kill(int(worker), signal.SIGKILL)

@@ -72,10 +72,15 @@ def detect_command(arguments: list[str]) -> int:
     recipe = _choose_recipe(asked, asked.recipe or recipe_name)
     training_set = _open(asked, asked.train or train_lists, None)
     plan = TrialPlan(
-        run=run, arch=asked.arch, train=training_set.for_training(skip_difficult=asked.skip_difficult),
-        test=_open(asked, asked.test or test_list, training_set.class_names), recipe=recipe, seed=asked.seed,
-        device_name=asked.device, num_workers=asked.workers,
-    )  # fmt: skip
+        run=run,
+        arch=asked.arch,
+        train=training_set.for_training(skip_difficult=asked.skip_difficult),
+        test=_open(asked, asked.test or test_list, training_set.class_names),
+        recipe=recipe,
+        seed=asked.seed,
+        device_name=asked.device,
+        num_workers=asked.workers,
+    )
     _print_plan(recipe, plan.train, plan.test)
     out = Path(asked.out).expanduser()
     _print_trials(run_trials(plan, num_trials=asked.trials, out=out, on_iteration=_progress(recipe)))

@@ -129,10 +129,19 @@ def _judge(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool)
 
     with _live_line() as (say, on_rows):
         rows = evaluate(
-            run, data=flags.data, test=flags.test or None, protocols=protocols, baselines=baselines,
-            seeds=range(flags.seeds), epochs_scale=flags.epochs_scale, num_workers=flags.workers,
-            device_name=flags.device, precision_name=flags.precision, say=say, on_rows=on_rows,
-        )  # fmt: skip
+            run,
+            data=flags.data,
+            test=flags.test or None,
+            protocols=protocols,
+            baselines=baselines,
+            seeds=range(flags.seeds),
+            epochs_scale=flags.epochs_scale,
+            num_workers=flags.workers,
+            device_name=flags.device,
+            precision_name=flags.precision,
+            say=say,
+            on_rows=on_rows,
+        )
     if not rows:
         return 1  # each protocol was skipped, and said why
     tested = flags.test or f"a tenth of {flags.data}, held out"

@@ -57,7 +57,8 @@ def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
 
     from mocokit.config.schema import DataConfig
 
-    mean_default, std_default = DataConfig.mean, DataConfig.std
+    mean_default = DataConfig.mean
+    std_default = DataConfig.std
 
     def read(
         *,
@@ -98,9 +99,12 @@ def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
     preset, rest = _take_preset(arguments)
     run = read_official_run(checkpoint, preset=preset)
     config = tyro.cli(
-        Config, args=rest, default=run.config, prog=f"mocokit import {checkpoint} {out}",
+        Config,
+        args=rest,
+        default=run.config,
+        prog=f"mocokit import {checkpoint} {out}",
         description="Continue an official run here. Defaults below are the file's, then the preset's.",
-    )  # fmt: skip
+    )
     step = import_run(run, out, config=config)
     print(
         f"{config.model.arch} after {step:,} steps, queue and optimizer included; continue with: mocokit resume {out}"

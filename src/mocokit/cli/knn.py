@@ -39,9 +39,14 @@ def knn_command(arguments: list[str]) -> int:
             from mocokit.evaluate.report_knn import compare_with_baselines
 
         rows = compare_with_baselines(
-            run, bank=data, queries=test or None, baselines=baselines, num_workers=workers, device_name=device,
+            run,
+            bank=data,
+            queries=test or None,
+            baselines=baselines,
+            num_workers=workers,
+            device_name=device,
             seed=seed,
-        )  # fmt: skip
+        )
         if distributed.started_as_main():
             print_knn(rows)
         return 0
@@ -61,8 +66,15 @@ def verify_command(arguments: list[str]) -> int:
     """Replay recorded runs, or check the augmentations."""
     import tyro
 
-    def verify(traces: Annotated[tuple[str, ...], tyro.conf.Positional] = (), *, rtol: float = 1e-12,
-               micro_groups: int = 0, augment: bool = False, data: str = "", device: str = "auto") -> int:  # fmt: skip
+    def verify(
+        traces: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+        *,
+        rtol: float = 1e-12,
+        micro_groups: int = 0,
+        augment: bool = False,
+        data: str = "",
+        device: str = "auto",
+    ) -> int:
         """Replay recorded official runs in float64 and compare every recorded quantity.
 
         Args:
@@ -113,8 +125,10 @@ def _print_parity(data: str, device: str) -> int:
     print(f"{'done by':18}{'operation':30}{'views':>6}{'max error':>11}{'mean error':>12}{'allowed':>9}")
     for row in pixels:
         mark = "" if row.passes else "  WRONG"
-        print(f"{row.engine:18}{row.operation:30}{row.num_views:6}{row.max_error:11}{row.mean_error:12.3f}"
-              f"{row.allowed:9.1f}{mark}")  # fmt: skip
+        print(
+            f"{row.engine:18}{row.operation:30}{row.num_views:6}{row.max_error:11}{row.mean_error:12.3f}"
+            f"{row.allowed:9.1f}{mark}"
+        )
     draws = draw_parity(AUG_PLUS, num_draws=5000, seed=0)
     print("\ndrawn parameters of aug+ against torchvision's own draws (two-sample Kolmogorov-Smirnov, limit 2.7)")
     for start in range(0, len(draws), 4):

@@ -40,10 +40,15 @@ def pack_command(arguments: list[str]) -> int:
 
         with _progress_bar("packing") as on_progress:
             result = pack_images(
-                data, out, short_side_px=short_side, quality=quality, shard_bytes=shard_mb * 2**20,
-                max_image_px=DataConfig.max_image_px, on_progress=on_progress,
+                data,
+                out,
+                short_side_px=short_side,
+                quality=quality,
+                shard_bytes=shard_mb * 2**20,
+                max_image_px=DataConfig.max_image_px,
+                on_progress=on_progress,
                 workers=workers if workers >= 0 else len(os.sched_getaffinity(0)),
-            )  # fmt: skip
+            )
         _print_summary(result, "skipped")
         if result.bad:
             print(f"  all of them: {result.folder / SKIPPED_NAME}")

@@ -87,27 +87,36 @@ def _plan(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> "Plan"
     if asked.data and not asked.test:
         raise ValueError(f"data={asked.data}: say with --test which labelled images the accuracies are to be of")
     return Plan(
-        table=table, cells=cells, out=Path(asked.out).expanduser(), data=asked.data or str(sample_path("train")),
-        test=asked.test or str(sample_path("test")), seeds=asked.trials or 3, epochs=asked.epochs, device=asked.device,
-    )  # fmt: skip
+        table=table,
+        cells=cells,
+        out=Path(asked.out).expanduser(),
+        data=asked.data or str(sample_path("train")),
+        test=asked.test or str(sample_path("test")),
+        seeds=asked.trials or 3,
+        epochs=asked.epochs,
+        device=asked.device,
+    )
 
 
 def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
     from mocokit.reproduction.runner import predict_minutes, run_table
 
     plan = _plan(table, cells, asked)
-    left, whole = len(plan.unfinished()), len(plan.cells) * plan.seeds
+    left = len(plan.unfinished())
+    whole = len(plan.cells) * plan.seeds
     print(f"{table.title} ({table.source}): {len(cells)} cells, {plan.seeds} seeds; {whole - left} of {whole} finished")
     if left:
         print(f"about {predict_minutes(plan):.0f} minutes for the other {left}, by a few measured steps", flush=True)
     if asked.dry_run:
         return 0
-    failed, signal = 0, None
+    failed = 0
+    signal = None
     for number, outcome in enumerate(run_table(plan), start=1):
         print(
             f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}: {outcome.state}{_ending(outcome)}", flush=True
         )
-        failed, signal = failed + (outcome.state == "failed"), outcome.signal
+        failed = failed + (outcome.state == "failed")
+        signal = outcome.signal
     _show(_filled(table, cells, asked, seeds=plan.seeds), plan.out / table.name)
     if signal is not None:
         print("stopped; the same command goes on from here")
@@ -149,9 +158,7 @@ def _filled(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce, *, seed
     from mocokit.reproduction.results import cell_folder, find_values
 
     out = Path(asked.out).expanduser()
-    folders = {
-        cell.name: [cell_folder(out, table.name, cell.name, seed) for seed in range(seeds)] for cell in cells
-    }  # fmt: skip
+    folders = {cell.name: [cell_folder(out, table.name, cell.name, seed) for seed in range(seeds)] for cell in cells}
     if asked.scale == "imagenet":
         return Filled(table=table, cells=cells, metrics=table.metrics, values=find_values(folders), setup="ImageNet")
     setup = f"{Path(asked.data).name or 'embedded sample'}, {asked.epochs or table.small_epochs} epochs for 200"

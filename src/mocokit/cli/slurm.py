@@ -32,15 +32,19 @@ def slurm_command(arguments: list[str]) -> int:
         write: str = ""
         """File for the script; empty: print it."""
 
-    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING),
-                     prog=f"mocokit slurm {name}")  # fmt: skip
+    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING), prog=f"mocokit slurm {name}")
 
     from mocokit.plan.slurm import slurm_script
 
     text = slurm_script(
-        name, asked.config, out=asked.out, nodes=asked.nodes, gpus_per_node=asked.gpus_per_node, time=asked.time,
+        name,
+        asked.config,
+        out=asked.out,
+        nodes=asked.nodes,
+        gpus_per_node=asked.gpus_per_node,
+        time=asked.time,
         sbatch=[f"--{directive.lstrip('-')}" for directive in asked.sbatch],
-    )  # fmt: skip
+    )
     if not asked.write:
         print(text, end="")
         return 0

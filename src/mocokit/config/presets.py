@@ -60,7 +60,10 @@ MOCO_V2_SMALL = Config(
 # are those of our next epoch, the last being 0.
 MOCO_V2_CIFAR = Config(
     data=DataConfig(
-        image_size=32, global_batch_size=512, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
+        image_size=32,
+        global_batch_size=512,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
         eval_crop_ratio=1.0,
     ),
     augment=AugmentConfig(crop_scale=(0.08, 1.0), blur_p=0.0),
@@ -68,7 +71,7 @@ MOCO_V2_CIFAR = Config(
     method=MethodConfig(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, symmetric=True),
     optim=OptimConfig(epochs=200, lr=0.06, cos=True, sgd_momentum=0.9, weight_decay=5e-4),
     run=RunConfig(precision="fp32", knn_k=200, knn_temperature=0.1),
-)  # fmt: skip
+)
 
 # MoCo v1 sec. 4.1, fig. 3: the mechanisms under one objective, all else as MOCO_V1. End-to-end reaches batch 1024 on 8
 # GPUs with the rate scaled linearly (0.03 * 1024/256) [paper recall].
@@ -83,10 +86,8 @@ END_TO_END = replace(
 # 2018): T 0.07, features mixed half and half; there K was 4096, by NCE. Normalised per GPU as MoCo v1, unshuffled.
 MEMORY_BANK = replace(
     MOCO_V1,
-    method=MethodConfig(
-        name="memory-bank", temperature=0.07, bn_groups=8, num_negatives=65536, feature_momentum=0.5
-    ),
-)  # fmt: skip
+    method=MethodConfig(name="memory-bank", temperature=0.07, bn_groups=8, num_negatives=65536, feature_momentum=0.5),
+)
 
 # google-research/simclr README, ImageNet: ResNet-50, batch 4096, 100 epochs, T 0.1, LARS with lr 0.075 * sqrt(4096) =
 # 4.8, momentum 0.9, trust 0.001, weight decay 1e-4, 10 epochs of warm-up, cosine per step, BatchNorm over all.
@@ -97,11 +98,17 @@ SIMCLR = Config(
     model=ModelConfig(arch="resnet50", head_layers=2, dim=128),
     method=MethodConfig(name="simclr", temperature=0.1, bn_groups=1),
     optim=OptimConfig(
-        name="lars-classic", epochs=100, lr=4.8, lr_by="step", warmup_epochs=10.0, sgd_momentum=0.9, weight_decay=1e-4,
+        name="lars-classic",
+        epochs=100,
+        lr=4.8,
+        lr_by="step",
+        warmup_epochs=10.0,
+        sgd_momentum=0.9,
+        weight_decay=1e-4,
         trust_coefficient=0.001,
     ),
     run=RunConfig(precision="fp32"),
-)  # fmt: skip
+)
 
 # v2's head of 3 layers, with which the README has 64.5 % (SimCLR v2 sec. 2.1)
 SIMCLR_V2_HEAD = replace(SIMCLR, model=replace(SIMCLR.model, head_layers=3))
@@ -111,13 +118,18 @@ SIMCLR_V2_HEAD = replace(SIMCLR, model=replace(SIMCLR.model, head_layers=3))
 SIMCLR_CIFAR = Config(
     data=replace(SIMCLR.data, image_size=32, global_batch_size=512, eval_crop_ratio=1.0),
     augment=replace(
-        SIMCLR.augment, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_p=0.0  # 0.5 * (0.8, 0.8, 0.8, 0.2)
+        SIMCLR.augment,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        blur_p=0.0,  # 0.5 * (0.8, 0.8, 0.8, 0.2)
     ),
     model=ModelConfig(arch="resnet18", stem="small", head_layers=3, dim=128),
     method=MethodConfig(name="simclr", temperature=0.5, bn_groups=1),
     optim=replace(SIMCLR.optim, epochs=1000, lr=2.0),
     run=SIMCLR.run,
-)  # fmt: skip
+)
 
 # MoCo v3 (moco-v3 CONFIG.md and README), ResNet-50: batch 4096, LARS with lr 0.6 * 4096/256 for 100 epochs, 0.3 else;
 # m 0.99, for 1000 epochs 0.996, to 1; T 1.0; weight decay 1e-6, for 1000 epochs 1.5e-6; 10 epochs of warm-up; crops
@@ -130,11 +142,17 @@ MOCO_V3_R50_100EP = Config(
     ),
     method=MethodConfig(name="moco-v3", temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
     optim=OptimConfig(
-        name="lars", epochs=100, lr=9.6, lr_by="step", warmup_epochs=10.0, sgd_momentum=0.9, weight_decay=1e-6,
+        name="lars",
+        epochs=100,
+        lr=9.6,
+        lr_by="step",
+        warmup_epochs=10.0,
+        sgd_momentum=0.9,
+        weight_decay=1e-6,
         trust_coefficient=0.001,
     ),
     run=RunConfig(precision="fp16"),
-)  # fmt: skip
+)
 MOCO_V3_R50_300EP = replace(MOCO_V3_R50_100EP, optim=replace(MOCO_V3_R50_100EP.optim, epochs=300, lr=4.8))
 MOCO_V3_R50_1000EP = replace(
     MOCO_V3_R50_100EP,
@@ -148,13 +166,18 @@ MOCO_V3_VIT_S = Config(
     data=MOCO_V3_R50_100EP.data,
     augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.08, 1.0)),
     model=ModelConfig(
-        arch="vit_small_patch16_224_h12", dim=256, head_layers=3, head_width=4096, predictor_bn=True,
-        vit_init="moco-v3", freeze_patch_embed=True,
+        arch="vit_small_patch16_224_h12",
+        dim=256,
+        head_layers=3,
+        head_width=4096,
+        predictor_bn=True,
+        vit_init="moco-v3",
+        freeze_patch_embed=True,
     ),
     method=MethodConfig(name="moco-v3", temperature=0.2, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
     optim=OptimConfig(name="adamw", epochs=300, lr=2.4e-3, lr_by="step", warmup_epochs=40.0, weight_decay=0.1),
     run=RunConfig(precision="fp16"),
-)  # fmt: skip
+)
 MOCO_V3_VIT_B = replace(MOCO_V3_VIT_S, model=replace(MOCO_V3_VIT_S.model, arch="vit_base_patch16_224"))
 
 # Fast-MoCo (Ci et al. 2022, arXiv:2207.08220; orashi/Fast-MoCo fastmoco_e100/config.yaml): MoCo v3's mechanism with
@@ -166,15 +189,26 @@ FAST_MOCO = Config(
     augment=AugmentConfig(recipe="moco", aug_plus=True, crop_scale=(0.2, 1.0)),
     model=MOCO_V3_R50_100EP.model,
     method=MethodConfig(
-        name="moco-v3", temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1, patch_grid=2,
+        name="moco-v3",
+        temperature=1.0,
+        key_momentum=0.99,
+        key_momentum_cos=True,
+        bn_groups=1,
+        patch_grid=2,
         patches_combined=2,
     ),
     optim=OptimConfig(
-        name="sgd", epochs=100, lr=0.1, lr_by="step", warmup_epochs=1.0, sgd_momentum=0.9, weight_decay=1e-4,
+        name="sgd",
+        epochs=100,
+        lr=0.1,
+        lr_by="step",
+        warmup_epochs=1.0,
+        sgd_momentum=0.9,
+        weight_decay=1e-4,
         clip_norm=1.0,
     ),
     run=RunConfig(precision="fp32"),
-)  # fmt: skip
+)
 
 PRESETS = {
     "moco-v1": MOCO_V1,

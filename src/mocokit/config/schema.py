@@ -11,9 +11,15 @@ from mocokit.config.method import USED_BY, MethodConfig, OptimConfig
 from mocokit.settings import flag, require
 
 __all__ = [
-    "AugmentConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig", "OptimConfig", "RunConfig",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
     "ignored_settings",
-]  # fmt: skip
+]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,8 +61,10 @@ class DataConfig:
         require(self.image_size >= 8, "data.image_size", self.image_size, "must be at least 8 pixels")
         require(
             self.first_image_size == 0 or 8 <= self.first_image_size <= self.image_size,
-            "data.first_image_size", self.first_image_size, f"must be 0 (off) or 8 to image_size={self.image_size}",
-        )  # fmt: skip
+            "data.first_image_size",
+            self.first_image_size,
+            f"must be 0 (off) or 8 to image_size={self.image_size}",
+        )
         require(
             self.global_batch_size >= 2,
             "data.global_batch_size",
@@ -68,8 +76,10 @@ class DataConfig:
         require(0 < self.eval_crop_ratio <= 1, "data.eval_crop_ratio", self.eval_crop_ratio, "must be in 0..1")
         require(
             {len(self.mean), len(self.std)} in ({3}, {0}),
-            "data.mean", self.mean, "needs 3 numbers, and data.std too; leave both empty to measure them",
-        )  # fmt: skip
+            "data.mean",
+            self.mean,
+            "needs 3 numbers, and data.std too; leave both empty to measure them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +125,10 @@ class AugmentConfig:
         require(self.local_size >= 8, "augment.local_size", self.local_size, "must be at least 8 pixels")
         require(
             0 <= self.blur_radius_px[0] <= self.blur_radius_px[1],
-            "augment.blur_radius_px", self.blur_radius_px, "needs 0 <= low <= high",
-        )  # fmt: skip
+            "augment.blur_radius_px",
+            self.blur_radius_px,
+            "needs 0 <= low <= high",
+        )
         for name in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
             require(
                 0 <= (getattr(self, name) or 0) <= 1,
@@ -228,28 +240,36 @@ class Config:
     def __post_init__(self) -> None:
         for setting, why in ignored_settings(self).items():
             section, name = setting.split(".")
-            value, default = getattr(getattr(self, section), name), _default(getattr(self, section), name)
+            value = getattr(getattr(self, section), name)
+            default = _default(getattr(self, section), name)
             require(value == default, setting, value, f"does nothing with {why}; leave it out")
         if self.augment.local_crops:
             self._require_that_local_crops_fit()
-        method, views = self.method, 2 if self.method.symmetric else 1
+        method = self.method
+        views = 2 if self.method.symmetric else 1
         require(
             method.name != "moco" or method.queue_size >= views * self.data.global_batch_size,
-            "method.queue_size", method.queue_size,
+            "method.queue_size",
+            method.queue_size,
             f"smaller than data.global_batch_size={self.data.global_batch_size}"
             f"{' times 2 views' if method.symmetric else ''}; raise one or lower the other",
-        )  # fmt: skip
+        )
 
     def _require_that_local_crops_fit(self) -> None:
-        augment, smallest_px = self.augment, self.data.first_image_size or self.data.image_size
+        augment = self.augment
+        smallest_px = self.data.first_image_size or self.data.image_size
         require(
-            augment.local_size <= smallest_px, "augment.local_size", augment.local_size,
+            augment.local_size <= smallest_px,
+            "augment.local_size",
+            augment.local_size,
             f"larger than the views of {smallest_px} px; local crops are the smaller ones (SwAV: 96 of 224)",
-        )  # fmt: skip
+        )
         require(
-            self.method.patch_grid == 1, "augment.local_crops", augment.local_crops,
+            self.method.patch_grid == 1,
+            "augment.local_crops",
+            augment.local_crops,
             f"not with method.patch_grid={self.method.patch_grid}, which makes its queries of the view; choose one",
-        )  # fmt: skip
+        )
 
 
 def ignored_settings(config: Config) -> dict[str, str]:

@@ -66,10 +66,13 @@ def to_toml(config: Config) -> str:
     """The config as TOML; a setting that is None or does nothing is left out."""
     ignored = ignored_settings(config)
     sections = {
-        section: {name: list(value) if isinstance(value, tuple) else value
-                  for name, value in values.items() if value is not None and f"{section}.{name}" not in ignored}
+        section: {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None and f"{section}.{name}" not in ignored
+        }
         for section, values in to_dict(config).items()
-    }  # fmt: skip
+    }
     return tomli_w.dumps(sections)
 
 

@@ -17,9 +17,13 @@ from mocokit.data.jpeg_layout import JpegLayout
 MARGIN = 1 << 13
 """Zero bytes behind the coded data: more than one unit takes, after each of which the end is looked for."""
 
-_u64, _i16, _u8 = np.uint64, np.int16, np.uint8
+_u64 = np.uint64
+_i16 = np.int16
+_u8 = np.uint8
 _BYTE = _u64(255)
-_BEHIND_MEAN, _BEHIND_PAIR, _BEHIND_PASSED = _u64(64 - MEAN_BITS), _u64(64 - PAIR_BITS), _u64(64 - PASSED_BITS)
+_BEHIND_MEAN = _u64(64 - MEAN_BITS)
+_BEHIND_PAIR = _u64(64 - PAIR_BITS)
+_BEHIND_PASSED = _u64(64 - PASSED_BITS)
 
 
 class Coded(NamedTuple):
@@ -67,24 +71,32 @@ def strip_markers(source: NDArray[np.uint8], target: NDArray[np.uint8], starts: 
         The number of parts found, no more than asked for.
 
     """
-    part, size, at, end, one, eight = 0, _u64(source.size), _u64(0), _u64(0), _u64(1), _u64(8)
+    part = 0
+    size = _u64(source.size)
+    at = _u64(0)
+    end = _u64(0)
+    one = _u64(1)
+    eight = _u64(8)
     while part < starts.size - 1:
         while at + eight <= size:
             for offset in range(eight):
                 target[end + offset] = source[at + offset]
             before = _before_255(_little_endian(source, at))
-            at, end = at + before, end + before
+            at = at + before
+            end = end + before
             if before < eight:
                 break
         value = source[at] if at < size else _u8(255)
         following = source[at + one] if at + one < size else _u8(0xD9)
         if value != 255 or following == 0:
             target[end] = value
-            at, end = at + (one if value != 255 else _u64(2)), end + one
+            at = at + (one if value != 255 else _u64(2))
+            end = end + one
         elif following == 255:  # fill
             at += one
         else:
-            part, at = part + 1, at + _u64(2)
+            part = part + 1
+            at = at + _u64(2)
             starts[part] = end
             if not 0xD0 <= following <= 0xD7:
                 break
@@ -93,10 +105,13 @@ def strip_markers(source: NDArray[np.uint8], target: NDArray[np.uint8], starts: 
 
 
 @compiled
-def read_units(  # noqa: C901, PLR0912  (in parts, their calls would take as long as the work)
-    coded: Coded, units: tuple[int, int, int, int], kept: NDArray[np.int64], state: NDArray[np.uint64],
+def read_units(  # noqa: C901, PLR0912, PLR0915  (in parts, their calls would take as long as the work)
+    coded: Coded,
+    units: tuple[int, int, int, int],
+    kept: NDArray[np.int64],
+    state: NDArray[np.uint64],
     coefficients: NDArray[np.int16],
-) -> bool:  # fmt: skip
+) -> bool:
     """Read some units in a row; False where the data are damaged or at their end.
 
     Args:
@@ -108,18 +123,27 @@ def read_units(  # noqa: C901, PLR0912  (in parts, their calls would take as lon
 
     """
     data, starts, restart_units, parts, places, (means_code, means_short, details_code, pairs, passed, of_part) = coded
-    bits, left, position, means, unused = state[0], state[1], state[2], state[3:], _u64(len(coefficients) - 1)
+    bits = state[0]
+    left = state[1]
+    position = state[2]
+    means = state[3:]
+    unused = _u64(len(coefficients) - 1)
     for unit in range(units[0], units[1]):
         if unit % restart_units == 0:
-            bits, left, position = _u64(0), _u64(0), _u64(starts[unit // restart_units])
+            bits = _u64(0)
+            left = _u64(0)
+            position = _u64(starts[unit // restart_units])
             means[:] = 0
         for number, part in enumerate(parts):
-            code, block = of_part[part], places[number, 0] + _u64(unit - units[0]) * places[number, 1]
+            code = of_part[part]
+            block = places[number, 0] + _u64(unit - units[0]) * places[number, 1]
             bits, left, position = _refilled(bits, left, position, data)
             mean = means_short[code, bits >> _BEHIND_MEAN] or one_symbol(means_code, code, bits, True)
             means[part] += _u64(mean >> 16)
             coefficients[0, block] = _i16(means[part])
-            at, bits, left = _u64(mean >> 8) & _BYTE, bits << _u64(mean & 255), left - _u64(mean & 255)
+            at = _u64(mean >> 8) & _BYTE
+            bits = bits << _u64(mean & 255)
+            left = left - _u64(mean & 255)
             end = _u64(kept[part] + 1 if units[2] <= unit < units[3] else 1)
             while at < end:
                 bits, left, position = _refilled(bits, left, position, data)
@@ -132,7 +156,9 @@ def read_units(  # noqa: C901, PLR0912  (in parts, their calls would take as lon
                         following = at + ((entry >> _u64(8)) & _BYTE)
                     coefficients[min(at + ((entry >> _u64(16)) & _BYTE), unused), block] = _i16(entry >> _u64(32))
                     coefficients[min(at + ((entry >> _u64(24)) & _BYTE), unused), block] = _i16(entry >> _u64(48))
-                    at, bits, left = following, bits << (entry & _BYTE), left - (entry & _BYTE)
+                    at = following
+                    bits = bits << (entry & _BYTE)
+                    left = left - (entry & _BYTE)
                     if at >= end:
                         break
             while at < _u64(64):
@@ -144,14 +170,18 @@ def read_units(  # noqa: C901, PLR0912  (in parts, their calls would take as lon
                         bits, left, position = _refilled(bits, left, position, data)
                         entry = _u64(one_symbol(details_code, code, bits, False))
                         following = at + ((entry >> _u64(8)) & _BYTE)
-                    at, bits, left = following, bits << (entry & _BYTE), left - (entry & _BYTE)
+                    at = following
+                    bits = bits << (entry & _BYTE)
+                    left = left - (entry & _BYTE)
                     if at >= _u64(64):
                         break
             if at != _u64(64) and not _u64(END_OF_BLOCK) <= at < _u64(DAMAGED):
                 return False
         if _u64(8) * position - left > _u64(8 * starts[unit // restart_units + 1]):
             return False
-    state[0], state[1], state[2] = bits, left, position
+    state[0] = bits
+    state[1] = left
+    state[2] = position
     return True
 
 

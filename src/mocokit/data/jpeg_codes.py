@@ -16,15 +16,20 @@ from PIL import Image
 from mocokit.data.augment.machine_code import compiled, inlined
 from mocokit.data.jpeg_layout import JpegLayout, read_layout
 
-MEAN_BITS, PAIR_BITS, PASSED_BITS = 10, 11, 14
+MEAN_BITS = 10
+PAIR_BITS = 11
+PASSED_BITS = 14
 """Of the tables of one symbol, of two and of several: what stays in the first-level cache."""
 
 LONGEST = 16
 """Bits of a code."""
-END_OF_BLOCK, DAMAGED = 128, 192
+END_OF_BLOCK = 128
+DAMAGED = 192
 NOWHERE = 64
 
-_u64, _i64, _i32 = np.uint64, np.int64, np.int32
+_u64 = np.uint64
+_i64 = np.int64
+_i32 = np.int32
 _Symbols = NDArray[np.uint16]
 _Entries = NDArray[np.int32]
 _Steps = NDArray[np.uint16]
@@ -92,7 +97,9 @@ def _tables(pairs: tuple[Pair, ...]) -> tuple[_Symbols, _Entries, _Symbols, NDAr
 
 def _symbols(code: bytes) -> _Symbols:
     """(2**LONGEST,); raises ValueError for what is no prefix code."""
-    table, start, symbols = np.zeros(1 << LONGEST, np.uint16), 0, iter(code[LONGEST:])
+    table = np.zeros(1 << LONGEST, np.uint16)
+    start = 0
+    symbols = iter(code[LONGEST:])
     for length, count in enumerate(code[:LONGEST], start=1):
         for _ in range(count):
             stop = start + (1 << (LONGEST - length))
@@ -107,9 +114,11 @@ def _symbols(code: bytes) -> _Symbols:
 def one_symbol(table: _Symbols, part: int, bits: np.uint64, is_mean: bool) -> np.int32:
     """Entry of the symbol that `bits` (the next one on top) begin with, by `Codes.means` or `Codes.details`."""
     found = _u64(table[part, bits >> _u64(64 - LONGEST)])
-    length, symbol = found >> _u64(8), found & _u64(255)
+    length = found >> _u64(8)
+    symbol = found & _u64(255)
     size, run = (symbol, _u64(0)) if is_mean else (symbol & _u64(15), symbol >> _u64(4))
-    value, advance = _i64(0), _i64(run) + 1
+    value = _i64(0)
+    advance = _i64(run) + 1
     if length == _u64(0):
         advance = _i64(DAMAGED)
     elif size > _u64(0):
@@ -135,7 +144,8 @@ def _short(tables: _Symbols) -> _Entries:
 @inlined
 def as_pair(entry: np.int32) -> np.uint64:
     """A symbol's entry as one of `Codes.pairs`."""
-    advance, value = _u64(entry >> 8) & _u64(255), _u64(entry >> 16) & _u64(0xFFFF)
+    advance = _u64(entry >> 8) & _u64(255)
+    value = _u64(entry >> 16) & _u64(0xFFFF)
     place = advance - _u64(1) if advance < _u64(END_OF_BLOCK) else _u64(NOWHERE)
     both = value << _u64(48) | value << _u64(32) | place << _u64(24) | place << _u64(16)
     return both | advance << _u64(8) | _u64(entry & 255)
@@ -148,12 +158,14 @@ def _in_pairs(tables: _Symbols) -> NDArray[np.uint64]:
         for index in range(1 << PAIR_BITS):
             bits = _u64(index) << _u64(64 - PAIR_BITS)
             first = one_symbol(tables, part, bits, False)
-            length, advance = first & 255, (first >> 8) & 255
+            length = first & 255
+            advance = (first >> 8) & 255
             pairs[part, index] = as_pair(first) if 0 < length <= PAIR_BITS else _u64(DAMAGED << 8)
             if advance >= END_OF_BLOCK or not 0 < length < PAIR_BITS:
                 continue
             second = one_symbol(tables, part, bits << _u64(length), False)
-            more, after = second & 255, advance + ((second >> 8) & 255)
+            more = second & 255
+            after = advance + ((second >> 8) & 255)
             if not 0 < more <= PAIR_BITS - length or not (after < 64 or END_OF_BLOCK <= after < DAMAGED):
                 continue
             last = second if after < 64 else first
@@ -169,12 +181,15 @@ def _passed(tables: _Symbols) -> _Steps:
     passed = np.empty((len(tables), 1 << PASSED_BITS), np.uint16)
     for part in range(len(tables)):
         for index in range(1 << PASSED_BITS):
-            used, advance = _i32(0), _i32(0)
+            used = _i32(0)
+            advance = _i32(0)
             while advance < END_OF_BLOCK and used < PASSED_BITS:
                 entry = one_symbol(tables, part, _u64(index) << _u64(64 - PASSED_BITS + used), False)
-                length, step = entry & 255, (entry >> 8) & 255
+                length = entry & 255
+                step = (entry >> 8) & 255
                 if length == 0 or used + length > PASSED_BITS or (step < END_OF_BLOCK and advance + step > 63):
                     break
-                used, advance = used + length, advance + step
+                used = used + length
+                advance = advance + step
             passed[part, index] = (advance << 8 | used) if used > 0 else DAMAGED << 8
     return passed

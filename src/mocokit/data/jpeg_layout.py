@@ -5,7 +5,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_BASELINE, _HUFFMAN, _SCAN, _QUANTIZATION, _RESTART, _ADOBE = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xEE
+_BASELINE = 0xC0
+_HUFFMAN = 0xC4
+_SCAN = 0xDA
+_QUANTIZATION = 0xDB
+_RESTART = 0xDD
+_ADOBE = 0xEE
 _FRAMES = set(range(0xC0, 0xD0)) - {_HUFFMAN, 0xC8, 0xCC}
 """Baseline, and extended, progressive, lossless, arithmetic."""
 
@@ -62,7 +67,10 @@ def read_layout(raw: bytes) -> JpegLayout | None:
 
 
 def _read_layout(raw: bytes) -> JpegLayout | None:
-    quantization, codes, frame, restart_units = dict[int, bytes](), dict[int, bytes](), b"", 0
+    quantization = dict[int, bytes]()
+    codes = dict[int, bytes]()
+    frame = b""
+    restart_units = 0
     for marker, body, end in _segments(raw):
         if marker == _QUANTIZATION:
             quantization.update(_quantization_tables(body))
@@ -76,7 +84,8 @@ def _read_layout(raw: bytes) -> JpegLayout | None:
             return None
         elif marker == _SCAN:
             components = tuple(_components(frame, body, quantization, codes))
-            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+            height = int.from_bytes(frame[1:3], "big")
+            width = int.from_bytes(frame[3:5], "big")
             if not height or not width or frame[0] != 8:
                 return None
             return JpegLayout(
@@ -106,7 +115,8 @@ def _segments(raw: bytes) -> Iterator[tuple[int, bytes, int]]:
 def _quantization_tables(body: bytes) -> dict[int, bytes]:
     tables = {}
     while body:
-        number, length = body[0] & 15, 128 if body[0] >> 4 else 64
+        number = body[0] & 15
+        length = 128 if body[0] >> 4 else 64
         if len(body) < 1 + length:
             raise ValueError("cut short")
         tables[number] = body[1:129] if length == 128 else struct.pack(">64H", *body[1:65])
@@ -122,7 +132,8 @@ def _huffman_codes(body: bytes) -> dict[int, bytes]:
         length = 17 + sum(body[1:17])
         if len(body) < length:
             raise ValueError("cut short")
-        codes[body[0]], body = body[1:length], body[length:]
+        codes[body[0]] = body[1:length]
+        body = body[length:]
     return codes
 
 
@@ -140,6 +151,9 @@ def _components(
         if name != number + 1 or name != scanned or across not in {1, 2} or down not in {1, 2}:
             raise ValueError("an unusual arrangement")
         yield Component(
-            across=across, down=down, quantization=quantization[table], dc_codes=codes[coded >> 4],
+            across=across,
+            down=down,
+            quantization=quantization[table],
+            dc_codes=codes[coded >> 4],
             ac_codes=codes[16 + (coded & 15)],
-        )  # fmt: skip
+        )

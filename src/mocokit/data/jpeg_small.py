@@ -27,7 +27,12 @@ LEAST_FRACTION = 4
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right)"""
 
-_i64, _i32, _u32, _u16, _f32, _u8 = np.int64, np.int32, np.uint32, np.uint16, np.float32, np.uint8
+_i64 = np.int64
+_i32 = np.int32
+_u32 = np.uint32
+_u16 = np.uint16
+_f32 = np.float32
+_u8 = np.uint8
 _PLACES = sorted(
     ((row, column) for row in range(8) for column in range(8)),
     key=lambda place: (sum(place), place[sum(place) % 2 == 0]),
@@ -54,7 +59,9 @@ def decode_small(raw: bytes, layout: JpegLayout, *, fraction: int, part: Box) ->
     codes = codes_of(layout)
     if codes is None:
         return None
-    (height, width), (down, across), (top, left, bottom, right) = layout.unit_px, layout.num_units, part
+    (height, width) = layout.unit_px
+    (down, across) = layout.num_units
+    (top, left, bottom, right) = part
     area = top // height, left // width, min(-(-bottom // height), down), min(-(-right // width), across)
     planes = _decode_planes(raw, layout, codes, area, fraction)
     return None if planes is None else _to_rgb(planes, layout, area, fraction)
@@ -94,7 +101,9 @@ def _plan(components: tuple[Component, ...], unit_px: tuple[int, int], across: i
 
 def _arrangement(components: tuple[Component, ...], across: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """`Coded.parts` and `Coded.places` that lay each row of a component's blocks out in one piece."""
-    parts, places, start = list[int](), list[tuple[int, int]](), 0
+    parts = list[int]()
+    places = list[tuple[int, int]]()
+    start = 0
     for number, component in enumerate(components):
         for _ in range(component.down):
             parts += [number] * component.across
@@ -105,11 +114,13 @@ def _arrangement(components: tuple[Component, ...], across: int) -> tuple[NDArra
 
 def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: int) -> NDArray[np.uint8]:
     """(C, R, K) -> (h, w, 3), within `area`."""
-    height, width = -(-layout.height // fraction), -(-layout.width // fraction)
+    height = -(-layout.height // fraction)
+    width = -(-layout.width // fraction)
     down, across = (side // fraction for side in layout.unit_px)
     rows = slice(area[0] * down, min(area[2] * down, height))
     columns = slice(area[1] * across, min(area[3] * across, width))
-    pixels, part = np.empty((height, width, 3), np.uint8), planes[:, rows, columns]
+    pixels = np.empty((height, width, 3), np.uint8)
+    part = planes[:, rows, columns]
     if len(part) == 1:
         pixels[rows, columns] = part[0][:, :, None]
     else:
@@ -123,8 +134,12 @@ def _to_rgb(planes: NDArray[np.uint8], layout: JpegLayout, area: Box, fraction: 
 def _to_rgb_planes(planes: NDArray[np.uint8], corner: tuple[int, int], rgb: NDArray[np.uint8]) -> None:
     """Red, green and blue (3, r, k) of brightness, blueness and redness from `corner` on (ITU-T T.871)."""
     for row in range(rgb.shape[1]):
-        y, blue, red = planes[0, corner[0] + row], planes[1, corner[0] + row], planes[2, corner[0] + row]
-        y, blue, red = y[corner[1] :], blue[corner[1] :], red[corner[1] :]
+        y = planes[0, corner[0] + row]
+        blue = planes[1, corner[0] + row]
+        red = planes[2, corner[0] + row]
+        y = y[corner[1] :]
+        blue = blue[corner[1] :]
+        red = red[corner[1] :]
         line = rgb[0, row]
         for x in range(line.size):
             line[x] = _from_fixed(_i32(_to_fixed(y[x]) + _i32(91881 * _i32(_i32(red[x]) - _i32(128)))))
@@ -178,7 +193,8 @@ def _fill(
     halves = np.zeros((4, 4, blocks[:, 1].max() * units[1]), np.float32)
     for row in range(area[2]):
         coefficients[:] = 0
-        first, last = row * units[1], (row + 1) * units[1]
+        first = row * units[1]
+        last = (row + 1) * units[1]
         wanted = (first + area[1], first + area[3]) if row >= area[0] else (0, 0)
         if not read_units(coded, (first, last, *wanted), kept, state, coefficients):
             return False
@@ -186,9 +202,15 @@ def _fill(
         for part in range(len(blocks) if row >= area[0] else 0):
             for y in range(blocks[part, 0]):
                 _write_blocks(
-                    planes[part], (row * blocks[part, 0] + y) * sides[part, 0], sides[part], coefficients, start,
-                    (area[1] * blocks[part, 1], area[3] * blocks[part, 1]), steps[part], halves,
-                )  # fmt: skip
+                    planes[part],
+                    (row * blocks[part, 0] + y) * sides[part, 0],
+                    sides[part],
+                    coefficients,
+                    start,
+                    (area[1] * blocks[part, 1], area[3] * blocks[part, 1]),
+                    steps[part],
+                    halves,
+                )
                 start += blocks[part, 1] * units[1]
     return True
 
@@ -217,19 +239,28 @@ def _write_blocks(
         halves: (4, 4, ...) room for as many blocks, zeros at first.
 
     """
-    count, down, across = wanted[1] - wanted[0], _waves(sides[0]), _waves(sides[1])
-    first, last = start + wanted[0], start + wanted[1]
+    count = wanted[1] - wanted[0]
+    down = _waves(sides[0])
+    across = _waves(sides[1])
+    first = start + wanted[0]
+    last = start + wanted[1]
     for u in range(sides[0]):
         n0, n1, n2, n3 = _NUMBERS[u]
-        c0, c1 = coefficients[n0, first:last], coefficients[n1, first:last]
-        c2, c3 = coefficients[n2, first:last], coefficients[n3, first:last]
+        c0 = coefficients[n0, first:last]
+        c1 = coefficients[n1, first:last]
+        c2 = coefficients[n2, first:last]
+        c3 = coefficients[n3, first:last]
         for m in range(sides[1]):
-            half, w0, w1 = halves[u, m], across[0, m] * _f32(steps[n0]), across[1, m] * _f32(steps[n1])
-            w2, w3 = across[2, m] * _f32(steps[n2]), across[3, m] * _f32(steps[n3])
+            half = halves[u, m]
+            w0 = across[0, m] * _f32(steps[n0])
+            w1 = across[1, m] * _f32(steps[n1])
+            w2 = across[2, m] * _f32(steps[n2])
+            w3 = across[3, m] * _f32(steps[n3])
             for block in range(count):
                 half[block] = w0 * _f32(c0[block]) + w1 * _f32(c1[block]) + w2 * _f32(c2[block]) + w3 * _f32(c3[block])
     for n in range(sides[0]):
-        waves, line = down[:, n].copy(), plane[top + n, wanted[0] * sides[1] : wanted[1] * sides[1]]
+        waves = down[:, n].copy()
+        line = plane[top + n, wanted[0] * sides[1] : wanted[1] * sides[1]]
         if sides[1] == 4:  # whole words, in the order of little-endian machines
             four = line.view(np.uint32)
             for block in range(count):

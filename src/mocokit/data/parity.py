@@ -123,9 +123,13 @@ def _batched_views(pairs: Sequence[tuple[_Pixels, ViewParams]], device: torch.de
 def _compare(engine: str, operation: str, views: list[_Pixels], reference: list[_Pixels]) -> PixelParity:
     error = np.abs(np.stack(views).astype(int) - np.stack(reference))
     return PixelParity(
-        engine=engine, operation=operation, num_views=len(views), max_error=int(error.max()),
-        mean_error=float(error.mean()), allowed=0.0,
-    )  # fmt: skip
+        engine=engine,
+        operation=operation,
+        num_views=len(views),
+        max_error=int(error.max()),
+        mean_error=float(error.mean()),
+        allowed=0.0,
+    )
 
 
 def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewParams]]:
@@ -159,7 +163,8 @@ def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewPar
 def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
     """What decoding a JPEG at a fraction of its size changes, on those images that are large enough for it."""
     for size_px in (VIEW_PX, 224):
-        fast, reference = list[_Pixels](), list[_Pixels]()
+        fast = list[_Pixels]()
+        reference = list[_Pixels]()
         for number, image in enumerate(images):
             if min(image.shape[:2]) < 6 * size_px:
                 continue
@@ -205,10 +210,16 @@ class _Samples:
         """Note each parameter of a draw."""
         top, left, height, width = params.crop
         numbers = {
-            "crop top": top, "crop left": left, "crop area": height * width, "crop ratio": width / height,
-            "jitter": params.jitter is not None, "grayscale": params.grayscale,
-            "blur": params.blur_radius_px is not None, "flip": params.flip, "solarize": params.solarize,
-        }  # fmt: skip
+            "crop top": top,
+            "crop left": left,
+            "crop area": height * width,
+            "crop ratio": width / height,
+            "jitter": params.jitter is not None,
+            "grayscale": params.grayscale,
+            "blur": params.blur_radius_px is not None,
+            "flip": params.flip,
+            "solarize": params.solarize,
+        }
         if params.jitter is not None:
             numbers |= {name: getattr(params.jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
             numbers |= {f"place of {op}": params.jitter.order.index(op) for op in range(4)}
@@ -219,7 +230,8 @@ class _Samples:
 
 
 def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
-    samples, coin = _Samples(), random.Random(seed)
+    samples = _Samples()
+    coin = random.Random(seed)
     jitter = T.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     shape = torch.empty(3, 375, 500, device="meta")
     with torch.random.fork_rng(devices=[]):

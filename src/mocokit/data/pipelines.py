@@ -110,11 +110,14 @@ def _decode_small(
     raw: bytes, header: JpegHeader, drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
 ) -> Iterator[Decoded]:
     """What each target is cut from: what the one before is cut from, unless its crops need finer pixels."""
-    pixels, fraction, crops = np.empty(0, np.uint8), max(FRACTIONS) + 1, [params.crop for params in drawn]
+    pixels = np.empty(0, np.uint8)
+    fraction = max(FRACTIONS) + 1
+    crops = [params.crop for params in drawn]
     for target, views in zip(targets, _by_target(drawn, targets), strict=True):
         needed = _smallest_fraction(views, target.shape[1])
         if needed < fraction:
-            pixels, fraction = decode_jpeg(raw, header, fraction=needed, crops=crops), needed
+            pixels = decode_jpeg(raw, header, fraction=needed, crops=crops)
+            fraction = needed
         yield pixels, fraction
 
 

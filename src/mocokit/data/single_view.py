@@ -31,7 +31,10 @@ class SingleViews:
     """
 
     def __init__(self, reader: ImageReader, *, size_px: int, seed: int, recipe: Recipe = CROP_AND_FLIP) -> None:
-        self.reader, self.size_px, self.seed, self.recipe = reader, size_px, seed, recipe
+        self.reader = reader
+        self.size_px = size_px
+        self.seed = seed
+        self.recipe = recipe
         warm_up()  # before workers are forked, which then have the machine code too
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> tuple[Tensor, Tensor]:
@@ -46,9 +49,12 @@ class SingleViews:
         epoch, index = position
         try:
             fast_views(
-                self.reader.source.read(index), self._draw(epoch, index), target,
-                max_image_px=self.reader.max_image_px, crops_only=False,
-            )  # fmt: skip
+                self.reader.source.read(index),
+                self._draw(epoch, index),
+                target,
+                max_image_px=self.reader.max_image_px,
+                crops_only=False,
+            )
         except (DecodeError, OSError):
             return False
         return True

@@ -21,7 +21,9 @@ def measure_mean_std(
         ValueError: None of the images can be read.
 
     """
-    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    count = 0
+    total = np.zeros(3)
+    squares = np.zeros(3)
     for index in permutation(seed, Purpose.SUBSET, len(reader.source))[:num_images]:
         try:
             image = evaluation_crop(reader.read(int(index)), size_px=size_px, crop_ratio=1.0)

@@ -61,10 +61,12 @@ class BatchesInTurns(Generic[B]):
     """
 
     def __init__(self, loader: Iterable[B], turns: Turns) -> None:
-        self.loader, self.turns = loader, turns
+        self.loader = loader
+        self.turns = turns
 
     def __iter__(self) -> Iterator[B]:
-        batches, wait = iter(self.loader), _Wait()
+        batches = iter(self.loader)
+        wait = _Wait()
         try:
             while True:
                 self.turns.give(workers=True)

@@ -87,7 +87,8 @@ class ViewBatch:
         local = self.local
         if local is not None:
             local = augment_batch(local.flatten(0, 1), of_local[0]).view_as(local)
-        query, key = augment_batch(self.query, of_query), augment_batch(self.key, of_key)
+        query = augment_batch(self.query, of_query)
+        key = augment_batch(self.key, of_key)
         return replace(self, query=query, key=key, local=local, params=None)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,7 +113,9 @@ class ImageReader:
     """
 
     def __init__(self, source: ImageSource, *, max_image_px: int, seed: int) -> None:
-        self.source, self.max_image_px, self.seed = source, max_image_px, seed
+        self.source = source
+        self.max_image_px = max_image_px
+        self.seed = seed
 
     def read(self, index: int) -> Image.Image:
         """The RGB image; DecodeError when it is bad."""
@@ -175,13 +178,24 @@ class TwoViews:
     """
 
     def __init__(
-        self, reader: ImageReader, recipe: Recipe, *, size_px: int | ViewSize, seed: int, pipeline: str,
-        crops_only: bool = False, key_recipe: Recipe | None = None, local: LocalCrops | None = None,
-    ) -> None:  # fmt: skip
-        self.reader, self.seed, self.local = reader, seed, local
+        self,
+        reader: ImageReader,
+        recipe: Recipe,
+        *,
+        size_px: int | ViewSize,
+        seed: int,
+        pipeline: str,
+        crops_only: bool = False,
+        key_recipe: Recipe | None = None,
+        local: LocalCrops | None = None,
+    ) -> None:
+        self.reader = reader
+        self.seed = seed
+        self.local = local
         self.size = ViewSize(first_px=size_px, last_px=size_px, epochs=0) if isinstance(size_px, int) else size_px
         self.recipes = [recipe, key_recipe or recipe, *([local.recipe] * local.num_crops if local else [])]
-        self.pipeline, self.crops_only = PIPELINES[pipeline], crops_only
+        self.pipeline = PIPELINES[pipeline]
+        self.crops_only = crops_only
         if self.pipeline is fast_views:
             warm_up()  # before workers are forked, which then have the machine code too
 
@@ -191,9 +205,13 @@ class TwoViews:
         ids, draws, bad = zip(*each(self._make_row, positions, *(rows.numpy() for rows in pixels)), strict=True)
         pair, *local = (rows.permute(0, 1, 4, 2, 3) for rows in pixels)  # (n, views, 3, S, S) in channels_last memory
         return ViewBatch(
-            query=pair[:, 0], key=pair[:, 1], image_ids=torch.tensor(ids), bad=tuple(itertools.chain(*bad)),
-            local=local[0] if local else None, params=_pack(draws) if self.crops_only else None,
-        )  # fmt: skip
+            query=pair[:, 0],
+            key=pair[:, 1],
+            image_ids=torch.tensor(ids),
+            bad=tuple(itertools.chain(*bad)),
+            local=local[0] if local else None,
+            params=_pack(draws) if self.crops_only else None,
+        )
 
     def empty(self, num_rows: int, *, epoch: int) -> list[Tensor]:
         """Room for the pixels of a batch: (n, 2, S, S, 3) and, with local crops, (n, V, s, s, 3)."""
@@ -215,7 +233,8 @@ class TwoViews:
 
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
             """Fill `targets` with the views of image `index`; what was drawn."""
-            draw, limit = draw_views(self.recipes, self.seed, epoch, index), self.reader.max_image_px
+            draw = draw_views(self.recipes, self.seed, epoch, index)
+            limit = self.reader.max_image_px
             return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)
 
         return make
@@ -257,7 +276,9 @@ class PlainViews:
     """
 
     def __init__(self, reader: ImageReader, *, size_px: int, crop_ratio: float) -> None:
-        self.reader, self.size_px, self.crop_ratio = reader, size_px, crop_ratio
+        self.reader = reader
+        self.size_px = size_px
+        self.crop_ratio = crop_ratio
 
     def make_batch(self, positions: Sequence[int], each: Each) -> tuple[Tensor, Tensor]:
         """(pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""

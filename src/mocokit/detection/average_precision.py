@@ -63,7 +63,9 @@ def class_average_precisions(
     num_objects = sum(int(((image.labels == label) & ~image.difficult).sum()) for image in truth)
     scores, overlaps, objects, difficult = _best_matches(truth, found, label)
     order = np.argsort(-scores, kind="stable")
-    overlaps, objects, difficult = overlaps[order], objects[order], difficult[order]
+    overlaps = overlaps[order]
+    objects = objects[order]
+    difficult = difficult[order]
     result = []
     for threshold in IOU_THRESHOLDS:
         matched = overlaps > threshold
@@ -80,9 +82,14 @@ def _best_matches(
     truth: Sequence[AnnotatedImage], found: Sequence[Detections], label: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
     """For each of M detections: score, overlap with the object that it overlaps most, that object, is it difficult."""
-    scores, overlaps, objects, difficult, before = [np.empty(0)], [np.empty(0)], [np.empty(0, int)], [np.empty(0)], 0
+    scores = [np.empty(0)]
+    overlaps = [np.empty(0)]
+    objects = [np.empty(0, int)]
+    difficult = [np.empty(0)]
+    before = 0
     for image, detections in zip(truth, found, strict=True):
-        wanted, own = image.labels == label, detections.labels == label
+        wanted = image.labels == label
+        own = detections.labels == label
         iou = overlap(detections.boxes[own].astype(np.float64), image.boxes[wanted].astype(np.float64))  # (m, n)
         padded = np.concatenate([iou, np.full((len(iou), 1), -1.0)], axis=1)  # so that there is always a best one
         scores.append(detections.scores[own])
@@ -103,7 +110,8 @@ def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     upper_left = np.maximum(a[:, None, :2], b[None, :, :2])
     lower_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.prod(np.clip(lower_right - upper_left, 0, None), axis=2)  # (m, n)
-    area_a, area_b = np.prod(a[:, 2:] - a[:, :2], axis=1), np.prod(b[:, 2:] - b[:, :2], axis=1)
+    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
     iou: NDArray[np.float64] = shared / np.maximum(area_a[:, None] + area_b[None] - shared, 1e-12)
     return iou
 

@@ -52,9 +52,11 @@ def coco_rows(truth: DetectionSet, found: Sequence[Detections]) -> list[dict[str
         sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         for number, (box, score, label) in enumerate(zip(sizes, detections.scores, detections.labels, strict=True)):
             row: dict[str, object] = {
-                "image_id": image.image_id, "category_id": truth.category_ids[label], "bbox": box.tolist(),
+                "image_id": image.image_id,
+                "category_id": truth.category_ids[label],
+                "bbox": box.tolist(),
                 "score": float(score),
-            }  # fmt: skip
+            }
             if detections.masks:
                 row["segmentation"] = detections.masks[number]
             rows.append(row)

@@ -37,9 +37,12 @@ class AnnotatedImage:
     def only(self, keep: NDArray[np.bool_]) -> "AnnotatedImage":
         """The same image with some of its objects."""
         return replace(
-            self, boxes=self.boxes[keep], labels=self.labels[keep], difficult=self.difficult[keep],
+            self,
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            difficult=self.difficult[keep],
             outlines=tuple(itertools.compress(self.outlines, keep)),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +133,14 @@ def _voc_image(
     path: Path, size: tuple[int, int], objects: list[_VocObject], classes: tuple[str, ...]
 ) -> AnnotatedImage:
     image = AnnotatedImage(
-        path=path.parent.parent / "JPEGImages" / f"{path.stem}.jpg", image_id=path.stem, width=size[0], height=size[1],
+        path=path.parent.parent / "JPEGImages" / f"{path.stem}.jpg",
+        image_id=path.stem,
+        width=size[0],
+        height=size[1],
         boxes=np.array([box for *_, box in objects], np.float32).reshape(-1, 4),
         labels=np.array([classes.index(name) for name, *_ in objects], np.int64),
         difficult=np.array([difficult for _, difficult, _ in objects], np.bool_),
-    )  # fmt: skip
+    )
     return _without_empty_boxes(image)
 
 
@@ -169,9 +175,11 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
         raise ValueError(f"data={path}: not a COCO annotation file ({error!r})") from error
     names = tuple(str(category["name"]) for category in categories)
     return DetectionSet(
-        images=images, class_names=_check_classes(names, class_names, where=str(path)), coco_file=path,
+        images=images,
+        class_names=_check_classes(names, class_names, where=str(path)),
+        coco_file=path,
         category_ids=tuple(int(category["id"]) for category in categories),
-    )  # fmt: skip
+    )
 
 
 def _coco_image(
@@ -181,10 +189,15 @@ def _coco_image(
     corners[:, 2:] += corners[:, :2]  # from width and height
     outlines = tuple(entry.get("segmentation") for entry in objects)
     image = AnnotatedImage(
-        path=folder / row["file_name"], image_id=row["id"], width=row["width"], height=row["height"], boxes=corners,
+        path=folder / row["file_name"],
+        image_id=row["id"],
+        width=row["width"],
+        height=row["height"],
+        boxes=corners,
         labels=np.array([number[entry["category_id"]] for entry in objects], np.int64),
-        difficult=np.zeros(len(objects), np.bool_), outlines=outlines,
-    )  # fmt: skip
+        difficult=np.zeros(len(objects), np.bool_),
+        outlines=outlines,
+    )
     return _without_empty_boxes(image)
 
 

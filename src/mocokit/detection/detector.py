@@ -36,7 +36,8 @@ MASK_DIM = 256
 
 
 def build_detector(
-    backbone: nn.Module, *,
+    backbone: nn.Module,
+    *,
     num_classes: int,
     neck: Literal["c4", "fpn"],
     masks: bool,
@@ -46,7 +47,7 @@ def build_detector(
     rpn_before_nms: tuple[int, int] = (12_000, 6000),
     rpn_after_nms: tuple[int, int] = (2000, 1000),
     regions_per_image: int = 512,
-) -> GeneralizedRCNN:  # fmt: skip
+) -> GeneralizedRCNN:
     """A detector whose trunk is `backbone`, all of it trained (FREEZE_AT 0), BatchNorm included.
 
     Args:
@@ -109,8 +110,13 @@ class C4Trunk(nn.Module):
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
-        self.layer1, self.layer2, self.layer3 = resnet.layer1, resnet.layer2, resnet.layer3
+        self.conv1 = resnet.conv1
+        self.bn1 = resnet.bn1
+        self.relu = resnet.relu
+        self.maxpool = resnet.maxpool
+        self.layer1 = resnet.layer1
+        self.layer2 = resnet.layer2
+        self.layer3 = resnet.layer3
         self.out_channels = feature_dim(resnet) // 2
         self.stride = 4 * resnet.conv1.stride[0] * (1 if isinstance(resnet.maxpool, nn.Identity) else 2)
 
@@ -130,7 +136,8 @@ class AlignedRegions(nn.Module):
 
     def __init__(self, size: int, stride: int) -> None:
         super().__init__()
-        self.size, self.stride = size, stride
+        self.size = size
+        self.stride = stride
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: Any) -> Tensor:
         """Cut; the signature is MultiScaleRoIAlign's."""
@@ -197,19 +204,34 @@ class Res5RoIHeads(RoIHeads):  # type: ignore[misc]
 
 
 def _build_c4(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposals) -> GeneralizedRCNN:
-    trunk, dim = C4Trunk(resnet), feature_dim(resnet)
+    trunk = C4Trunk(resnet)
+    dim = feature_dim(resnet)
     anchors = AnchorGenerator((proposals.anchor_sizes_px,), (ASPECT_RATIOS,))
     rpn = RegionProposalNetwork(
-        anchors, RPNHead(trunk.out_channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
-        pre_nms_top_n=_by_mode(proposals.before_nms), post_nms_top_n=_by_mode(proposals.after_nms), nms_thresh=0.7,
-    )  # fmt: skip
+        anchors,
+        RPNHead(trunk.out_channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n=_by_mode(proposals.before_nms),
+        post_nms_top_n=_by_mode(proposals.after_nms),
+        nms_thresh=0.7,
+    )
     heads = Res5RoIHeads(
-        AlignedRegions(14, trunk.stride), Res5Head(resnet), FastRCNNPredictor(dim, num_labels),
-        fg_iou_thresh=0.5, bg_iou_thresh=0.5, batch_size_per_image=proposals.num_sampled, positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0), score_thresh=0.05, nms_thresh=0.5, detections_per_img=100,
+        AlignedRegions(14, trunk.stride),
+        Res5Head(resnet),
+        FastRCNNPredictor(dim, num_labels),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=proposals.num_sampled,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
         mask_predictor=MaskRCNNPredictor(dim, MASK_DIM, num_labels) if masks else None,
-    )  # fmt: skip
+    )
     return GeneralizedRCNN(trunk, rpn, heads, transform=nn.Identity())
 
 
@@ -228,11 +250,15 @@ def _build_fpn(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposa
     anchors = AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
     detector = MaskRCNN if masks else FasterRCNN
     return detector(
-        pyramid, num_labels, rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=proposals.before_nms[0], rpn_pre_nms_top_n_test=proposals.before_nms[1],
-        rpn_post_nms_top_n_train=proposals.after_nms[0], rpn_post_nms_top_n_test=proposals.after_nms[1],
+        pyramid,
+        num_labels,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=proposals.before_nms[0],
+        rpn_pre_nms_top_n_test=proposals.before_nms[1],
+        rpn_post_nms_top_n_train=proposals.after_nms[0],
+        rpn_post_nms_top_n_test=proposals.after_nms[1],
         box_batch_size_per_image=proposals.num_sampled,
-    )  # fmt: skip
+    )
 
 
 def _init_predictor(predictor: nn.Module) -> None:

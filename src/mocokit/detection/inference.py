@@ -24,9 +24,13 @@ def detect(
 ) -> list[Detections]:
     """Objects found in each image, at the image's stored size; one image at a time, as Detectron2 tests."""
     views = DetectionViews(
-        images=images.images, short_sides_px=(recipe.test_short_side_px,), max_long_side_px=recipe.max_long_side_px,
-        mirror=False, masks=False, seed=0,
-    )  # fmt: skip
+        images=images.images,
+        short_sides_px=(recipe.test_short_side_px,),
+        max_long_side_px=recipe.max_long_side_px,
+        mirror=False,
+        masks=False,
+        seed=0,
+    )
     loader = build_loader(views, [[(0, index)] for index in range(len(images.images))], num_workers=num_workers)
     was_training = detector.training
     detector.eval()

@@ -101,23 +101,42 @@ class DetectionRecipe:
 # pascal_voc_R_50_C4_24k.yaml; moco detection README: VOC07 test AP50/AP/AP75 of five runs 82.4/57.0/63.6 (v2, 200
 # epochs), 82.5/57.4/64.0 (v2, 800 epochs), 81.3/53.5/58.8 (supervised).
 VOC_C4_24K = DetectionRecipe(
-    name="voc-c4-24k", neck="c4", masks=False, iterations=24_000, milestones=(18_000, 22_000), warmup_iterations=100,
-    train_short_sides_px=tuple(range(480, 801, 32)), rpn_before_nms=(12_000, 6000), rpn_after_nms=(2000, 1000),
-)  # fmt: skip
+    name="voc-c4-24k",
+    neck="c4",
+    masks=False,
+    iterations=24_000,
+    milestones=(18_000, 22_000),
+    warmup_iterations=100,
+    train_short_sides_px=tuple(range(480, 801, 32)),
+    rpn_before_nms=(12_000, 6000),
+    rpn_after_nms=(2000, 1000),
+)
 
 # coco_R_50_C4_2x.yaml
 COCO_C4_2X = DetectionRecipe(
-    name="coco-c4-2x", neck="c4", masks=True, iterations=180_000, milestones=(120_000, 160_000),
-    warmup_iterations=1000, train_short_sides_px=tuple(range(640, 801, 32)),
-    rpn_before_nms=(12_000, 6000), rpn_after_nms=(2000, 1000),
-)  # fmt: skip
+    name="coco-c4-2x",
+    neck="c4",
+    masks=True,
+    iterations=180_000,
+    milestones=(120_000, 160_000),
+    warmup_iterations=1000,
+    train_short_sides_px=tuple(range(640, 801, 32)),
+    rpn_before_nms=(12_000, 6000),
+    rpn_after_nms=(2000, 1000),
+)
 
 # Not shipped officially; as the maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
 # Detectron2) and #39 (1x: 90k iterations, steps at 60k and 80k). mmselfsup measures 40.2 box, 36.1 mask AP (v2, 200).
 COCO_FPN_1X = DetectionRecipe(
-    name="coco-fpn-1x", neck="fpn", masks=True, iterations=90_000, milestones=(60_000, 80_000),
-    warmup_iterations=1000, train_short_sides_px=tuple(range(640, 801, 32)),
-    rpn_before_nms=(2000, 1000), rpn_after_nms=(1000, 1000),
-)  # fmt: skip
+    name="coco-fpn-1x",
+    neck="fpn",
+    masks=True,
+    iterations=90_000,
+    milestones=(60_000, 80_000),
+    warmup_iterations=1000,
+    train_short_sides_px=tuple(range(640, 801, 32)),
+    rpn_before_nms=(2000, 1000),
+    rpn_after_nms=(1000, 1000),
+)
 
 RECIPES = {recipe.name: recipe for recipe in (VOC_C4_24K, COCO_C4_2X, COCO_FPN_1X)}

@@ -63,7 +63,8 @@ def train_detector(
         raise ValueError(f"batch={recipe.batch_size}: larger than the {len(images.images)} training images")
     if recipe.masks and images.coco_file is None:
         raise ValueError(f"recipe={recipe.name}: learns masks, which VOC folders lack; use COCO folders or masks=False")
-    optimizer, losses = build_optimizer(detector, recipe), list[float]()
+    optimizer = build_optimizer(detector, recipe)
+    losses = list[float]()
     if checkpoints is not None and list_checkpoints(checkpoints):
         state, _ = load_newest(checkpoints)
         detector.load_state_dict(state["detector"])
@@ -82,8 +83,12 @@ def train_detector(
         if on_iteration is not None:
             on_iteration(iteration + 1, losses[-1])
         if checkpoints is not None and (iteration + 1) % SAVE_EVERY == 0:
-            state = {"step": iteration + 1, "losses": losses, "detector": detector.state_dict(),
-                     "optimizer": optimizer.state_dict()}  # fmt: skip
+            state = {
+                "step": iteration + 1,
+                "losses": losses,
+                "detector": detector.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             save_checkpoint(checkpoints, state, step=iteration + 1, keep_last=1)
     precise_batchnorm(detector, (next(batches) for _ in range(recipe.precise_bn_iterations)), device=device)
     return losses
@@ -94,13 +99,20 @@ def _batches(
 ) -> Iterator[list[DetectionExample]]:
     """Batches from iteration `start` on; those of precise BatchNorm come after the last iteration's."""
     views = DetectionViews(
-        images=images.images, short_sides_px=recipe.train_short_sides_px, max_long_side_px=recipe.max_long_side_px,
-        mirror=True, masks=recipe.masks, seed=seed,
-    )  # fmt: skip
+        images=images.images,
+        short_sides_px=recipe.train_short_sides_px,
+        max_long_side_px=recipe.max_long_side_px,
+        mirror=True,
+        masks=recipe.masks,
+        seed=seed,
+    )
     order = AspectOrder(
-        images=images.images, batch_size=recipe.batch_size, start_step=start,
-        total_steps=recipe.iterations + recipe.precise_bn_iterations, seed=seed,
-    )  # fmt: skip
+        images=images.images,
+        batch_size=recipe.batch_size,
+        start_step=start,
+        total_steps=recipe.iterations + recipe.precise_bn_iterations,
+        seed=seed,
+    )
     return iter(build_loader(views, order, num_workers=num_workers))
 
 

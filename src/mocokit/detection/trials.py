@@ -84,11 +84,17 @@ def run_trials(
 def _claim(out: Path, plan: TrialPlan) -> None:
     """Write the settings of the trials down, or check that they are those of the folder."""
     settings = {
-        "run": plan.run, "arch": plan.arch if plan.run == RANDOM else "", "recipe": asdict(plan.recipe),
-        "seed": plan.seed, "classes": plan.train.class_names, "num_train_images": len(plan.train.images),
-        "num_test_images": len(plan.test.images), "judge_training_images": plan.judge_training_images,
-    }  # fmt: skip
-    path, text = out / "settings.json", json.dumps(settings, indent=1) + "\n"
+        "run": plan.run,
+        "arch": plan.arch if plan.run == RANDOM else "",
+        "recipe": asdict(plan.recipe),
+        "seed": plan.seed,
+        "classes": plan.train.class_names,
+        "num_train_images": len(plan.train.images),
+        "num_test_images": len(plan.test.images),
+        "judge_training_images": plan.judge_training_images,
+    }
+    path = out / "settings.json"
+    text = json.dumps(settings, indent=1) + "\n"
     begun = path.exists() and any(out.glob("trial_*"))
     if begun and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"out={out}: holds trials of other settings (see {path.name}); choose another folder")
@@ -101,23 +107,33 @@ def _run_trial(
     path = out / f"trial_{number}.json"
     if path.exists():
         return Trial(**json.loads(path.read_text(encoding="utf-8")))
-    start, device = time.perf_counter(), pick_device(plan.device_name, local_rank=0)
+    start = time.perf_counter()
+    device = pick_device(plan.device_name, local_rank=0)
     num_workers = choose_workers(plan.num_workers, threads_suffice=device.type == "cpu")
     detector = initial_detector(plan, number).to(device)
     losses = train_detector(
-        detector, plan.train, plan.recipe, device=device, seed=torch_seed(plan.seed, Purpose.DETECTION_TRIAL, number),
-        num_workers=num_workers, checkpoints=out / f"trial_{number}",
+        detector,
+        plan.train,
+        plan.recipe,
+        device=device,
+        seed=torch_seed(plan.seed, Purpose.DETECTION_TRIAL, number),
+        num_workers=num_workers,
+        checkpoints=out / f"trial_{number}",
         on_iteration=None if on_iteration is None else lambda done, loss: on_iteration(number, done, loss),
-    )  # fmt: skip
+    )
     test, train = (
         average_precision(images, detect(detector, images, plan.recipe, device=device, num_workers=num_workers))
-        if images is not None else {}
+        if images is not None
+        else {}
         for images in (plan.test, plan.train if plan.judge_training_images else None)
-    )  # fmt: skip
+    )
     trial = Trial(
-        trial=number, metrics=test, train_metrics=train, last_loss=statistics.fmean(losses[-20:]),
+        trial=number,
+        metrics=test,
+        train_metrics=train,
+        last_loss=statistics.fmean(losses[-20:]),
         seconds=time.perf_counter() - start,
-    )  # fmt: skip
+    )
     text = json.dumps(asdict(trial), indent=1) + "\n"
     write_text_atomically(path, text)
     shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # its checkpoints
@@ -130,16 +146,26 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
     def build() -> GeneralizedRCNN:
         """The detector, with weights from torch's generator where the run gives none."""
         if plan.run == RANDOM:
-            backbone, mean, std = build_backbone(plan.arch), DataConfig.mean, DataConfig.std
+            backbone = build_backbone(plan.arch)
+            mean = DataConfig.mean
+            std = DataConfig.std
         else:
             loaded = load_backbone(plan.run)
-            backbone, mean, std = loaded.backbone, loaded.card.mean, loaded.card.std
+            backbone = loaded.backbone
+            mean = loaded.card.mean
+            std = loaded.card.std
         return build_detector(
-            backbone, num_classes=len(plan.train.class_names), neck=plan.recipe.neck, masks=plan.recipe.masks,
-            mean=mean, std=std, anchor_sizes_px=plan.recipe.anchor_sizes_px,
-            rpn_before_nms=plan.recipe.rpn_before_nms, rpn_after_nms=plan.recipe.rpn_after_nms,
+            backbone,
+            num_classes=len(plan.train.class_names),
+            neck=plan.recipe.neck,
+            masks=plan.recipe.masks,
+            mean=mean,
+            std=std,
+            anchor_sizes_px=plan.recipe.anchor_sizes_px,
+            rpn_before_nms=plan.recipe.rpn_before_nms,
+            rpn_after_nms=plan.recipe.rpn_after_nms,
             regions_per_image=plan.recipe.regions_per_image,
-        )  # fmt: skip
+        )
 
     return build_seeded(build, torch_seed(plan.seed, Purpose.MODEL_INIT, trial))
 

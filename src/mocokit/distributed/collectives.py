@@ -65,16 +65,22 @@ def session(
     with limited(max(rank_timeout_s, RANK_TIMEOUT_S), "not all ranks came to the start"):
         dist.init_process_group(backends, timeout=timedelta(days=1))
         store = dist.TCPStore(  # type: ignore[attr-defined]  # its own: the group's connection is blocked while it waits
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
             timeout=timedelta(seconds=STORE_TIMEOUT_S),
-        )  # fmt: skip
+        )
         generation = all_gather_objects(secrets.token_hex(8))[0]
     _watches.append(
         RankWatch(
-            store, generation=generation, rank=rank(), world_size=world_size(), timeout_s=rank_timeout_s,
+            store,
+            generation=generation,
+            rank=rank(),
+            world_size=world_size(),
+            timeout_s=rank_timeout_s,
             alone_timeout_s=alone_timeout_s,
         )
-    )  # fmt: skip
+    )
     try:
         yield
     finally:
@@ -164,7 +170,8 @@ def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return rows[order.to(rows.device, non_blocking=True)]
-    me, numbers = rank(), torch.arange(len(counts))
+    me = rank()
+    numbers = torch.arange(len(counts))
     holder = numbers.repeat_interleave(torch.tensor(counts))  # (B,) rank of each row
     wanted = order.split(counts)  # rows that each rank's slots take
     to_send = [slots[holder[slots] == me] - sum(counts[:me]) for slots in wanted]

@@ -67,14 +67,31 @@ class RankWatch:
     """
 
     def __init__(
-        self, store: Store, *, generation: str, rank: int, world_size: int, timeout_s: float, alone_timeout_s: float,
+        self,
+        store: Store,
+        *,
+        generation: str,
+        rank: int,
+        world_size: int,
+        timeout_s: float,
+        alone_timeout_s: float,
         end: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
-        self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
-        self._timeout_s, self._alone_timeout_s, self._end = timeout_s, alone_timeout_s, end or end_process
-        self._interval_s, self._silent_s = min(BEAT_S, timeout_s / 4), min(STORE_SILENT_S, timeout_s)
-        self._number, self._entered, self._since, self._alone_since = 0, 0, float("inf"), float("inf")
-        self._closed, self._ending = threading.Event(), threading.Lock()
+    ) -> None:
+        self._store = store
+        self._generation = generation
+        self._rank = rank
+        self._world_size = world_size
+        self._timeout_s = timeout_s
+        self._alone_timeout_s = alone_timeout_s
+        self._end = end or end_process
+        self._interval_s = min(BEAT_S, timeout_s / 4)
+        self._silent_s = min(STORE_SILENT_S, timeout_s)
+        self._number = 0
+        self._entered = 0
+        self._since = float("inf")
+        self._alone_since = float("inf")
+        self._closed = threading.Event()
+        self._ending = threading.Lock()
         self._beat()
         self._threads = [
             threading.Thread(target=work, name=f"rank watch {work.__name__}", daemon=True)
@@ -144,7 +161,8 @@ class RankWatch:
 
     def _find_missing(self) -> str | None:
         """Who keeps this rank waiting; None: someone who asked for patience, or who came meanwhile."""
-        entered, before = self._entered, self._read_beats()
+        entered = self._entered
+        before = self._read_beats()
         for _ in range(max(SILENT_BEATS, round(SILENT_SHARE * self._timeout_s / self._interval_s))):
             self._closed.wait(self._interval_s)
             self._beat()

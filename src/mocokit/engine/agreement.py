@@ -17,7 +17,8 @@ from mocokit import distributed
 @functools.cache
 def code_version() -> str:
     """Versions of mocokit and torch, and a hash of the package's sources as they are on this machine."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"mocokit {importlib.metadata.version('mocokit')} {digest.hexdigest()}, torch {torch.__version__}"
@@ -36,7 +37,8 @@ def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Tensor):
             content = bits_of(value)
         else:  # the queue's only: how many keys it has seen
-            part, content = f"{part} pointer", memoryview(repr(value).encode())
+            part = f"{part} pointer"
+            content = memoryview(repr(value).encode())
         digest = digests.setdefault(part, hashlib.sha256())
         digest.update(f"{name} {getattr(value, 'shape', '')} {getattr(value, 'dtype', '')}".encode())
         digest.update(content)

@@ -93,7 +93,8 @@ def load_backbone(run_or_file: str | Path) -> LoadedBackbone:
 
 def _read_card(text: str) -> BackboneCard:
     values = json.loads(text)
-    values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
+    values["mean"] = tuple(map(float, values["mean"]))
+    values["std"] = tuple(map(float, values["std"]))
     card = BackboneCard(**values)
     if not (isinstance(card.arch, str) and isinstance(card.stem, str) and len(card.mean) == len(card.std) == 3):
         raise ValueError("arch, stem, mean or std is not what it should be")
@@ -106,8 +107,11 @@ def _require_fit(state: dict[str, Tensor], card: BackboneCard, path: Path) -> No
     """ValueError unless the file holds the tensors of its backbone; told before memory is given to the backbone."""
     with torch.device("meta"):
         wanted = build_backbone(card.arch, stem=card.stem).state_dict()
-    wrong = [name for name in wanted.keys() | state.keys()
-             if name not in wanted or name not in state or wanted[name].shape != state[name].shape]  # fmt: skip
+    wrong = [
+        name
+        for name in wanted.keys() | state.keys()
+        if name not in wanted or name not in state or wanted[name].shape != state[name].shape
+    ]
     if wrong:
         raise ValueError(f"run={path}: its weights are not those of {card.arch} ({len(wrong)} differ: {min(wrong)})")
 

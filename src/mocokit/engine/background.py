@@ -32,7 +32,8 @@ class BackgroundWriter:
 
     def wait(self) -> None:
         """Wait for the task to end; raises what it raised, once."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.result()
 

@@ -16,7 +16,8 @@ class BadImageCounter:
     """
 
     def __init__(self, *, num_images: int, max_share: float) -> None:
-        self.num_images, self.max_share = num_images, max_share
+        self.num_images = num_images
+        self.max_share = max_share
         self._known: dict[int, BadImage] = {}
         self._new: dict[int, BadImage] = {}
 

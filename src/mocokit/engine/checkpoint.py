@@ -29,9 +29,22 @@ COMMENT = b"sha256:"
 COMMENT_BYTES = len(COMMENT) + 64
 
 UNREADABLE = (
-    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
-    ArithmeticError, MemoryError, NotImplementedError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
-)  # fmt: skip
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 """What `load_tensors` raises for a file that is cut, damaged, no checkpoint, or would run code."""
 
 

@@ -70,7 +70,8 @@ class Lars(torch.optim.Optimizer):
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = gradient + group["weight_decay"] * parameter
         if group["adapts"]:
-            length, slope = parameter.norm(), gradient.norm()
+            length = parameter.norm()
+            slope = gradient.norm()
             ratio = group["trust_coefficient"] * length / slope
             gradient = gradient * torch.where((length > 0) & (slope > 0), ratio, 1.0)
         state = self.state[parameter]

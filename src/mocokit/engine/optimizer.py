@@ -43,9 +43,13 @@ def build_optimizer(
             return build_sgd(module, lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
         case "lars" | "lars-classic":
             return Lars(
-                _trained(module), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay,
-                trust_coefficient=trust_coefficient, lr_in_momentum=name == "lars-classic",
-            )  # fmt: skip
+                _trained(module),
+                lr=lr,
+                momentum=sgd_momentum,
+                weight_decay=weight_decay,
+                trust_coefficient=trust_coefficient,
+                lr_in_momentum=name == "lars-classic",
+            )
         case "adamw":
             return torch.optim.AdamW(_trained(module), lr=lr, weight_decay=weight_decay, fused=True)
     raise ValueError(f"optim.name={name!r}: unknown; choose sgd, lars, lars-classic or adamw")

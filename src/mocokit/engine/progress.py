@@ -29,15 +29,22 @@ class ProgressView:
     """
 
     def __init__(self, *, total_steps: int, done_steps: int, steps_per_epoch: int, chance_loss: float) -> None:
-        self.total_steps, self.steps_per_epoch, self.chance_loss = total_steps, steps_per_epoch, chance_loss
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.chance_loss = chance_loss
         self.console = Console(stderr=True, soft_wrap=True, quiet=not distributed.is_main())
         self._live = self.console.is_terminal
-        self._start, self._start_step = time.monotonic(), done_steps
+        self._start = time.monotonic()
+        self._start_step = done_steps
         self._last_line = float("-inf")
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), _Numbers(), TimeRemainingColumn(),
-            console=self.console, disable=not self._live,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            _Numbers(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self._live,
+        )
         self._task = self._progress.add_task("", total=total_steps, completed=done_steps)
 
     def __enter__(self) -> "ProgressView":

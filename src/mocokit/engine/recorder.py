@@ -63,14 +63,20 @@ class Bookkeeper:
         steps_per_epoch: int,
         start_step: int,
     ) -> None:
-        self.config, self.folder, self.board, self.view = config, folder, board, view
-        self.callbacks, self.bad_images, self.steps_per_epoch = callbacks, bad_images, steps_per_epoch
+        self.config = config
+        self.folder = folder
+        self.board = board
+        self.view = view
+        self.callbacks = callbacks
+        self.bad_images = bad_images
+        self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.optim.epochs
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
         self.latest: dict[str, float] = {}
         self._writer = BackgroundWriter()
-        self._last_save, self._newest_save = time.monotonic(), start_step
+        self._last_save = time.monotonic()
+        self._newest_save = start_step
         self._warned: set[str] = set()
 
     def after_step(self, step: int, *, lr: float, stop: bool) -> bool:
@@ -115,7 +121,8 @@ class Bookkeeper:
                 self._tell(line, level=logging.WARNING)
 
     def _evaluate(self, step: int) -> None:
-        every, epoch = self.config.run.knn_every, step // self.steps_per_epoch
+        every = self.config.run.knn_every
+        epoch = step // self.steps_per_epoch
         last = step == self.total_steps
         if self.callbacks.evaluate is None or every == 0 or (epoch % every and not last):
             return
@@ -133,7 +140,8 @@ class Bookkeeper:
 
         The state is copied here; a save that is still on its way is waited for.
         """
-        self._last_save, self._newest_save = time.monotonic(), step
+        self._last_save = time.monotonic()
+        self._newest_save = step
         state = self.callbacks.state()  # of all ranks, which may hold parts of it
         if not distributed.is_main():
             return

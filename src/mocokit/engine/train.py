@@ -73,7 +73,9 @@ def train(
     Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss or
     gradient, before it reaches the weights or a checkpoint.
     """
-    step, stream, gradients = start_step, on_device(batches, device), gradient_sum(method)
+    step = start_step
+    stream = on_device(batches, device)
+    gradients = gradient_sum(method)
     while (batch := _next_batch(stream, books)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)

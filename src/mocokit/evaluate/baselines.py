@@ -20,7 +20,9 @@ from mocokit.evaluate.features import (
 from mocokit.evaluate.frozen import weights_digest
 from mocokit.nets.pixels import PixelNormalize
 
-PRE_TRAINED, RANDOM_INIT, RAW_PIXELS = "pre-trained", "random init", "raw pixels"
+PRE_TRAINED = "pre-trained"
+RANDOM_INIT = "random init"
+RAW_PIXELS = "raw pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,12 @@ def subjects_of(
         """The features of a backbone."""
         parts = (weights_digest(backbone), loaded.card.mean, loaded.card.std, precision.name if precision else "fp32")
         return Subject(
-            name=name, embed=embed_with(backbone.to(device), pixels, precision), pixels=pixels, backbone=backbone,
+            name=name,
+            embed=embed_with(backbone.to(device), pixels, precision),
+            pixels=pixels,
+            backbone=backbone,
             cache_key=repr(parts),
-        )  # fmt: skip
+        )
 
     trained = network(PRE_TRAINED, loaded.backbone)
     if not baselines:

@@ -152,20 +152,31 @@ def _fast_linear(subject: Subject, exam: Exam) -> list[Score]:
     chosen = f"lr {result.lr:g}, weight decay {result.weight_decay:g}"
     if result.at_the_edge:
         chosen += " (the edge of the grid)"
-    return [Score(protocol=str(protocol), accuracy=result.accuracy, seconds=seconds, labels=len(train.labels),
-                  chosen=chosen)]  # fmt: skip
+    return [
+        Score(
+            protocol=str(protocol), accuracy=result.accuracy, seconds=seconds, labels=len(train.labels), chosen=chosen
+        )
+    ]
 
 
 def _linear(name: str, subject: Subject, exam: Exam) -> list[Score]:
     assert subject.backbone is not None, "raw pixels have no official linear protocol"
     protocol = LINEAR_PROTOCOLS[name].fitted(len(exam.train.indices), epochs_scale=exam.epochs_scale)
-    test, epochs = subject.features(exam.test, exam.cache, device=exam.device), protocol.schedule.epochs
+    test = subject.features(exam.test, exam.cache, device=exam.device)
+    epochs = protocol.schedule.epochs
     start = time.perf_counter()
     result = train_linear(
-        subject.backbone, subject.embed, exam.train, test, protocol, device=exam.device, seed=exam.seed,
+        subject.backbone,
+        subject.embed,
+        exam.train,
+        test,
+        protocol,
+        device=exam.device,
+        seed=exam.seed,
         on_epoch=lambda epoch, accuracy: exam.say(f"epoch {epoch} of {epochs}: {accuracy:.1%}"),
-    )  # fmt: skip
-    seconds, labels = time.perf_counter() - start + test.extract_s, len(exam.train.indices)
+    )
+    seconds = time.perf_counter() - start + test.extract_s
+    labels = len(exam.train.indices)
     return [
         Score(protocol=str(protocol), accuracy=result.last, seconds=seconds, labels=labels),
         Score(protocol=f"{protocol},best-on-test", accuracy=result.best, seconds=seconds, labels=labels),
@@ -178,14 +189,25 @@ def _fine_tuning(name: str, part: str, subject: Subject, exam: Exam) -> list[Sco
     protocol = FINETUNE_PROTOCOLS[name].fitted(len(labelled.indices), epochs_scale=exam.epochs_scale)
     start = time.perf_counter()
     result = fine_tune_and_test(
-        subject.backbone, subject.pixels, labelled, exam.test, protocol, device=exam.device,
-        precision=exam.precision, seed=exam.seed, say=exam.say,
-    )  # fmt: skip
+        subject.backbone,
+        subject.pixels,
+        labelled,
+        exam.test,
+        protocol,
+        device=exam.device,
+        precision=exam.precision,
+        seed=exam.seed,
+        say=exam.say,
+    )
     return [
-        Score(protocol=protocol.id_for(Path(part).name), accuracy=result.accuracy,
-              seconds=time.perf_counter() - start, labels=len(labelled.indices),
-              chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}" if len(protocol.pairs) > 1 else "")
-    ]  # fmt: skip
+        Score(
+            protocol=protocol.id_for(Path(part).name),
+            accuracy=result.accuracy,
+            seconds=time.perf_counter() - start,
+            labels=len(labelled.indices),
+            chosen=f"lr {result.lr:g}, head x{result.head_multiplier:g}" if len(protocol.pairs) > 1 else "",
+        )
+    ]
 
 
 def evaluate(
@@ -225,20 +247,29 @@ def evaluate(
     """
     for protocol in protocols:
         check_protocol(protocol)
-    loaded, device = load_backbone(run), pick_device(device_name, local_rank=0)
-    precision, folder = Precision(precision_name, device), results_folder(run)
+    loaded = load_backbone(run)
+    device = pick_device(device_name, local_rank=0)
+    precision = Precision(precision_name, device)
+    folder = results_folder(run)
     digest = weights_digest(loaded.backbone)[:12]
     places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
     num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
     opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers))
-    cache, rows = FeatureCache(folder / "features"), list[Row]()
+    cache = FeatureCache(folder / "features")
+    rows = list[Row]()
     for seed in seeds:
         train_images, test_images = train_and_test(*opened, seed=seed)
         subjects = subjects_of(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
         exam = Exam(
-            train=train_images, test=test_images, device=device, precision=precision, seed=seed,
-            cache=cache, epochs_scale=epochs_scale, say=say,
-        )  # fmt: skip
+            train=train_images,
+            test=test_images,
+            device=device,
+            precision=precision,
+            seed=seed,
+            cache=cache,
+            epochs_scale=epochs_scale,
+            say=say,
+        )
         for subject, scores in _examine_all(protocols, subjects, exam):
             new = [_row(score, subject, exam, weights=digest, **places) for score in scores]
             rows += new
@@ -250,10 +281,18 @@ def evaluate(
 def _row(score: Score, subject: Subject, exam: Exam, *, weights: str, data: str, test: str) -> Row:
     suffix = "" if exam.precision.name == "fp32" else f",{exam.precision.name}"
     return Row(
-        protocol=score.protocol + suffix, features=subject.name, accuracy=score.accuracy, seed=exam.seed,
-        minutes=score.seconds / 60, train_images=score.labels, test_images=len(exam.test.indices),
-        chosen=score.chosen, weights=weights, data=data, test=test,
-    )  # fmt: skip
+        protocol=score.protocol + suffix,
+        features=subject.name,
+        accuracy=score.accuracy,
+        seed=exam.seed,
+        minutes=score.seconds / 60,
+        train_images=score.labels,
+        test_images=len(exam.test.indices),
+        chosen=score.chosen,
+        weights=weights,
+        data=data,
+        test=test,
+    )
 
 
 def _examine_all(

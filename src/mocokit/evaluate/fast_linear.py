@@ -82,7 +82,8 @@ def train_heads(
 
     The gradient is written out: (softmax - one-hot) / B, once for all classifiers. Weight decay spares the biases.
     """
-    dim, num_rows = features.rows.shape[1], len(members)
+    dim = features.rows.shape[1]
+    num_rows = len(members)
     rates, decays = torch.tensor(pairs, device=device).unbind(1)  # (P,), (P,)
     heads = Heads(
         weight=torch.zeros(dim, len(pairs), num_classes, device=device),
@@ -138,13 +139,21 @@ def fast_linear(
     def fit(members: Tensor, tried: Sequence[tuple[float, float]]) -> Heads:
         """A classifier for each pair that is tried, trained on those rows."""
         return train_heads(
-            train, members, tried, standardise=standardise, num_classes=num_classes, batch_size=protocol.batch_size,
-            schedule=protocol.schedule, device=device, seed=seed,
-        )  # fmt: skip
+            train,
+            members,
+            tried,
+            standardise=standardise,
+            num_classes=num_classes,
+            batch_size=protocol.batch_size,
+            schedule=protocol.schedule,
+            device=device,
+            seed=seed,
+        )
 
     judged = judge_heads(fit(rest, pairs), train, held, standardise=standardise, device=device)
     lr, weight_decay = best_pair(pairs, *judged)
-    final, every = fit(torch.arange(num_rows), [(lr, weight_decay)]), torch.arange(len(test.rows))
+    final = fit(torch.arange(num_rows), [(lr, weight_decay)])
+    every = torch.arange(len(test.rows))
     accuracy = judge_heads(final, test, every, standardise=standardise, device=device)[0][0]
     return FastLinearResult(
         accuracy=accuracy, lr=lr, weight_decay=weight_decay, at_the_edge=lr in (protocol.rates[0], protocol.rates[-1])
@@ -161,7 +170,8 @@ def judge_heads(
     device: torch.device,
 ) -> tuple[list[float], list[float]]:
     """Accuracy (0..1) and mean cross-entropy of each classifier on the rows `members`."""
-    hits, loss = torch.zeros(len(heads.bias)), torch.zeros(len(heads.bias))
+    hits = torch.zeros(len(heads.bias))
+    loss = torch.zeros(len(heads.bias))
     for part in members.split(1024):
         scores = heads(standardise(features.rows[part].to(device)))  # (B, P, L)
         truth = features.labels[part].to(device)  # (B,)
@@ -175,6 +185,8 @@ def best_pair(
     pairs: Sequence[tuple[float, float]], accuracies: Sequence[float], losses: Sequence[float]
 ) -> tuple[float, float]:
     """The pair of the highest accuracy; among equals that of the lowest loss. A NaN loss loses against any other."""
-    scores = [(accuracy, -loss) if math.isfinite(loss) else (-1.0, 0.0) for accuracy, loss in
-              zip(accuracies, losses, strict=True)]  # fmt: skip
+    scores = [
+        (accuracy, -loss) if math.isfinite(loss) else (-1.0, 0.0)
+        for accuracy, loss in zip(accuracies, losses, strict=True)
+    ]
     return pairs[max(range(len(pairs)), key=scores.__getitem__)]

@@ -61,9 +61,15 @@ class FeatureCache:
             self._fingerprints[id(source)] = source, fingerprint(source)
         view = images.view
         parts = (
-            FORMAT, what, self._fingerprints[id(source)][1], images.labels, images.indices,
-            view.size_px, view.crop_ratio, images.reader.max_image_px,
-        )  # fmt: skip
+            FORMAT,
+            what,
+            self._fingerprints[id(source)][1],
+            images.labels,
+            images.indices,
+            view.size_px,
+            view.crop_ratio,
+            images.reader.max_image_px,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 

@@ -114,7 +114,9 @@ def extract_features(
     """
     views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
     loader = build_loader(views, in_batches(images.indices, batch_size), num_workers=images.view.num_workers)
-    start, rows, labels = time.perf_counter(), torch.empty(0), list[int]()
+    start = time.perf_counter()
+    rows = torch.empty(0)
+    labels = list[int]()
     for pixels, indices in loader:
         if len(indices) == 0:
             continue

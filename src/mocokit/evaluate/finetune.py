@@ -68,9 +68,16 @@ def fine_tune_and_test(
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
         """The network after training on those images at those rates."""
         return fine_tune(
-            backbone, pixels, images, protocol, lr=lr, head_multiplier=multiplier, device=device,
-            precision=precision, seed=seed,
-        )  # fmt: skip
+            backbone,
+            pixels,
+            images,
+            protocol,
+            lr=lr,
+            head_multiplier=multiplier,
+            device=device,
+            precision=precision,
+            seed=seed,
+        )
 
     pairs = protocol.pairs
     chosen = pairs[0]
@@ -131,9 +138,13 @@ def build_optimizer(
     optimizer: torch.optim.Optimizer
     if protocol.optimizer == "lars":
         optimizer = Lars(
-            [*backbone.parameters(), *head.parameters()], lr=lr, momentum=0.9, weight_decay=protocol.weight_decay,
-            trust_coefficient=0.001, lr_in_momentum=True,
-        )  # fmt: skip
+            [*backbone.parameters(), *head.parameters()],
+            lr=lr,
+            momentum=0.9,
+            weight_decay=protocol.weight_decay,
+            trust_coefficient=0.001,
+            lr_in_momentum=True,
+        )
         for group in optimizer.param_groups:
             group["peak_lr"] = lr
         return optimizer

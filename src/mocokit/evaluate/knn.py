@@ -64,7 +64,8 @@ def knn_accuracy(
         num_classes = distributed.max_over_ranks(num_classes)
     correct = dict.fromkeys(protocols, 0)
     for part in _slices(len(queries.rows), QUERY_CHUNK):
-        best, voters = similarity[part], classes[part]  # (q, k)
+        best = similarity[part]  # (q, k)
+        voters = classes[part]
         if bank_is_shard:
             best, voters = _merge_ranks(best, voters, k)
         truth = queries.labels[part].to(best.device)
@@ -86,7 +87,8 @@ def nearest_classes(bank: Features, queries: Tensor, k: int, *, device: torch.de
         (Q, k) float32 and (Q, k) int32 on `device`.
 
     """
-    num_queries, width = len(queries), queries.shape[1]
+    num_queries = len(queries)
+    width = queries.shape[1]
     k = min(k, len(bank.rows))
     best = torch.full((num_queries, k), -torch.inf, device=device)
     classes = torch.zeros(num_queries, k, dtype=torch.int32, device=device)
@@ -114,7 +116,8 @@ def _slices(size: int, step: int) -> Iterator[slice]:
 
 def _merge_ranks(best: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of all ranks' candidates for each query; the same on every rank."""
-    rows, num_ranks = len(best), distributed.world_size()
+    rows = len(best)
+    num_ranks = distributed.world_size()
     widest = distributed.max_over_ranks(best.shape[1])  # a small shard has fewer than k rows
     missing = widest - best.shape[1]
     best = F.pad(best, (0, missing), value=-torch.inf)

@@ -108,9 +108,11 @@ def build_training_loader(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches of cropped and flipped images with their indices."""
     return build_loader(
-        SingleViews(train.reader, size_px=train.view.size_px, seed=seed), order,
-        num_workers=train.view.num_workers, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+        SingleViews(train.reader, size_px=train.view.size_px, seed=seed),
+        order,
+        num_workers=train.view.num_workers,
+        pin_memory=device.type == "cuda",
+    )
 
 
 @torch.no_grad()

@@ -31,9 +31,15 @@ class Schedule:
     def lr(self, step: int, *, steps_per_epoch: int, peak_lr: float) -> float:
         """Rate of one step."""
         return learning_rate(
-            step, steps_per_epoch=steps_per_epoch, epochs=self.epochs, peak_lr=peak_lr, cos=self.cos,
-            milestones=self.milestones, by=self.by, drop=self.drop,
-        )  # fmt: skip
+            step,
+            steps_per_epoch=steps_per_epoch,
+            epochs=self.epochs,
+            peak_lr=peak_lr,
+            cos=self.cos,
+            milestones=self.milestones,
+            by=self.by,
+            drop=self.drop,
+        )
 
 
 def batch_size_for(num_images: int, wanted: int) -> int:
@@ -75,15 +81,17 @@ MOCO = LinearProtocol(
     name="moco", lr_at_256=30.0, batch_size=256, schedule=Schedule(epochs=100, cos=False, milestones=(60, 80))
 )
 # facebookresearch/moco-v3 main_lincls.py, CONFIG.md: lr 0.1 (ResNet-50) and 3 (ViT) per 256 images at batch 1024.
-MOCO_V3_R50 = LinearProtocol(
-    name="moco-v3-r50", lr_at_256=0.1, batch_size=1024, schedule=Schedule(epochs=90, cos=True)
-)  # fmt: skip
+MOCO_V3_R50 = LinearProtocol(name="moco-v3-r50", lr_at_256=0.1, batch_size=1024, schedule=Schedule(epochs=90, cos=True))
 MOCO_V3_VIT = replace(MOCO_V3_R50, name="moco-v3-vit", lr_at_256=3.0)
 # google-research/simclr README: lr 0.1 per 256 images at batch 4096, weight decay 1e-6, 90 epochs; SimCLR app. B.6.
 SIMCLR = LinearProtocol(
-    name="simclr", lr_at_256=0.1, batch_size=4096, weight_decay=1e-6, nesterov=True,
+    name="simclr",
+    lr_at_256=0.1,
+    batch_size=4096,
+    weight_decay=1e-6,
+    nesterov=True,
     schedule=Schedule(epochs=90, cos=True, by="step"),
-)  # fmt: skip
+)
 # lightly-ai/lightly utils/benchmarking/linear_classifier.py and its ImageNet benchmarks: lr 0.1 per 256 images.
 LIGHTLY = LinearProtocol(
     name="lightly", lr_at_256=0.1, batch_size=256, init_std=None, schedule=Schedule(epochs=90, cos=True, by="step")
@@ -131,15 +139,26 @@ class FineTuneProtocol:
 
 # SimCLR v2's 1 % run of google-research/simclr: LARS, 0.005 * sqrt(1024) = 0.16, weight decay 0, 60 epochs, no warm-up.
 SIMCLR_FINETUNE = FineTuneProtocol(
-    name="simclr", optimizer="lars", rates=(0.005,), scales_with="sqrt", batch_size=1024, weight_decay=0.0,
+    name="simclr",
+    optimizer="lars",
+    rates=(0.005,),
+    scales_with="sqrt",
+    batch_size=1024,
+    weight_decay=0.0,
     schedule=Schedule(epochs=60, cos=True, by="step"),
-)  # fmt: skip
+)
 # open-mmlab/mmselfsup, semi-supervised ImageNet benchmark: 9 pairs, weight decay 5e-4, 20 epochs, x0.2 at 12 and 16.
 # It reports the pair that is best on the validation images; here a held-out part of the labelled ones chooses.
 LR_GRID = FineTuneProtocol(
-    name="lr-grid", optimizer="sgd", rates=(1e-1, 1e-2, 1e-3), scales_with="nothing", head_multipliers=(1, 10, 100),
-    batch_size=256, weight_decay=5e-4, schedule=Schedule(epochs=20, cos=False, milestones=(12, 16), drop=0.2),
-)  # fmt: skip
+    name="lr-grid",
+    optimizer="sgd",
+    rates=(1e-1, 1e-2, 1e-3),
+    scales_with="nothing",
+    head_multipliers=(1, 10, 100),
+    batch_size=256,
+    weight_decay=5e-4,
+    schedule=Schedule(epochs=20, cos=False, milestones=(12, 16), drop=0.2),
+)
 
 # Ours: on many labels nine trainings on all of them cost nine times the one that counts.
 LR_GRID_6000 = replace(LR_GRID, name="lr-grid-6000", choose_on=6000)

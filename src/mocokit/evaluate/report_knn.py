@@ -45,7 +45,8 @@ def compare_with_baselines(
         seed: Seed of the random-init backbone and of the held-out tenth.
 
     """
-    loaded, device = load_backbone(run), pick_device(device_name, local_rank=distributed.local_rank())
+    loaded = load_backbone(run)
+    device = pick_device(device_name, local_rank=distributed.local_rank())
     with distributed.session(device.type):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
@@ -59,8 +60,9 @@ def compare_with_baselines(
 def _knn_on_ranks(
     subject: Subject, bank: LabelledImages, queries: LabelledImages, device: torch.device
 ) -> dict[KnnProtocol, float]:
-    own_bank, own_queries = (extract_features(subject.embed, _share(images), device=device) for images in
-                             (bank, queries))  # fmt: skip
+    own_bank, own_queries = (
+        extract_features(subject.embed, _share(images), device=device) for images in (bank, queries)
+    )
     return knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
 
 

@@ -58,7 +58,8 @@ def load_rows(path: Path) -> list[Row]:
 
 def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """`new` with those of `old` that it does not replace; results of other weights are dropped."""
-    keys, weights = {row.key for row in new}, {row.weights for row in new}
+    keys = {row.key for row in new}
+    weights = {row.weights for row in new}
     return [row for row in old if row.key not in keys and row.weights in weights] + list(new)
 
 

@@ -90,9 +90,11 @@ def _evaluation(path: Path) -> list[dict[str, Any]]:
 def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write `facts` for people and for programs: in the folder `out`, or beside the file `out`."""
     if out.is_dir():
-        text, values = out / "README.md", out / "mocokit.json"
+        text = out / "README.md"
+        values = out / "mocokit.json"
     else:
-        text, values = out.with_name(out.name + ".md"), out.with_name(out.name + ".json")
+        text = out.with_name(out.name + ".md")
+        values = out.with_name(out.name + ".json")
     header = HUB_HEADER if facts["target"] == "huggingface" else ""
     text.write_text(header + render(out.name, facts), encoding="utf-8")
     values.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +103,9 @@ def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
 
 def render(name: str, facts: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    card, run, proof = facts["backbone"], facts["run"], facts["proof"]
+    card = facts["backbone"]
+    run = facts["run"]
+    proof = facts["proof"]
     trained = f"imported: {card['origin']}" if card["origin"] else "pre-trained with momentum contrast by mocokit"
     lines = [f"# {name}", "", f"{card['arch']} (stem {card['stem']}), {trained}, {card['step']:,} steps.", ""]
     lines += ["```", facts["usage"], "```", ""]
@@ -118,12 +122,14 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
         "",
         "## Measured",
         "",
-        *([f"- {row['protocol']}, {row['features']}: {100 * row['accuracy']:.1f} %" for row in facts["evaluation"]]
-          or ["Not evaluated yet; `mocokit evaluate RUN` does."]),
+        *(
+            [f"- {row['protocol']}, {row['features']}: {100 * row['accuracy']:.1f} %" for row in facts["evaluation"]]
+            or ["Not evaluated yet; `mocokit evaluate RUN` does."]
+        ),
         "",
         "## Where it comes from",
         "",
         *([f"- {key}: {value}" for key, value in run.items()] or ["No run folder beside the weights."]),
         *(f"- sha256 of {file}: {digest}" for file, digest in facts["files"].items()),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"

@@ -15,13 +15,14 @@ Settings = dict[str, Any]
 
 
 def detectron2_yaml(
-    recipe: DetectionRecipe, *,
+    recipe: DetectionRecipe,
+    *,
     depth: int,
     block: BasicBlock | Bottleneck,
     mean: Sequence[float],
     std: Sequence[float],
     weights: str,
-) -> str:  # fmt: skip
+) -> str:
     """The config of one recipe.
 
     Args:
@@ -36,27 +37,41 @@ def detectron2_yaml(
     config = {
         "MODEL": _model(recipe, depth, block, mean, std, weights),
         "INPUT": {
-            "FORMAT": "RGB", "MIN_SIZE_TRAIN": recipe.train_short_sides_px, "MIN_SIZE_TEST": recipe.test_short_side_px,
-            "MAX_SIZE_TRAIN": recipe.max_long_side_px, "MAX_SIZE_TEST": recipe.max_long_side_px,
+            "FORMAT": "RGB",
+            "MIN_SIZE_TRAIN": recipe.train_short_sides_px,
+            "MIN_SIZE_TEST": recipe.test_short_side_px,
+            "MAX_SIZE_TRAIN": recipe.max_long_side_px,
+            "MAX_SIZE_TEST": recipe.max_long_side_px,
         },
         "DATASETS": _datasets(recipe),
         "SOLVER": {
-            "IMS_PER_BATCH": recipe.batch_size, "BASE_LR": recipe.lr, "MOMENTUM": recipe.sgd_momentum,
-            "WEIGHT_DECAY": recipe.weight_decay, "WEIGHT_DECAY_NORM": 0.0, "GAMMA": 0.1,
-            "STEPS": recipe.milestones, "MAX_ITER": recipe.iterations,
-            "WARMUP_ITERS": recipe.warmup_iterations, "WARMUP_FACTOR": recipe.warmup_factor,
+            "IMS_PER_BATCH": recipe.batch_size,
+            "BASE_LR": recipe.lr,
+            "MOMENTUM": recipe.sgd_momentum,
+            "WEIGHT_DECAY": recipe.weight_decay,
+            "WEIGHT_DECAY_NORM": 0.0,
+            "GAMMA": 0.1,
+            "STEPS": recipe.milestones,
+            "MAX_ITER": recipe.iterations,
+            "WARMUP_ITERS": recipe.warmup_iterations,
+            "WARMUP_FACTOR": recipe.warmup_factor,
         },
         "TEST": {"PRECISE_BN": {"ENABLED": True, "NUM_ITER": recipe.precise_bn_iterations}},
         "VERSION": 2,
-    }  # fmt: skip
+    }
     return "\n".join([f"# {recipe.name}, written by mocokit", *_lines(config)]) + "\n"
 
 
 def _model(
-    recipe: DetectionRecipe, depth: int, block: BasicBlock | Bottleneck, mean: Sequence[float], std: Sequence[float],
+    recipe: DetectionRecipe,
+    depth: int,
+    block: BasicBlock | Bottleneck,
+    mean: Sequence[float],
+    std: Sequence[float],
     weights: str,
-) -> Settings:  # fmt: skip
-    conv2, out_channels = block.conv2, 64 if isinstance(block, BasicBlock) else block.conv3.out_channels
+) -> Settings:
+    conv2 = block.conv2
+    out_channels = 64 if isinstance(block, BasicBlock) else block.conv3.out_channels
     model: Settings = {
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "WEIGHTS": weights,
@@ -65,16 +80,22 @@ def _model(
         "PIXEL_STD": [round(255 * value, 3) for value in std],
         "BACKBONE": {"FREEZE_AT": 0},
         "RESNETS": {
-            "DEPTH": depth, "NORM": NORM, "STRIDE_IN_1X1": False, "NUM_GROUPS": conv2.groups,
-            "WIDTH_PER_GROUP": conv2.out_channels // conv2.groups, "RES2_OUT_CHANNELS": out_channels,
+            "DEPTH": depth,
+            "NORM": NORM,
+            "STRIDE_IN_1X1": False,
+            "NUM_GROUPS": conv2.groups,
+            "WIDTH_PER_GROUP": conv2.out_channels // conv2.groups,
+            "RES2_OUT_CHANNELS": out_channels,
         },
         "RPN": {
-            "PRE_NMS_TOPK_TRAIN": recipe.rpn_before_nms[0], "PRE_NMS_TOPK_TEST": recipe.rpn_before_nms[1],
-            "POST_NMS_TOPK_TRAIN": recipe.rpn_after_nms[0], "POST_NMS_TOPK_TEST": recipe.rpn_after_nms[1],
+            "PRE_NMS_TOPK_TRAIN": recipe.rpn_before_nms[0],
+            "PRE_NMS_TOPK_TEST": recipe.rpn_before_nms[1],
+            "POST_NMS_TOPK_TRAIN": recipe.rpn_after_nms[0],
+            "POST_NMS_TOPK_TEST": recipe.rpn_after_nms[1],
         },
         "ROI_HEADS": {"NUM_CLASSES": 80 if recipe.masks else 20, "BATCH_SIZE_PER_IMAGE": recipe.regions_per_image},
         "ANCHOR_GENERATOR": {"SIZES": [list(recipe.anchor_sizes_px)]},
-    }  # fmt: skip
+    }
     if recipe.neck == "c4":
         model["ROI_HEADS"]["NAME"] = "Res5ROIHeadsExtraNorm"
         return model

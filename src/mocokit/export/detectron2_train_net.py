@@ -55,6 +55,10 @@ def main(arguments: Any) -> Any:
 if __name__ == "__main__":
     asked = default_argument_parser().parse_args()
     launch(
-        main, asked.num_gpus, num_machines=asked.num_machines, machine_rank=asked.machine_rank,
-        dist_url=asked.dist_url, args=(asked,),
-    )  # fmt: skip
+        main,
+        asked.num_gpus,
+        num_machines=asked.num_machines,
+        machine_rank=asked.machine_rank,
+        dist_url=asked.dist_url,
+        args=(asked,),
+    )

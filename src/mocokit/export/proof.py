@@ -57,7 +57,8 @@ def prove(loaded: LoadedBackbone, readers: Mapping[str, Reader], pixels: Tensor)
 
     """
     batches = loaded.pixels(pixels).contiguous().split(BATCH_SIZES)
-    ours, exact = [loaded.backbone(images) for images in batches], copy.deepcopy(loaded.backbone).double()
+    ours = [loaded.backbone(images) for images in batches]
+    exact = copy.deepcopy(loaded.backbone).double()
     proof = Proof(
         differences={name: _largest(ours, [read(images) for images in batches]) for name, read in readers.items()},
         rounding=_largest(ours, [exact(images.double()) for images in batches]),

@@ -23,8 +23,15 @@ from mocokit.export.detectron2_reader import detectron2_features, read_detectron
 from mocokit.export.targets import Exported
 
 WEIGHTS_NAME = "backbone.pkl"
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152,
-          "resnext50_32x4d": 50, "wide_resnet50_2": 50}  # fmt: skip
+DEPTHS = {
+    "resnet18": 18,
+    "resnet34": 34,
+    "resnet50": 50,
+    "resnet101": 101,
+    "resnet152": 152,
+    "resnext50_32x4d": 50,
+    "wide_resnet50_2": 50,
+}
 """Backbones that Detectron2 builds."""
 
 
@@ -35,14 +42,16 @@ def export_detectron2(loaded: LoadedBackbone, out: Path) -> Exported:
         ValueError: Detectron2 has no such backbone.
 
     """
-    backbone, card = loaded.backbone, loaded.card
+    backbone = loaded.backbone
+    card = loaded.card
     if card.arch not in DEPTHS or card.stem != "imagenet" or not isinstance(backbone, ResNet):
         raise ValueError(f"to=detectron2: it has no {card.arch} with stem {card.stem}, only {', '.join(DEPTHS)}")
     out.mkdir(parents=True, exist_ok=True)
     arrays = {detectron2_name(name): value.cpu().numpy() for name, value in backbone.state_dict().items()}
     content = {"model": arrays, "__author__": "mocokit", "matching_heuristics": True}
     (out / WEIGHTS_NAME).write_bytes(dump_portable(content))
-    configs, script = _write_configs(card, backbone, out), out / "train_net.py"
+    configs = _write_configs(card, backbone, out)
+    script = out / "train_net.py"
     shutil.copyfile(Path(__file__).with_name("detectron2_train_net.py"), script)
     weights = read_detectron2(out / WEIGHTS_NAME)
     return Exported(
@@ -86,8 +95,12 @@ def _write_configs(card: BackboneCard, backbone: ResNet, out: Path) -> tuple[Pat
     paths = tuple(out / f"{recipe.name}.yaml" for recipe in recipes)
     for path, recipe in zip(paths, recipes, strict=True):
         text = detectron2_yaml(
-            recipe, depth=DEPTHS[card.arch], block=backbone.layer1[0], mean=card.mean, std=card.std,
+            recipe,
+            depth=DEPTHS[card.arch],
+            block=backbone.layer1[0],
+            mean=card.mean,
+            std=card.std,
             weights=WEIGHTS_NAME,
-        )  # fmt: skip
+        )
         path.write_text(text, encoding="utf-8")
     return paths

@@ -56,7 +56,8 @@ def _read_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _config(loaded: LoadedBackbone) -> dict[str, object]:
     """timm's config.json: how to build the network and how to feed it."""
-    card, model = loaded.card, as_timm(loaded, target="huggingface")
+    card = loaded.card
+    model = as_timm(loaded, target="huggingface")
     declared = timm.get_pretrained_cfg(model.name, allow_unregistered=True)
     return {
         "architecture": model.name,

@@ -62,7 +62,8 @@ def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
         yield f"step {step} lies {rest} steps into epoch {epoch}; main_moco.py begins that epoch again"
     official = DataConfig()
     for setting in ("image_size", "mean", "std"):
-        own, fixed = getattr(config.data, setting), getattr(official, setting)
+        own = getattr(config.data, setting)
+        fixed = getattr(official, setting)
         if own != fixed:
             yield f"main_moco.py has data.{setting} = {fixed} written into it, the run had {own or 'its data'}"
     if config.method.symmetric:
@@ -132,17 +133,21 @@ def read_official(path: Path, config: Config) -> nn.Module:
 
 def _command(config: Config, out: Path) -> str:
     """The official command that continues the run."""
-    optim, method = config.optim, config.method
+    optim = config.optim
+    method = config.method
     flags = [
         f"-a {config.model.arch} --resume {out.name} --epochs {optim.epochs}",
         f"--batch-size {config.data.global_batch_size}",
         f"--lr {optim.lr} --momentum {optim.sgd_momentum} --wd {optim.weight_decay}",
         f"--moco-dim {config.model.dim} --moco-k {method.queue_size} --moco-m {method.key_momentum}",
         f"--moco-t {method.temperature}",
-        *(flag for flag, on in (("--mlp", config.model.mlp), ("--aug-plus", config.augment.aug_plus),
-                                ("--cos", optim.cos)) if on),
+        *(
+            flag
+            for flag, on in (("--mlp", config.model.mlp), ("--aug-plus", config.augment.aug_plus), ("--cos", optim.cos))
+            if on
+        ),
         "--dist-url tcp://localhost:10001 --multiprocessing-distributed --world-size 1 --rank 0 IMAGENET",
-    ]  # fmt: skip
+    ]
     if not optim.cos:
         flags.insert(3, f"--schedule {' '.join(map(str, optim.milestones))}")
     return "python main_moco.py " + " ".join(flags)

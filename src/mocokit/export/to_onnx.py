@@ -21,10 +21,17 @@ def export_onnx(loaded: LoadedBackbone, out: Path) -> Exported:
     card = loaded.card
     images = torch.zeros(2, 3, card.image_size, card.image_size)
     torch.onnx.export(
-        at_image_size(loaded.backbone, card.image_size), (images,), out, dynamo=True, opset_version=OPSET,
-        input_names=["images"], output_names=["features"], verbose=False, external_data=False,
+        at_image_size(loaded.backbone, card.image_size),
+        (images,),
+        out,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["features"],
+        verbose=False,
+        external_data=False,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )  # fmt: skip
+    )
     model = onnx.load(out)
     onnx.helper.set_model_props(
         model, {"mean": str(list(card.mean)), "std": str(list(card.std)), "arch": card.arch, "step": str(card.step)}

@@ -63,11 +63,13 @@ def _torchvision_model(card: BackboneCard) -> tuple[nn.Module, list[str]]:
     if vit or not hasattr(torchvision.models, card.arch):
         others = "timm, huggingface, onnx or safetensors" if vit else "onnx or safetensors"
         raise ValueError(f"to=torchvision: it has no {card.arch}; use --to {others}")
-    net, lines = getattr(torchvision.models, card.arch)(), [f"net = torchvision.models.{card.arch}()"]
+    net = getattr(torchvision.models, card.arch)()
+    lines = [f"net = torchvision.models.{card.arch}()"]
     net.fc = nn.Identity()
     lines.append("net.fc = torch.nn.Identity()")
     if card.stem == "small":
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
         lines.append("net.conv1, net.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()")
     return net, lines
 

@@ -49,7 +49,8 @@ def import_backbone(
         ValueError: Unreadable, would run code, has unknown keys, or does not fit the backbone.
 
     """
-    source, path = Path(checkpoint).expanduser(), Path(out).expanduser()
+    source = Path(checkpoint).expanduser()
+    path = Path(out).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"out={out}: a backbone file must end in .safetensors")
     if path.exists():
@@ -65,9 +66,15 @@ def import_backbone(
     backbone.load_state_dict(state)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     card = BackboneCard(
-        arch=arch, stem=stem, image_size=image_size or IMAGE_SIZES[stem], eval_crop_ratio=DataConfig.eval_crop_ratio,
-        mean=tuple(mean), std=tuple(std), step=0, origin=f"{source.name} ({found.layout.name}), sha256 {digest}",
-    )  # fmt: skip
+        arch=arch,
+        stem=stem,
+        image_size=image_size or IMAGE_SIZES[stem],
+        eval_crop_ratio=DataConfig.eval_crop_ratio,
+        mean=tuple(mean),
+        std=tuple(std),
+        step=0,
+        origin=f"{source.name} ({found.layout.name}), sha256 {digest}",
+    )
     save_backbone(path, backbone, card)
     return ImportResult(layout=found.layout.name, card=card, left_out=found.left_out)
 

@@ -42,7 +42,9 @@ LAYOUTS = (
         name="official MoCo v3",
         backbone="base_encoder.",
         left_out={
-            "base_encoder.fc.": "projector", "base_encoder.head.": "projector", "predictor.": "predictor",
+            "base_encoder.fc.": "projector",
+            "base_encoder.head.": "projector",
+            "predictor.": "predictor",
             "momentum_encoder.": "momentum encoder",
         },
         renamed_archs={"vit_small_patch16_224": "vit_small_patch16_224_h12"},
@@ -53,8 +55,12 @@ LAYOUTS = (
         backbone="backbone.",
         marks=("projection_head.", "backbone_momentum.", "query_backbone.", "key_backbone."),
         left_out={
-            "projection_head": "projection head", "prediction_head.": "prediction head", "criterion.": "loss",
-            "backbone_momentum.": "momentum backbone", "query_": "query encoder", "key_": "key encoder",
+            "projection_head": "projection head",
+            "prediction_head.": "prediction head",
+            "criterion.": "loss",
+            "backbone_momentum.": "momentum backbone",
+            "query_": "query encoder",
+            "key_": "key encoder",
             "online_classifier.": "online classifier",
         },
     ),
@@ -63,7 +69,10 @@ LAYOUTS = (
         backbone="backbone.",
         marks=("projector.", "momentum_backbone.", "classifier."),
         left_out={
-            "projector.": "projector", "predictor.": "predictor", "classifier.": "classifier", "queue": "queue",
+            "projector.": "projector",
+            "predictor.": "predictor",
+            "classifier.": "classifier",
+            "queue": "queue",
             "momentum_": "momentum encoder",
         },
     ),
@@ -72,7 +81,10 @@ LAYOUTS = (
         backbone="backbone.",
         marks=("neck.", "data_preprocessor.", "encoder_k."),
         left_out={
-            "neck.": "neck", "head.": "head", "encoder_k.": "key encoder", "queue": "queue",
+            "neck.": "neck",
+            "head.": "head",
+            "encoder_k.": "key encoder",
+            "queue": "queue",
             "data_preprocessor.": "mean and std",
         },
     ),
@@ -82,7 +94,7 @@ LAYOUTS = (
         backbone="",
         left_out={"fc.": "classifier", "head.": "classifier", "heads.": "classifier"},
     ),
-)  # fmt: skip
+)
 """The first that fits is taken."""
 
 
@@ -106,7 +118,9 @@ def recognise(checkpoint: Mapping[str, Any]) -> Recognised:
     """
     state = find_weights(checkpoint)
     layout = next(layout for layout in LAYOUTS if _fits(layout, state))
-    backbone, left_out, unknown = State(), Counter[str](), list[str]()
+    backbone = State()
+    left_out = Counter[str]()
+    unknown = list[str]()
     for key, value in state.items():
         known = [what for prefix, what in layout.left_out.items() if key.startswith(prefix)]
         if known:

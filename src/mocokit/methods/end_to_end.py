@@ -63,10 +63,14 @@ class EndToEnd(nn.Module):
     ) -> None:
         super().__init__()
         require_temperature(temperature)
-        self.encoder_q, self.encoder_k = encoder_q, copy.deepcopy(encoder_q)
+        self.encoder_q = encoder_q
+        self.encoder_k = copy.deepcopy(encoder_q)
         self.pixels = pixels or nn.Identity()
-        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.shuffle_order, self.term = temperature, shuffle_order, term
+        self.layout = layout
+        self.forwards = GroupForward(layout, self.pixels)
+        self.temperature = temperature
+        self.shuffle_order = shuffle_order
+        self.term = term
         self.chance_loss = term.chance_loss(global_batch_size - 1)
         self._batch: EndToEndBatch | None = None
         self.row_metrics: dict[str, Tensor] = {}
@@ -82,7 +86,8 @@ class EndToEnd(nn.Module):
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
         assert self._batch is not None, "call prepare() first"
-        batch, metrics = self._batch, list[dict[str, Tensor]]()
+        batch = self._batch
+        metrics = list[dict[str, Tensor]]()
         size = self.layout.batch_size_of(len(batch.query))
         own = self.layout.own_rows(size)
 

@@ -27,7 +27,8 @@ class GroupForward:
     """
 
     def __init__(self, layout: GroupLayout, pixels: nn.Module) -> None:
-        self.layout, self.pixels = layout, pixels
+        self.layout = layout
+        self.pixels = pixels
 
     def run(
         self, encoder: nn.Module, views: Tensor, micro: MicroBatch, *, views_per_image: int = 1, moves: bool = True

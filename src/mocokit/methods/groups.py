@@ -74,7 +74,8 @@ class GroupLayout:
 
     def rows_of(self, rank: int, global_batch_size: int) -> range:
         """Rows of the global batch that `rank` computes."""
-        groups, rows = self.groups_of(rank), self.rows_per_group(global_batch_size)
+        groups = self.groups_of(rank)
+        rows = self.rows_per_group(global_batch_size)
         if self.ranks_per_group > 1:
             part = rows // self.ranks_per_group
             return range(rank * part, (rank + 1) * part)
@@ -94,13 +95,16 @@ class GroupLayout:
 
     def micro_batches(self, global_batch_size: int) -> list["MicroBatch"]:
         """Own groups in the order and portions in which they go through the network."""
-        groups, rows = self.groups_of(self.rank), self.rows_per_group(global_batch_size)
+        groups = self.groups_of(self.rank)
+        rows = self.rows_per_group(global_batch_size)
         if self.ranks_per_group > 1:
             first = groups.start * self.ranks_per_group
             part = MicroBatch(
-                rows=slice(0, rows // self.ranks_per_group), num_groups=1, has_group_0=groups.start == 0,
+                rows=slice(0, rows // self.ranks_per_group),
+                num_groups=1,
+                has_group_0=groups.start == 0,
                 ranks=range(first, first + self.ranks_per_group),
-            )  # fmt: skip
+            )
             return [part]
         step = self.micro_groups or len(groups)
         return [

@@ -64,9 +64,14 @@ class MemoryBank(nn.Module):
         require_temperature(temperature)
         if not 0 <= feature_momentum < 1:
             raise ValueError(f"method.feature_momentum={feature_momentum}: must be in 0..1, below 1; InstDisc has 0.5")
-        self.encoder_q, self.temperature, self.feature_momentum = encoder_q, temperature, feature_momentum
-        self.pixels, self.term = pixels or nn.Identity(), term
-        self.layout, self.forwards, self.sample = layout, GroupForward(layout, self.pixels), sample
+        self.encoder_q = encoder_q
+        self.temperature = temperature
+        self.feature_momentum = feature_momentum
+        self.pixels = pixels or nn.Identity()
+        self.term = term
+        self.layout = layout
+        self.forwards = GroupForward(layout, self.pixels)
+        self.sample = sample
         noise = torch.randn(num_images, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("features", F.normalize(noise, dim=1))  # (M, C); ImageNet: 1281167*128*4 B = 656 MB
         self.register_buffer("seen", torch.zeros(num_images, dtype=torch.bool))  # (M,)
@@ -84,32 +89,43 @@ class MemoryBank(nn.Module):
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
         assert self._batch is not None, "call prepare() first"
         query, image_ids, negative_ids, local = self._batch
-        size, metrics, fresh = self.layout.batch_size_of(len(query)), list[dict[str, Tensor]](), list[Tensor]()
+        size = self.layout.batch_size_of(len(query))
+        metrics = list[dict[str, Tensor]]()
+        fresh = list[Tensor]()
         negatives = self.features[negative_ids]  # (K, C)
         for micro in self.layout.micro_batches(size):
-            q, ids = self.forwards.run(self.encoder_q, query, micro), image_ids[micro.rows]
+            q = self.forwards.run(self.encoder_q, query, micro)
+            ids = image_ids[micro.rows]
             crops = embed_crops(self.forwards, self.encoder_q, local, micro)
             with torch.autocast(q.device.type, enabled=False):
                 contrasts = [
                     info_nce(
-                        rows, self.features[ids], negatives, temperature=self.temperature, ids=ids,
-                        negative_ids=negative_ids, term=self.term,
+                        rows,
+                        self.features[ids],
+                        negatives,
+                        temperature=self.temperature,
+                        ids=ids,
+                        negative_ids=negative_ids,
+                        term=self.term,
                     )
                     for rows in (q, *crops)
-                ]  # fmt: skip
+                ]
                 losses = image_losses([[nce] for nce in contrasts])
             metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
             fresh.append(q.detach())
             yield losses.sum() / size
-        self.row_metrics, self._fresh = cat_rows(metrics), torch.cat(fresh)
+        self.row_metrics = cat_rows(metrics)
+        self._fresh = torch.cat(fresh)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Move the features of the batch's images towards what the encoder said; call after the optimizer step."""
         assert self._batch is not None and self._fresh is not None, "call prepare() and micro_losses() first"
-        fresh, ids = self.forwards.gather(self._fresh), self.forwards.gather(self._batch[1])  # (B, C), (B,)
+        fresh = self.forwards.gather(self._fresh)  # (B, C), (B,)
+        ids = self.forwards.gather(self._batch[1])
         comes_again = (ids[:, None] == ids[None, :]).triu(1).any(dim=1)  # a replacement of a bad image; the last counts
-        fresh, ids = fresh[~comes_again], ids[~comes_again]
+        fresh = fresh[~comes_again]
+        ids = ids[~comes_again]
         mixed = self.feature_momentum * self.features[ids] + (1 - self.feature_momentum) * fresh
         self.features[ids] = F.normalize(mixed, dim=1).to(self.features.dtype)
         self.seen[ids] = True

@@ -58,10 +58,21 @@ class MoCo(nn.Module):
     """
 
     def __init__(
-        self, encoder_q: Encoder, *, dim: int, queue_size: int, temperature: float, key_momentum: float,
-        layout: GroupLayout, pixels: nn.Module | None = None, shuffle_order: ShuffleOrder | None = None,
-        mask_same_image: bool = False, symmetric: bool = False, seed: int = 0, term: NegativeTerm = PLAIN,
-    ) -> None:  # fmt: skip
+        self,
+        encoder_q: Encoder,
+        *,
+        dim: int,
+        queue_size: int,
+        temperature: float,
+        key_momentum: float,
+        layout: GroupLayout,
+        pixels: nn.Module | None = None,
+        shuffle_order: ShuffleOrder | None = None,
+        mask_same_image: bool = False,
+        symmetric: bool = False,
+        seed: int = 0,
+        term: NegativeTerm = PLAIN,
+    ) -> None:
         super().__init__()
         require_temperature(temperature)
         if not 0 <= key_momentum <= 1:
@@ -70,9 +81,14 @@ class MoCo(nn.Module):
         self.encoder_k = copy_for_keys(encoder_q)
         self.queue = KeyQueue(queue_size, dim, seed=seed)
         self.pixels = pixels or nn.Identity()
-        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.key_momentum, self.symmetric = temperature, key_momentum, symmetric
-        self.shuffle_order, self.mask_same_image, self.term = shuffle_order, mask_same_image, term
+        self.layout = layout
+        self.forwards = GroupForward(layout, self.pixels)
+        self.temperature = temperature
+        self.key_momentum = key_momentum
+        self.symmetric = symmetric
+        self.shuffle_order = shuffle_order
+        self.mask_same_image = mask_same_image
+        self.term = term
         self.chance_loss = term.chance_loss(queue_size) * (2 if symmetric else 1)
         self._batch: MoCoBatch | None = None
         self.row_metrics: dict[str, Tensor] = {}
@@ -102,7 +118,8 @@ class MoCo(nn.Module):
     def micro_losses(self) -> Iterator[Tensor]:
         """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
         batch = self._current_batch()
-        size, metrics = len(batch.image_ids), list[dict[str, Tensor]]()
+        size = len(batch.image_ids)
+        metrics = list[dict[str, Tensor]]()
         for micro in self.layout.micro_batches(size):
             rows = [self.forwards.run(self.encoder_q, views, micro) for views in batch.queries]  # (micro rows, C)
             crops = embed_crops(self.forwards, self.encoder_q, batch.local, micro)
@@ -116,24 +133,33 @@ class MoCo(nn.Module):
         self.row_metrics = cat_rows(metrics)
 
     def _contrast(self, q: Tensor, keys: Tensor, micro: MicroBatch) -> InfoNce:
-        start, queries = self.layout.own_rows(len(keys)).start, self.encoder_q.queries_per_image
+        start = self.layout.own_rows(len(keys)).start
+        queries = self.encoder_q.queries_per_image
         rows = slice(start + micro.rows.start, start + micro.rows.stop)  # of the batch
         positives = keys[rows].repeat_interleave(queries, dim=0)  # that of each query
         ids = self._current_batch().image_ids[rows].repeat_interleave(queries) if self.mask_same_image else None
         nce = info_nce(
-            q, positives, self.queue.negatives, temperature=self.temperature, term=self.term, ids=ids,
+            q,
+            positives,
+            self.queue.negatives,
+            temperature=self.temperature,
+            term=self.term,
+            ids=ids,
             negative_ids=self.queue.image_ids if self.mask_same_image else None,
-        )  # fmt: skip
+        )
         return nce.per_image(queries)
 
     def _row_metrics(self, ways: list[InfoNce], losses: Tensor, q: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
         keys = self._current_batch().keys[0]
         of_images = q.unflatten(0, (-1, self.encoder_q.queries_per_image)).mean(dim=1)  # (micro rows, C)
         leak = bn_leak(
-            of_images, keys, ways[0].positive_similarity, self.queue.newest(len(keys)),
+            of_images,
+            keys,
+            ways[0].positive_similarity,
+            self.queue.newest(len(keys)),
             first_row=self.layout.own_rows(len(keys)).start + micro.rows.start,
             rows_per_group=self.layout.rows_per_group(len(keys)),
-        )  # fmt: skip
+        )
         metrics = row_metrics(ways, losses, term=self.term)
         return {**metrics, "bn_leak": leak, "masked_negatives": ways[0].num_masked}
 

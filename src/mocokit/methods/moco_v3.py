@@ -50,8 +50,11 @@ class MoCoV3(nn.Module):
         self.encoder_k = copy_for_keys(encoder_q)
         self.encoder_k.predictor = nn.Identity()
         self.pixels = pixels or nn.Identity()
-        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
-        self.temperature, self.key_momentum, self.term = temperature, key_momentum, term
+        self.layout = layout
+        self.forwards = GroupForward(layout, self.pixels)
+        self.temperature = temperature
+        self.key_momentum = key_momentum
+        self.term = term
         self.chance_loss = 2 * 2 * temperature * term.chance_loss(global_batch_size - 1)
         self._views: tuple[Tensor, Tensor] | None = None
         self._local: Tensor | None = None
@@ -65,7 +68,8 @@ class MoCoV3(nn.Module):
         """The momentum update, then the keys of both views; see MoCo.prepare for the arguments."""
         self._last_momentum = self.key_momentum(step)
         momentum_update(self.encoder_k, self.encoder_q, self._last_momentum)
-        self._views, self._local = (query, key), local
+        self._views = (query, key)
+        self._local = local
         first, second = (self.forwards.run_all(self.encoder_k, views) for views in (query, key))
         self._keys = self.forwards.gather(first), self.forwards.gather(second)  # (B, C) each
 
@@ -75,7 +79,9 @@ class MoCoV3(nn.Module):
         ctr(q1, k2) + ctr(q2, k1), each times 2T, so that a rate suits every temperature (Algorithm 1's note).
         """
         assert self._views is not None and self._keys is not None, "call prepare() first"
-        size, weight, metrics = len(self._keys[0]), 2 * self.temperature, list[dict[str, Tensor]]()
+        size = len(self._keys[0])
+        weight = 2 * self.temperature
+        metrics = list[dict[str, Tensor]]()
         for micro in self.layout.micro_batches(size):
             queries = [self.forwards.run(self.encoder_q, views, micro) for views in self._views]  # (micro rows, C)
             crops = embed_crops(self.forwards, self.encoder_q, self._local, micro)
@@ -89,7 +95,8 @@ class MoCoV3(nn.Module):
     def _contrast(self, queries: Sequence[Tensor], micro: MicroBatch) -> list[InfoNce]:
         """The first of `queries` (micro rows, C) with the second views' keys, and the other way round."""
         assert self._keys is not None, "call prepare() first"
-        own, several = self.layout.own_rows(len(self._keys[0])), self.encoder_q.queries_per_image
+        own = self.layout.own_rows(len(self._keys[0]))
+        several = self.encoder_q.queries_per_image
         rows = torch.arange(own.start, own.stop, device=queries[0].device)[micro.rows].repeat_interleave(several)
         return [
             in_batch_info_nce(q, keys, rows, temperature=self.temperature, term=self.term).per_image(several)

@@ -44,9 +44,12 @@ class SimClr(nn.Module):
     ) -> None:
         super().__init__()
         require_temperature(temperature)
-        self.encoder_q, self.temperature, self.term = encoder_q, temperature, term
+        self.encoder_q = encoder_q
+        self.temperature = temperature
+        self.term = term
         self.pixels = pixels or nn.Identity()
-        self.layout, self.forwards = layout, GroupForward(layout, self.pixels)
+        self.layout = layout
+        self.forwards = GroupForward(layout, self.pixels)
         self.chance_loss = 2 * term.chance_loss(2 * global_batch_size - 2)
         self._views: tuple[Tensor, Tensor, Tensor | None] | None = None
         self.row_metrics: dict[str, Tensor] = {}
@@ -62,7 +65,8 @@ class SimClr(nn.Module):
         An image's loss is the sum of its two views', as in the official code: twice the paper's mean over 2B views.
         """
         assert self._views is not None, "call prepare() first"
-        (query, key, local), metrics = self._views, list[dict[str, Tensor]]()
+        (query, key, local) = self._views
+        metrics = list[dict[str, Tensor]]()
         size = self.layout.batch_size_of(len(query))
         first = self.layout.own_rows(size).start
 

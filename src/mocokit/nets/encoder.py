@@ -19,9 +19,13 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, predictor: nn.Module | None = None, *,
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
         patches: CombinedPatches | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.backbone = convert_batchnorm(backbone)
         self.head = convert_batchnorm(head)

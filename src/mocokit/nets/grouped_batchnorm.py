@@ -43,7 +43,8 @@ class GroupedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if len(input) % self.num_groups:
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
-        momentum, tracks = self._count(), self.updates_statistics
+        momentum = self._count()
+        tracks = self.updates_statistics
         mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
         if self.num_groups == 1 and len(self.ranks) == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
@@ -111,9 +112,16 @@ class _NormalizeGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None,
-        num_groups: int, momentum: float, eps: float,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        num_groups: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
         """Normalised rows; `mean` and `var`, if given, follow the first chunk."""
         result = torch.empty_like(x)
         saved: list[Tensor] = []
@@ -121,9 +129,17 @@ class _NormalizeGroups(torch.autograd.Function):
             running = (mean, var) if number == 0 else (None, None)
             statistics = torch.empty_like(weight), torch.empty_like(weight)  # (C,) mean, 1 / standard deviation
             torch.ops.aten.native_batch_norm.out(
-                rows, weight, bias, *running, True, momentum, eps,
-                out=out, save_mean=statistics[0], save_invstd=statistics[1],
-            )  # fmt: skip
+                rows,
+                weight,
+                bias,
+                *running,
+                True,
+                momentum,
+                eps,
+                out=out,
+                save_mean=statistics[0],
+                save_invstd=statistics[1],
+            )
             saved += statistics
         ctx.save_for_backward(x, weight, *saved)
         ctx.eps = eps
@@ -134,14 +150,27 @@ class _NormalizeGroups(torch.autograd.Function):
         """Gradients of x, chunk by chunk, and of weight and bias, summed over chunks."""
         x, weight, *saved = ctx.saved_tensors
         num_groups = len(saved) // 2
-        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        own_weight, own_bias = torch.empty_like(weight), torch.empty_like(weight)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(weight)
+        own_weight = torch.empty_like(weight)
+        own_bias = torch.empty_like(weight)
         chunks = zip(x.chunk(num_groups), grad.chunk(num_groups), grad_x.chunk(num_groups), strict=True)
         for number, (rows, grad_rows, out) in enumerate(chunks):
             torch.ops.aten.native_batch_norm_backward.out(
-                grad_rows, rows, weight, None, None, *saved[2 * number : 2 * number + 2], True, ctx.eps, [True] * 3,
-                out0=out, out1=own_weight, out2=own_bias,
-            )  # fmt: skip
+                grad_rows,
+                rows,
+                weight,
+                None,
+                None,
+                *saved[2 * number : 2 * number + 2],
+                True,
+                ctx.eps,
+                [True] * 3,
+                out0=out,
+                out1=own_weight,
+                out2=own_bias,
+            )
             grad_weight += own_weight
             grad_bias += own_bias
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
@@ -169,7 +198,9 @@ class _NormalizeInFormulas(torch.autograd.Function):
         shape = (len(x), 1, -1) + (1,) * (x.dim() - 3)
         scale = (var + eps).rsqrt()  # (g, C)
         ctx.save_for_backward(x, weight, mean, scale)
-        ctx.ranks, ctx.shape, ctx.dims = ranks, shape, dims
+        ctx.ranks = ranks
+        ctx.shape = shape
+        ctx.dims = dims
         normalized = (exact - mean.view(shape)) * (scale * weight).view(shape) + bias.view(1, *shape[1:])
         ctx.mark_non_differentiable(mean, var)
         return normalized.to(x.dtype), mean, var
@@ -178,8 +209,10 @@ class _NormalizeInFormulas(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, through the groups' statistics, and of this rank's weight and bias."""
         x, weight, mean, scale = ctx.saved_tensors
-        shape, dims = ctx.shape, ctx.dims
-        grad, x_hat = _exact(grad), (_exact(x) - mean.view(shape)) * scale.view(shape)  # (g, N, C, ...)
+        shape = ctx.shape
+        dims = ctx.dims
+        grad = _exact(grad)  # (g, N, C, ...)
+        x_hat = (_exact(x) - mean.view(shape)) * scale.view(shape)
         own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, g, C) d bias, d weight
         total = _of_ranks(own, ctx.ranks).sum(dim=1) if len(ctx.ranks) > 1 else own
         mean_grad, mean_product = total / (x_hat.numel() // mean.numel() * len(ctx.ranks))  # (g, C) each
@@ -251,9 +284,13 @@ def batchnorm_groups(
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm)]
     for layer in layers:
-        layer.num_groups, layer.updates_statistics, layer.ranks = num_groups, updates_statistics, ranks
+        layer.num_groups = num_groups
+        layer.updates_statistics = updates_statistics
+        layer.ranks = ranks
     try:
         yield
     finally:
         for layer in layers:
-            layer.num_groups, layer.updates_statistics, layer.ranks = 1, True, range(1)
+            layer.num_groups = 1
+            layer.updates_statistics = True
+            layer.ranks = range(1)

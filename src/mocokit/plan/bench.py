@@ -65,7 +65,8 @@ class BenchResult:
     @property
     def pixels_share(self) -> float:
         """Share of pixels in the time that pixels and step would take one after the other, 0..1."""
-        pixels, step = 1 / self.loader_images_per_s, 1 / self.step_images_per_s
+        pixels = 1 / self.loader_images_per_s
+        step = 1 / self.step_images_per_s
         return pixels / (pixels + step)
 
     @property
@@ -91,18 +92,28 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     step_ms = _time_step(parts, first, seconds)
     rates, waited = _rates(config, parts, first, seconds)
     result = BenchResult(
-        device=str(device), cores=len(os.sched_getaffinity(0)), workers=parts.num_workers,
-        precision=parts.precision.name, global_batch_size=config.data.global_batch_size,
-        median_megapixels=megapixels, pixels_ms=pixels_ms, step_ms=step_ms,
-        loss_ms=_time_loss(parts, config.data.global_batch_size), step_images_per_s=rates["step"],
-        loader_images_per_s=rates["loader"], images_per_s=rates["run"], data_wait_share=waited,
-    )  # fmt: skip
+        device=str(device),
+        cores=len(os.sched_getaffinity(0)),
+        workers=parts.num_workers,
+        precision=parts.precision.name,
+        global_batch_size=config.data.global_batch_size,
+        median_megapixels=megapixels,
+        pixels_ms=pixels_ms,
+        step_ms=step_ms,
+        loss_ms=_time_loss(parts, config.data.global_batch_size),
+        step_images_per_s=rates["step"],
+        loader_images_per_s=rates["loader"],
+        images_per_s=rates["run"],
+        data_wait_share=waited,
+    )
     return replace(result, advice=tuple(_advise(config, result)))
 
 
 def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
     """Median milliseconds of each part on one core, over some of the images; and their median megapixels."""
-    views, costs, areas = build_views(config, parts.reader, crops_only=False), list[list[float]](), list[float]()
+    views = build_views(config, parts.reader, crops_only=False)
+    costs = list[list[float]]()
+    areas = list[float]()
     for index in permutation(config.run.seed, Purpose.SUBSET, len(parts.reader.source))[:SAMPLE_IMAGES].tolist():
         with contextlib.suppress(DecodeError, OSError):  # bad images are counted by the run itself
             milliseconds, area = _time_image(config, views, index)
@@ -117,7 +128,8 @@ def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]
 
 def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float], float]:
     """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
-    limit, areas = config.data.max_image_px, list[float]()
+    limit = config.data.max_image_px
+    areas = list[float]()
     targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
     drawn = draw_views(views.recipes, config.run.seed, 0, index)
 
@@ -158,7 +170,8 @@ class _TimedSum(GradientSum):
 
     def __init__(self, device: torch.device) -> None:
         self.spent: dict[str, float] = {}
-        self._device, self._last = device, _now(device)
+        self._device = device
+        self._last = _now(device)
 
     def lap(self, name: str) -> None:
         """Book the milliseconds since the last call."""
@@ -197,7 +210,8 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
     """Median milliseconds of the loss, forward and backward, of a global batch; 0 for methods without a queue."""
     if not isinstance(parts.method, MoCo):
         return 0.0
-    queue, times = parts.method.queue, list[float]()
+    queue = parts.method.queue
+    times = list[float]()
     q = queue.newest(num_rows).clone().requires_grad_()
     for _ in range(7):
         start = _now(parts.device)
@@ -210,21 +224,28 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
 def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
     """A function of a batch and its step that trains on it."""
     return functools.partial(
-        train_step, parts.method, gradients=gradient_sum(parts.method), optimizer=parts.optimizer,
+        train_step,
+        parts.method,
+        gradients=gradient_sum(parts.method),
+        optimizer=parts.optimizer,
         precision=parts.precision,
-    )  # fmt: skip
+    )
 
 
 def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
     """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
-    train, device = trainer(parts), parts.device
+    train = trainer(parts)
+    device = parts.device
     first_batches = 1 + parts.num_workers  # workers make their first batches side by side: all come at once
     step, _ = _consume(itertools.repeat(batch), train, seconds, device)
     alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device, warm_up=first_batches)
     together, waited = _consume(
-        on_device(_loader(config, parts), device), train, seconds, device,
+        on_device(_loader(config, parts), device),
+        train,
+        seconds,
+        device,
         warm_up=1 if device.type == "cpu" else first_batches,
-    )  # fmt: skip
+    )
     return {"step": step, "loader": alone, "run": together}, waited
 
 
@@ -234,16 +255,22 @@ def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
 
 
 def _consume(
-    batches: Iterator[ViewBatch], use: Callable[[ViewBatch, int], object], seconds: float, device: torch.device,
-    *, warm_up: int = 1,
-) -> tuple[float, float]:  # fmt: skip
+    batches: Iterator[ViewBatch],
+    use: Callable[[ViewBatch, int], object],
+    seconds: float,
+    device: torch.device,
+    *,
+    warm_up: int = 1,
+) -> tuple[float, float]:
     """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least.
 
     The first `warm_up` batches don't count.
     """
     for step in range(warm_up):
         use(next(batches), step)
-    num_images, waited, start = 0, 0.0, _now(device)
+    num_images = 0
+    waited = 0.0
+    start = _now(device)
     for step in itertools.count(warm_up):
         before = time.perf_counter()
         batch = next(batches)
@@ -258,7 +285,8 @@ def _consume(
 
 def _advise(config: Config, result: "BenchResult") -> list[str]:
     """What to change, most useful first; what would not help is left out."""
-    pixels, advice = result.pixels_ms, list[str]()
+    pixels = result.pixels_ms
+    advice = list[str]()
     whole = sum(pixels.values())
     if result.bound == "pixels" or (result.bound == "both" and result.pixels_share > 0.2):
         if config.data.pipeline == "reference":

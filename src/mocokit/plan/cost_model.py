@@ -131,7 +131,8 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     """
     if device not in DEVICES:
         raise ValueError(f"devices={device}: unknown; choose one of {list(DEVICES)}")
-    around, card = around or Surroundings(), DEVICES[device]
+    around = around or Surroundings()
+    card = DEVICES[device]
     if config.run.precision == "auto":  # every one of DEVICES has a half precision; V100's, fp16, counts alike
         config = replace_settings(config, {"run.precision": "bf16"})
     counts = count_step(config, world_size=world_size)
@@ -143,17 +144,26 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     gradients, rest, sent = _communication(config, counts, card, world_size, around)
     early = max(0.0, 1 - BUCKET_BYTES / (4 * counts.num_trained))
     hidden = min(early * gradients, backward_share(config, counts) * compute)
-    step_s, batch = compute + gradients + rest - hidden, config.data.global_batch_size
+    step_s = compute + gradients + rest - hidden
+    batch = config.data.global_batch_size
     hours = total_steps * step_s / 3600
     kwh = hours * world_size * card.watts * around.power_overhead / 1000
     on_node = min(world_size, around.gpus_per_node)
     return Plan(
-        device=device, world_size=world_size, memory_bytes=memory, fits=sum(memory.values()) <= card.memory_bytes,
-        compute_s=compute, communication_s=gradients + rest, hidden_s=hidden, images_per_s=batch / step_s,
-        hours=hours, kwh=kwh, money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
+        device=device,
+        world_size=world_size,
+        memory_bytes=memory,
+        fits=sum(memory.values()) <= card.memory_bytes,
+        compute_s=compute,
+        communication_s=gradients + rest,
+        hidden_s=hidden,
+        images_per_s=batch / step_s,
+        hours=hours,
+        kwh=kwh,
+        money=hours * world_size * around.price_per_hour + kwh * around.price_per_kwh,
         storage_per_node=batch / step_s * around.image_bytes * on_node / world_size,
         network_per_node=sent / step_s if world_size > on_node else 0.0,
-    )  # fmt: skip
+    )
 
 
 def memory_by_part(
@@ -161,8 +171,10 @@ def memory_by_part(
 ) -> dict[str, float]:
     """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
     parts = world_size if config.run.shard else 1  # the block that computes, put together, is left out
-    flat, row_bytes = 4.0 * counts.num_trained / parts, 4.0 * config.model.dim
-    view_bytes, local_bytes = 3 * config.data.image_size**2, 3 * config.augment.local_size**2
+    flat = 4.0 * counts.num_trained / parts
+    row_bytes = 4.0 * config.model.dim
+    view_bytes = 3 * config.data.image_size**2
+    local_bytes = 3 * config.augment.local_size**2
     copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
     shuffled = copies * passes_of(config).shuffled_views
     memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
@@ -203,12 +215,17 @@ def _communication(
     """
     if world_size == 1:
         return 0.0, 0.0, 0.0
-    share, passes, node = (world_size - 1) / world_size, passes_of(config), min(world_size, around.gpus_per_node)
+    share = (world_size - 1) / world_size
+    passes = passes_of(config)
+    node = min(world_size, around.gpus_per_node)
     gathered = passes.gathered_rows * config.data.global_batch_size * 4 * config.model.dim
-    gradients, gathering = share * 2 * 4 * counts.num_trained, share * gathered
+    gradients = share * 2 * 4 * counts.num_trained
+    gathering = share * gathered
     views = passes.shuffled_views * counts.num_images * 3 * config.data.image_size**2  # of a rank
     if world_size == node:
-        exchanged, link = share * views, card.link
+        exchanged = share * views
+        link = card.link
     else:
-        exchanged, link = node * (1 - node / world_size) * views, min(card.link, around.network)
+        exchanged = node * (1 - node / world_size) * views
+        link = min(card.link, around.network)
     return gradients / link, (gathering + exchanged) / link, gradients + gathering + exchanged

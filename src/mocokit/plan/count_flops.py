@@ -55,7 +55,8 @@ PASSES = {
 
 def passes_of(config: Config) -> Passes:
     """The passes of the config's method."""
-    passes, method = PASSES[config.method.name], config.method
+    passes = PASSES[config.method.name]
+    method = config.method
     if method.symmetric:
         names = ("trained_views", "key_views", "shuffled_views", "gathered_rows")
         passes = replace(passes, **{name: 2 * getattr(passes, name) for name in names})
@@ -134,15 +135,18 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         bn_groups=config.method.bn_groups, world_size=world_size, micro_groups=config.method.micro_groups
     )
     micro_batches = layout.micro_batches(config.data.global_batch_size)
-    first, passes = micro_batches[0], passes_of(config)
+    first = micro_batches[0]
+    passes = passes_of(config)
     rows = first.rows.stop - first.rows.start
     with torch.device("meta"):
         encoder = build_encoder(config).train()
     with FakeTensorMode():
         _give_shapes_a_device(encoder)
-        views, augment = torch.empty(rows, 3, config.data.image_size, config.data.image_size), config.augment
+        views = torch.empty(rows, 3, config.data.image_size, config.data.image_size)
+        augment = config.augment
         local = torch.empty(rows * augment.local_crops, 3, augment.local_size, augment.local_size)
-        flops, watch = FlopCounterMode(display=False), _Watch()
+        flops = FlopCounterMode(display=False)
+        watch = _Watch()
         watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
         # One BatchNorm group stands for all: the others' loop would be counted operation by operation.
         with flops, watch, batchnorm_groups(encoder, 1, updates_statistics=True):
@@ -152,14 +156,17 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
     images = len(layout.own_rows(config.data.global_batch_size))
     portions = images / rows
     return StepCounts(
-        num_images=images, num_micro_batches=len(micro_batches),
+        num_images=images,
+        num_micro_batches=len(micro_batches),
         num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         num_trained=passes.num_trained * sum(parameter.numel() for parameter in trained),
-        weight_bytes=_size_of(encoder) * passes.num_trained + _size_of(encoder.backbone, encoder.head)
-        * (passes.key_views > 0), flops=round(flops.get_total_flops() * portions),
-        moved_bytes=round(watch.moved_bytes * portions), num_operations=round(watch.num_operations * portions),
+        weight_bytes=_size_of(encoder) * passes.num_trained
+        + _size_of(encoder.backbone, encoder.head) * (passes.key_views > 0),
+        flops=round(flops.get_total_flops() * portions),
+        moved_bytes=round(watch.moved_bytes * portions),
+        num_operations=round(watch.num_operations * portions),
         activation_bytes=max(0, watch.peak_bytes - sum(4 * parameter.numel() for parameter in trained)),
-    )  # fmt: skip
+    )
 
 
 def _size_of(*modules: nn.Module) -> int:

@@ -70,7 +70,8 @@ def measure_step(config: Config, *, steps: int = 3, without_holes: bool = False)
 def measure_here(config: Config, *, steps: int) -> StepCost:
     """The same in this process."""
     device = pick_device(config.run.device, local_rank=0)
-    precision, batch = Precision(config.run.precision, device), config.data.global_batch_size
+    precision = Precision(config.run.precision, device)
+    batch = config.data.global_batch_size
     torch.nn.Conv2d(3, 3, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()  # libraries load
     before = _reset_peak(device)
     mean, std = (known or MEAN_STD for known in (config.data.mean, config.data.std))
@@ -79,35 +80,46 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
     )
     _reset_peak(device)  # what drawing the first queue took is not a step's
     step = partial(
-        train_step, method, gradients=gradient_sum(method), optimizer=optimizer, precision=precision,
+        train_step,
+        method,
+        gradients=gradient_sum(method),
+        optimizer=optimizer,
+        precision=precision,
         clip_norm=config.optim.clip_norm,
-    )  # fmt: skip
+    )
     times = [_time(step, config, number, device) for number in range(1 + steps)][1:]
     wall, cpu = zip(*times, strict=True)
     return StepCost(
-        peak_megabytes=_peak(device) - before, step_s=statistics.median(wall), fastest_s=min(wall),
-        slowest_s=max(wall), cpu_s=statistics.median(cpu),
-    )  # fmt: skip
+        peak_megabytes=_peak(device) - before,
+        step_s=statistics.median(wall),
+        fastest_s=min(wall),
+        slowest_s=max(wall),
+        cpu_s=statistics.median(cpu),
+    )
 
 
 def _time(
     step: Callable[[ViewBatch, int], object], config: Config, number: int, device: torch.device
 ) -> tuple[float, float]:
     """Seconds of one optimizer step, and of processors' time; the drawing of its pixels not counted."""
-    size, side = config.data.global_batch_size, config.data.image_size
-    crops, crop_side = config.augment.local_crops, config.augment.local_size
+    size = config.data.global_batch_size
+    side = config.data.image_size
+    crops = config.augment.local_crops
+    crop_side = config.augment.local_size
 
     def pixels(*shape: int) -> Tensor:
         """Noise."""
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
     batch = ViewBatch(
-        query=pixels(size, 3, side, side), key=pixels(size, 3, side, side),
+        query=pixels(size, 3, side, side),
+        key=pixels(size, 3, side, side),
         image_ids=torch.arange(size, device=device),
         local=pixels(size, crops, 3, crop_side, crop_side) if crops else None,
-    )  # fmt: skip
+    )
     _wait(device)
-    start, cpu_start = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    cpu_start = time.process_time()
     step(batch, number)
     _wait(device)
     return time.perf_counter() - start, time.process_time() - cpu_start

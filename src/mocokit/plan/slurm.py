@@ -46,9 +46,16 @@ exit "$code"
 
 
 def slurm_script(
-    preset: str, config: Config, *, out: str | Path, nodes: int = 1, gpus_per_node: int = 8, time: str = "24:00:00",
-    stop_before_s: int = 120, sbatch: Sequence[str] = (),
-) -> str:  # fmt: skip
+    preset: str,
+    config: Config,
+    *,
+    out: str | Path,
+    nodes: int = 1,
+    gpus_per_node: int = 8,
+    time: str = "24:00:00",
+    stop_before_s: int = 120,
+    sbatch: Sequence[str] = (),
+) -> str:
     """The text of an sbatch script that trains, requeues itself when its time is up, and then resumes.
 
     Two minutes before the end of its time (or when the job is preempted with SIGTERM) the ranks write one checkpoint
@@ -79,15 +86,25 @@ def slurm_script(
         require(is_directive, "sbatch", directive, "must look like --partition=gpu")
     folder = Path(out).expanduser().absolute()
     directives = [
-        f"--job-name=mocokit-{folder.name}", f"--nodes={nodes}", "--ntasks-per-node=1",
-        f"--gpus-per-node={gpus_per_node}", f"--time={time}", f"--signal=B:USR1@{stop_before_s}", "--requeue",
-        "--open-mode=append", f"--output={folder}.slurm.log", *sbatch,
-    ]  # fmt: skip
+        f"--job-name=mocokit-{folder.name}",
+        f"--nodes={nodes}",
+        "--ntasks-per-node=1",
+        f"--gpus-per-node={gpus_per_node}",
+        f"--time={time}",
+        f"--signal=B:USR1@{stop_before_s}",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={folder}.slurm.log",
+        *sbatch,
+    ]
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives), run=shlex.quote(str(folder)),
-        stop=shlex.quote(f"{folder}.stop"), pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]),
-        python=shlex.quote(sys.executable), gpus_per_node=gpus_per_node,
-    )  # fmt: skip
+        directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives),
+        run=shlex.quote(str(folder)),
+        stop=shlex.quote(f"{folder}.stop"),
+        pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]),
+        python=shlex.quote(sys.executable),
+        gpus_per_node=gpus_per_node,
+    )
 
 
 def _quote(directive: str) -> str:
@@ -100,7 +117,8 @@ def changed_flags(preset: str, config: Config) -> list[str]:
     """The flags of `mocokit pretrain` that turn the preset into `config`; its images by their absolute place."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     config = replace_settings(config, {name: absolute_location(place) for name, place in places.items() if place})
-    before, flags = to_dict(get_preset(preset)), list[str]()
+    before = to_dict(get_preset(preset))
+    flags = list[str]()
     for section, values in to_dict(config).items():
         for name, value in values.items():
             flag = name.replace("_", "-")

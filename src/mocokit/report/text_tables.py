@@ -7,10 +7,12 @@ def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """For a terminal."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     return "\n".join(
-        "   ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                   for column, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "   ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in [header, ["-" * width for width in widths], *lines]
-    )  # fmt: skip
+    )
 
 
 def markdown_columns(header: Sequence[str], lines: Sequence[Sequence[str]], *, words: Collection[str] = ()) -> str:

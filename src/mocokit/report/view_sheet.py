@@ -33,10 +33,12 @@ def save_view_sheet(
     pairs = torch.cat([view[:num_pairs] for view in views], dim=3).permute(0, 2, 3, 1).numpy()  # (n, S, 2S + V s, 3)
     scale = -(-MIN_SIDE_PX // pairs.shape[1])  # small views are enlarged so that a person sees them
     pairs = pairs.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = pairs.shape[1] + MARGIN_PX, pairs.shape[2] + MARGIN_PX
+    height = pairs.shape[1] + MARGIN_PX
+    width = pairs.shape[2] + MARGIN_PX
     num_rows = -(-len(pairs) // num_columns)
     sheet = np.full((num_rows * height + MARGIN_PX, num_columns * width + MARGIN_PX, 3), 255, np.uint8)
     for number, pair in enumerate(pairs):
-        top, left = MARGIN_PX + number // num_columns * height, MARGIN_PX + number % num_columns * width
+        top = MARGIN_PX + number // num_columns * height
+        left = MARGIN_PX + number % num_columns * width
         sheet[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
     Image.fromarray(sheet).save(path)

@@ -55,7 +55,8 @@ def measure_all(
     points: Sequence[CostPoint], out: Path, *, on_point: Callable[[CostPoint, StepCost | None, str], None]
 ) -> list[Measured]:
     """Measure what isn't in `out/points` yet, each in a process of its own; what fails is told and left out."""
-    done, machine = list[Measured](), describe_machine()
+    done = list[Measured]()
+    machine = describe_machine()
     for point in points:
         path = out / "points" / f"{point.way.replace(', ', '-')}_b{point.batch}_k{point.negatives}.json"
         one = _load(path, point)
@@ -127,10 +128,17 @@ def table_cells(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]
     """Header and a line a point."""
     header = ["way", "batch", "negatives", "peak MB", "s a step", "fastest to slowest", "ms an image"]
     lines = [
-        [point.way, f"{point.batch:,}", f"{point.negatives:,}", f"{cost.peak_megabytes:,.0f}", f"{cost.step_s:.2f}",
-         f"{cost.fastest_s:.2f} to {cost.slowest_s:.2f}", f"{1000 * cost.step_s / point.batch:.2f}"]
+        [
+            point.way,
+            f"{point.batch:,}",
+            f"{point.negatives:,}",
+            f"{cost.peak_megabytes:,.0f}",
+            f"{cost.step_s:.2f}",
+            f"{cost.fastest_s:.2f} to {cost.slowest_s:.2f}",
+            f"{1000 * cost.step_s / point.batch:.2f}",
+        ]
         for point, cost in ((one.point, one.cost) for one in measured)
-    ]  # fmt: skip
+    ]
     return header, lines
 
 
@@ -145,9 +153,11 @@ def published_cells() -> tuple[list[str], list[list[str]]]:
 
 def findings(measured: Sequence[Measured]) -> list[str]:
     """What the points say about the paper's claim."""
-    lines, ours = list[str](), over_negatives(measured, "moco")
+    lines = list[str]()
+    ours = over_negatives(measured, "moco")
     if len(ours) > 1:
-        (first, last), queue = (ours[0], ours[-1]), 128 * 4 / 2**20  # C floats a key
+        (first, last) = (ours[0], ours[-1])  # C floats a key
+        queue = 128 * 4 / 2**20
         grown = last.cost.peak_megabytes - first.cost.peak_megabytes
         added = (last.point.negatives - first.point.negatives) * queue
         lines.append(
@@ -156,7 +166,8 @@ def findings(measured: Sequence[Measured]) -> list[str]:
         )
     theirs = over_negatives(measured, "end-to-end")
     if len(theirs) > 1:
-        first, last = theirs[0], theirs[-1]
+        first = theirs[0]
+        last = theirs[-1]
         lines.append(
             f"end-to-end: {first.point.batch:,} to {last.point.batch:,} negatives, memory x "
             f"{last.cost.peak_megabytes / first.cost.peak_megabytes:.1f}"
@@ -173,20 +184,20 @@ def _from(number: float, between: bool) -> str:
 
 def save_cost(measured: Sequence[Measured], out: Path) -> None:
     """Write `table.md` and `table.json` of one point at least."""
-    point, published = measured[0].point, markdown_columns(*published_cells(), words=("source",))
+    point = measured[0].point
+    published = markdown_columns(*published_cells(), words=("source",))
     text = (
         f"# Memory and time of a training step, by mechanism\n\n"
         f"{point.arch} at {point.image_size} px on {point.device}, fp32, groups of 32 images for BatchNorm, "
         f"{point.steps} steps each in a process of its own.\n\n"
-        f"{markdown_columns(*table_cells(measured))}\n" + "".join(f"- {line}\n" for line in findings(measured))
+        f"{markdown_columns(*table_cells(measured))}\n"
+        + "".join(f"- {line}\n" for line in findings(measured))
         + f"\nThe paper's (8 V100, ResNet-50, 224 px):\n\n{published}"
-    )  # fmt: skip
+    )
     write_text_atomically(out / "table.md", text)
     machines = list[dict[str, Any]]()
     for one in measured:
         if one.machine not in machines:
             machines.append(one.machine)
-    points = [
-        {**asdict(one.point), **asdict(one.cost), "machine": machines.index(one.machine)} for one in measured
-    ]  # fmt: skip
+    points = [{**asdict(one.point), **asdict(one.cost), "machine": machines.index(one.machine)} for one in measured]
     _save(out / "table.json", {"points": points, "findings": findings(measured), "machines": machines})

@@ -31,12 +31,16 @@ class CostPoint:
     @property
     def config(self) -> Config:
         """The run that the step is of."""
-        groups, moco = self.batch // GROUP_ROWS, self.way == "moco"
+        groups = self.batch // GROUP_ROWS
+        moco = self.way == "moco"
         settings: dict[str, object] = {
-            "data.image_size": self.image_size, "data.global_batch_size": self.batch, "model.arch": self.arch,
-            "method.bn_groups": groups, "method.micro_groups": min(2, groups) if "cached" in self.way else 0,
+            "data.image_size": self.image_size,
+            "data.global_batch_size": self.batch,
+            "model.arch": self.arch,
+            "method.bn_groups": groups,
+            "method.micro_groups": min(2, groups) if "cached" in self.way else 0,
             "run.device": self.device,
-        }  # fmt: skip
+        }
         settings |= {"method.queue_size": self.negatives} if moco else {}
         return replace_settings(get_preset("moco-v1" if moco else "end-to-end"), settings)
 

@@ -85,10 +85,14 @@ def draw_curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x:
         if not own:
             continue
         axes.errorbar(
-            [_x(cell, small_x=small_x) for cell in own], [statistics.mean(points[cell.name]) for cell in own],
-            yerr=[_deviation(points[cell.name]) for cell in own], marker=marker, color=f"C{number}", capsize=3,
+            [_x(cell, small_x=small_x) for cell in own],
+            [statistics.mean(points[cell.name]) for cell in own],
+            yerr=[_deviation(points[cell.name]) for cell in own],
+            marker=marker,
+            color=f"C{number}",
+            capsize=3,
             label=series,
-        )  # fmt: skip
+        )
     if any(cell.series for cell in cells):
         axes.legend(fontsize=8)
 
@@ -101,7 +105,8 @@ def _log_ticks(axes: "Axes", places: Sequence[float]) -> None:
 
 def _bars(axes: "Axes", cells: Sequence[Cell], points: Points) -> None:
     """The first cell on top; the axis starts near the lowest number, as the differences are what is asked."""
-    names, means = [cell.name for cell in cells][::-1], [statistics.mean(points[cell.name]) for cell in cells][::-1]
+    names = [cell.name for cell in cells][::-1]
+    means = [statistics.mean(points[cell.name]) for cell in cells][::-1]
     deviations = [_deviation(points[cell.name]) for cell in cells][::-1]
     axes.barh(names, means, xerr=deviations, capsize=3, color="tab:blue", alpha=0.75, height=0.6)
     least = min(mean - deviation for mean, deviation in zip(means, deviations, strict=True))

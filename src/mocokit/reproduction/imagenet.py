@@ -26,7 +26,8 @@ class Places:
 def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials: int = 5) -> list[list[str]]:
     """Arguments of `mocokit`: pre-train, linear classification and, where the paper reports it, detection."""
     run = str(cell_folder(places.out, table.name, cell.name, seed))
-    train, val = f"{places.imagenet}/train", f"{places.imagenet}/val"
+    train = f"{places.imagenet}/train"
+    val = f"{places.imagenet}/val"
     protocol = "simclr" if cell.config.method.name == "simclr" else "moco"  # each paper's own
     of_seed = ["--seed", str(seed), "--out", run]
     lines = [

@@ -15,23 +15,30 @@ EXPECTED = {
 def _cell(series: str, preset: str, k: int, settings: dict[str, object], small: dict[str, object]) -> Cell:
     expected = EXPECTED.get((series, k))
     return Cell(
-        name=f"{series.replace(' ', '-')},K={k}", preset=preset, settings=settings, small=small, series=series,
-        x=k, small_x=SMALL_K[k], expected={} if expected is None else {"linear": expected},
-    )  # fmt: skip
+        name=f"{series.replace(' ', '-')},K={k}",
+        preset=preset,
+        settings=settings,
+        small=small,
+        series=series,
+        x=k,
+        small_x=SMALL_K[k],
+        expected={} if expected is None else {"linear": expected},
+    )
 
 
 def _end_to_end(k: int) -> Cell:
     """The batch is the dictionary; the rate grows with it (sec. 4.1: linear scaling)."""
     return _cell(
-        "end-to-end", "end-to-end", k, {"data.global_batch_size": k, "optim.lr": 0.03 * k / 256},
+        "end-to-end",
+        "end-to-end",
+        k,
+        {"data.global_batch_size": k, "optim.lr": 0.03 * k / 256},
         {"data.global_batch_size": SMALL_K[k], "optim.lr": 0.1 * SMALL_K[k] / 128},
-    )  # fmt: skip
+    )
 
 
 def _memory_bank(k: int) -> Cell:
-    return _cell(
-        "memory bank", "memory-bank", k, {"method.num_negatives": k}, {"method.num_negatives": SMALL_K[k]}
-    )  # fmt: skip
+    return _cell("memory bank", "memory-bank", k, {"method.num_negatives": k}, {"method.num_negatives": SMALL_K[k]})
 
 
 def _moco(k: int) -> Cell:

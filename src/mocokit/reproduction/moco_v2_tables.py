@@ -22,9 +22,13 @@ def _row(linear: Expected, ap50: float, ap: float, ap75: float, source: str) -> 
 
 def _temperature(temperature: float, expected: float, source: str) -> Cell:
     return Cell(
-        name=f"T={temperature:g}", preset="moco-v1", x=temperature, series="MoCo v1 + MLP",
-        settings={"model.mlp": True, "method.temperature": temperature}, expected=_linear(expected, source),
-    )  # fmt: skip
+        name=f"T={temperature:g}",
+        preset="moco-v1",
+        x=temperature,
+        series="MoCo v1 + MLP",
+        settings={"model.mlp": True, "method.temperature": temperature},
+        expected=_linear(expected, source),
+    )
 
 
 TEMPERATURE = Table(
@@ -53,31 +57,40 @@ ABLATION = Table(
     small_epochs=8,
     cells=(
         Cell(
-            name="v1", preset="moco-v1",
+            name="v1",
+            preset="moco-v1",
             expected=_row(Expected(value=60.6, source=README), 81.5, 55.9, 62.6, DETECTION_README),
         ),
         Cell(
-            name="MLP", preset="moco-v1", settings={"model.mlp": True, "method.temperature": 0.2},
+            name="MLP",
+            preset="moco-v1",
+            settings={"model.mlp": True, "method.temperature": 0.2},
             expected=_row(Expected(value=66.2, source=SECONDARY), 82.0, 56.4, 62.6, RECALL),
         ),
         Cell(
-            name="aug+", preset="moco-v1", settings={"augment.aug_plus": True},
+            name="aug+",
+            preset="moco-v1",
+            settings={"augment.aug_plus": True},
             expected=_row(Expected(value=63.4, source=SECONDARY), 82.2, 56.8, 63.2, RECALL),
         ),
         Cell(
-            name="MLP,aug+", preset="moco-v2", settings=V1_LR,
+            name="MLP,aug+",
+            preset="moco-v2",
+            settings=V1_LR,
             expected=_row(Expected(value=67.3, source=SECONDARY), 82.5, 57.2, 63.9, RECALL),
         ),
         Cell(
-            name="MLP,aug+,cos", preset="moco-v2",
+            name="MLP,aug+,cos",
+            preset="moco-v2",
             expected=_row(Expected(value=67.5, source=README), 82.4, 57.0, 63.6, DETECTION_README),
         ),
         Cell(
-            name="MLP,aug+,cos,800ep", preset="moco-v2-800ep",
+            name="MLP,aug+,cos,800ep",
+            preset="moco-v2-800ep",
             expected=_row(Expected(value=71.1, source=README), 82.5, 57.4, 64.0, DETECTION_README),
         ),
     ),
-)  # fmt: skip
+)
 
 
 def _simclr(epochs: int, batch: int, small_batch: int, expected: float, source: str) -> Cell:
@@ -86,11 +99,12 @@ def _simclr(epochs: int, batch: int, small_batch: int, expected: float, source: 
     In small 1.2 * batch / 256, since some hundred steps of LARS move weights too little at the paper's; not tuned.
     """
     return Cell(
-        name=f"SimCLR,{epochs}ep,b{batch}", preset="simclr",
+        name=f"SimCLR,{epochs}ep,b{batch}",
+        preset="simclr",
         settings={"optim.epochs": epochs, "data.global_batch_size": batch, "optim.lr": 0.3 * batch / 256},
         small={"data.global_batch_size": small_batch, "optim.lr": 1.2 * small_batch / 256},
         expected=_linear(expected, source),
-    )  # fmt: skip
+    )
 
 
 SOTA = Table(

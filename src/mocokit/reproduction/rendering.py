@@ -46,7 +46,8 @@ def show_expected(expected: Expected | None, sources: list[str]) -> str:
 
 def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
     """(header, a line a cell, sources of the paper's numbers)."""
-    sources, lines = list[str](), list[list[str]]()
+    sources = list[str]()
+    lines = list[list[str]]()
     moved = filled.small and any(cell.small_x is not None for cell in filled.cells)
     for cell in filled.cells:
         found = filled.values.get(cell.name, {})
@@ -56,11 +57,15 @@ def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
         place = ["" if cell.small_x is None else f"{cell.small_x:g}"] if moved else []
         lines.append([cell.name, *papers, *place, *got, f"{statistics.mean(minutes):.1f}" if minutes else ""])
     header = [
-        "", *(f"paper: {metric}" for metric in filled.table.metrics),
-        *([f"{filled.table.x_label} here"] if moved else []), *filled.metrics, "minutes a run",
-    ]  # fmt: skip
+        "",
+        *(f"paper: {metric}" for metric in filled.table.metrics),
+        *([f"{filled.table.x_label} here"] if moved else []),
+        *filled.metrics,
+        "minutes a run",
+    ]
     if not any(line[-1] for line in lines):  # not known of runs on other machines
-        header, lines = header[:-1], [line[:-1] for line in lines]
+        header = header[:-1]
+        lines = [line[:-1] for line in lines]
     return header, lines, sources
 
 
@@ -68,8 +73,16 @@ def terminal_text(filled: Filled) -> str:
     """The table for a terminal, its sources below."""
     header, lines, sources = rows_of(filled)
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
-    return "\n".join([f"{filled.table.title} ({filled.table.source})", f"measured: {filled.setup}", "",
-                      text_columns(header, lines), "", *notes])  # fmt: skip
+    return "\n".join(
+        [
+            f"{filled.table.title} ({filled.table.source})",
+            f"measured: {filled.setup}",
+            "",
+            text_columns(header, lines),
+            "",
+            *notes,
+        ]
+    )
 
 
 def markdown_text(filled: Filled) -> str:
@@ -88,17 +101,20 @@ def save_table(filled: Filled, folder: Path) -> None:
     """Write `table.md` and `table.json` into `folder`; the latter tells the machine and the commit that wrote it."""
     markdown = markdown_text(filled)
     numbers = {
-        "table": filled.table.name, "source": filled.table.source, "setup": filled.setup,
+        "table": filled.table.name,
+        "source": filled.table.source,
+        "setup": filled.setup,
         "cells": {
             cell.name: {
-                "preset": cell.preset, "settings": dict(cell.settings),
+                "preset": cell.preset,
+                "settings": dict(cell.settings),
                 "expected": {metric: asdict(number) for metric, number in cell.expected.items()},
                 "got": filled.values.get(cell.name, {}),
             }
             for cell in filled.cells
         },
         "machine": describe_machine(),
-    }  # fmt: skip
+    }
     text = json.dumps(numbers, indent=1) + "\n"
     write_text_atomically(folder / "table.md", markdown)
     write_text_atomically(folder / "table.json", text)

@@ -91,7 +91,8 @@ def run_table(plan: Plan) -> Iterator[Outcome]:
 
 
 def _run_cell(plan: Plan, cell: Cell, seed: int) -> Outcome:
-    folder, start = plan.folder(cell, seed), time.perf_counter()
+    folder = plan.folder(cell, seed)
+    start = time.perf_counter()
     try:
         config = plan.config(cell, seed)
         begun = _begun(RunFolder(folder), config)
@@ -101,9 +102,14 @@ def _run_cell(plan: Plan, cell: Cell, seed: int) -> Outcome:
         if run.signal is not None:
             return Outcome(cell=cell.name, seed=seed, state="stopped", signal=run.signal)
         rows = evaluate(
-            folder, data=plan.data, test=plan.test, protocols=PROTOCOLS, baselines=False, seeds=(seed,),
+            folder,
+            data=plan.data,
+            test=plan.test,
+            protocols=PROTOCOLS,
+            baselines=False,
+            seeds=(seed,),
             device_name=plan.device,
-        )  # fmt: skip
+        )
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         return Outcome(cell=cell.name, seed=seed, state="failed", message=f"{type(error).__name__}: {error}")
     metrics, protocols = metrics_of(rows)
@@ -137,7 +143,9 @@ def predict_minutes(plan: Plan) -> float:
         ValueError: A setting, or the data, does not allow a run.
 
     """
-    num_images, step_s, minutes = len(open_source(plan.data)), dict[Config, float](), 0.0
+    num_images = len(open_source(plan.data))
+    step_s = dict[Config, float]()
+    minutes = 0.0
     for cell, seed in plan.unfinished():
         config = plan.config(cell, seed)
         kind = _kind(config)
@@ -151,8 +159,14 @@ def predict_minutes(plan: Plan) -> float:
 def _kind(config: Config) -> Config:
     """The config without what has no influence on the time of a step."""
     neutral = replace_settings(config, {"method.temperature": 0.1, "run.seed": 0})
-    return Config(data=neutral.data, augment=neutral.augment, model=neutral.model, method=neutral.method,
-                  run=neutral.run, optim=OptimConfig())  # fmt: skip
+    return Config(
+        data=neutral.data,
+        augment=neutral.augment,
+        model=neutral.model,
+        method=neutral.method,
+        run=neutral.run,
+        optim=OptimConfig(),
+    )
 
 
 def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float:
@@ -160,7 +174,8 @@ def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float
     device = pick_device(config.run.device, local_rank=0)
     parts = assemble(config, device)
     batches = on_device(build_batches(config, parts, start_step=0, total_steps=steps + warm_up), device)
-    train, start = trainer(parts), 0.0
+    train = trainer(parts)
+    start = 0.0
     for step, batch in enumerate(batches):
         if step == warm_up:
             start = time.perf_counter()

@@ -26,8 +26,10 @@ def shrink(table: Table, cell: Cell, *, epochs: int | None = None) -> Config:
         "optim.epochs": max(1, round(paper.optim.epochs * ratio)),
         "optim.milestones": tuple(max(1, round(milestone * ratio)) for milestone in paper.optim.milestones),
         "optim.warmup_epochs": min(paper.optim.warmup_epochs * ratio, 1.0),
-        "run.precision": "auto", "run.knn_every": 0, "augment.crop_scale": SETTINGS["augment.crop_scale"],
-    }  # fmt: skip
+        "run.precision": "auto",
+        "run.knn_every": 0,
+        "augment.crop_scale": SETTINGS["augment.crop_scale"],
+    }
     settings |= _of_method(paper)
     return replace_settings(paper, settings | _ungrouped(paper) | dict(cell.small))
 
@@ -36,8 +38,9 @@ def _of_small_images(paper: Config) -> dict[str, object]:
     """No blur, whole images when judging, pixels standardised by the data, but for SimCLR's which stay in 0..1."""
     small = get_preset("moco-v2-small")
     settings: dict[str, object] = {
-        "augment.blur_p": small.augment.blur_p, "data.eval_crop_ratio": small.data.eval_crop_ratio
-    }  # fmt: skip
+        "augment.blur_p": small.augment.blur_p,
+        "data.eval_crop_ratio": small.data.eval_crop_ratio,
+    }
     if paper.method.name != "simclr":
         settings |= {"data.mean": small.data.mean, "data.std": small.data.std}
     return settings
@@ -48,9 +51,11 @@ def _of_method(paper: Config) -> dict[str, object]:
     match paper.method.name:
         case "moco":
             return {
-                "method.queue_size": SETTINGS["method.queue_size"], "method.key_momentum": small.key_momentum,
-                "method.mask_same_image": True, "optim.lr": SETTINGS["optim.lr"],
-            }  # fmt: skip
+                "method.queue_size": SETTINGS["method.queue_size"],
+                "method.key_momentum": small.key_momentum,
+                "method.mask_same_image": True,
+                "optim.lr": SETTINGS["optim.lr"],
+            }
         case "memory-bank":
             return {"optim.lr": SETTINGS["optim.lr"]}
     return {}

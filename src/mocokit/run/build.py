@@ -54,13 +54,15 @@ def assemble(config: Config, device: torch.device) -> Parts:
         ValueError: A setting, or the data, does not allow the run.
 
     """
-    data, precision = config.data, Precision(config.run.precision, device)
+    data = config.data
+    precision = Precision(config.run.precision, device)
     if not data.source:
         raise ValueError("data: say where the images are, for example --data my_photos/")
     source = open_source(data.source)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
     per_epoch = steps_per_epoch(len(source), data.global_batch_size)
-    mean, std = data.mean, data.std
+    mean = data.mean
+    std = data.std
     if not mean:
         mean, std = measure_mean_std(reader, size_px=data.image_size, seed=config.run.seed)
     method, optimizer, layout = build_trained(
@@ -74,19 +76,30 @@ def assemble(config: Config, device: torch.device) -> Parts:
     )
     evaluated, gather = _evaluated_backbone(config, method, precision, device, labelled=source.labels is not None)
     card = BackboneCard(
-        arch=config.model.arch, stem=config.model.stem, image_size=data.image_size,
-        eval_crop_ratio=data.eval_crop_ratio, mean=mean, std=std, step=0,
-    )  # fmt: skip
+        arch=config.model.arch,
+        stem=config.model.stem,
+        image_size=data.image_size,
+        eval_crop_ratio=data.eval_crop_ratio,
+        mean=mean,
+        std=std,
+        step=0,
+    )
     monitoring = choose_workers(data.workers, threads_suffice=device.type == "cpu", location=data.source)
     return Parts(
-        reader=reader, method=method, optimizer=optimizer, precision=precision, device=device, layout=layout,
-        steps_per_epoch=per_epoch, card=card,
+        reader=reader,
+        method=method,
+        optimizer=optimizer,
+        precision=precision,
+        device=device,
+        layout=layout,
+        steps_per_epoch=per_epoch,
+        card=card,
         num_workers=choose_workers(data.workers),
         gather=gather,
         evaluate=_build_monitor(
             config, reader, embed_with(evaluated, method.pixels, precision), device=device, num_workers=monitoring
         ),
-    )  # fmt: skip
+    )
 
 
 def build_trained(
@@ -113,9 +126,12 @@ def build_trained(
     )
     layout.rows_per_group(config.data.global_batch_size)
     method = build_method(
-        config, layout=layout, pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
-        num_images=num_images, total_steps=total_steps,
-    ).to(device=device, dtype=precision.dtype)  # fmt: skip
+        config,
+        layout=layout,
+        pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
+        num_images=num_images,
+        total_steps=total_steps,
+    ).to(device=device, dtype=precision.dtype)
     encoders = list(dict.fromkeys([method.encoder_q, getattr(method, "encoder_k", method.encoder_q)]))
     if config.run.shard and config.optim.name != "adamw":
         raise ValueError(f"optim.name={config.optim.name!r}: run.shard needs adamw, the others take no parts of layers")
@@ -127,15 +143,20 @@ def build_trained(
             part.compile()
     optim = config.optim
     optimizer = build_optimizer(
-        method, name=optim.name, lr=optim.lr, sgd_momentum=optim.sgd_momentum, weight_decay=optim.weight_decay,
+        method,
+        name=optim.name,
+        lr=optim.lr,
+        sgd_momentum=optim.sgd_momentum,
+        weight_decay=optim.weight_decay,
         trust_coefficient=optim.trust_coefficient,
-    )  # fmt: skip
+    )
     return method, optimizer, layout
 
 
 def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
     """The paper's recipes of query and key views with the user's changes."""
-    augment, pairs = asdict(config.augment), {"moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
+    augment = asdict(config.augment)
+    pairs = {"moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
     moco = AUG_PLUS if config.augment.aug_plus else AUG
     query, key = pairs.get(config.augment.recipe, (moco, moco))
     for name in ("on", "recipe", "aug_plus", "local_crops", "local_size", "local_scale"):
@@ -146,31 +167,46 @@ def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
 
 def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
     """What makes the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
-    augment, (recipe, key_recipe) = config.augment, build_recipes(config)
+    augment = config.augment
+    (recipe, key_recipe) = build_recipes(config)
     local = LocalCrops(
-        num_crops=augment.local_crops, size_px=augment.local_size,
+        num_crops=augment.local_crops,
+        size_px=augment.local_size,
         recipe=replace(recipe, crop_scale=augment.local_scale),
-    )  # fmt: skip
+    )
     return TwoViews(
-        reader, recipe, key_recipe=key_recipe, size_px=view_size(config), seed=config.run.seed,
-        pipeline=config.data.pipeline, crops_only=crops_only, local=local if augment.local_crops else None,
-    )  # fmt: skip
+        reader,
+        recipe,
+        key_recipe=key_recipe,
+        size_px=view_size(config),
+        seed=config.run.seed,
+        pipeline=config.data.pipeline,
+        crops_only=crops_only,
+        local=local if augment.local_crops else None,
+    )
 
 
 def build_batches(
-    config: Config, parts: Parts, *, start_step: int, total_steps: int,
+    config: Config,
+    parts: Parts,
+    *,
+    start_step: int,
+    total_steps: int,
     on_loss: Callable[[str], object] = LOGGER.warning,
-) -> Iterable[ViewBatch]:  # fmt: skip
+) -> Iterable[ViewBatch]:
     """Batches of this rank from `start_step` on; each starts as crops when the device does the rest.
 
     `on_loss` is told of each loader worker that was killed and replaced.
     """
     data = config.data
     order = BatchOrder(
-        num_images=len(parts.reader.source), global_batch_size=data.global_batch_size,
-        own_rows=parts.layout.own_rows(data.global_batch_size), start_step=start_step, total_steps=total_steps,
+        num_images=len(parts.reader.source),
+        global_batch_size=data.global_batch_size,
+        own_rows=parts.layout.own_rows(data.global_batch_size),
+        start_step=start_step,
+        total_steps=total_steps,
         seed=config.run.seed,
-    )  # fmt: skip
+    )
     views = build_views(config, parts.reader, crops_only=_leaves_color(config, parts.device))
     in_turns = parts.device.type == "cpu"
     return build_loader(views, order, num_workers=parts.num_workers, in_turns=in_turns, on_loss=on_loss)
@@ -223,10 +259,12 @@ def _build_monitor(
             raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")
         return None
     view = EvaluationView(
-        size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio,
+        size_px=config.data.image_size,
+        crop_ratio=config.data.eval_crop_ratio,
         num_workers=num_workers,
-    )  # fmt: skip
-    size, seed = config.run.knn_max_images, config.run.seed
+    )
+    size = config.run.knn_max_images
+    seed = config.run.seed
     drawn = draw_indices(len(reader.source), size, seed=seed)
     if config.data.test:
         test = ImageReader(open_source(config.data.test), max_image_px=reader.max_image_px, seed=seed)

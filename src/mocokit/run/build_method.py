@@ -93,7 +93,8 @@ def _view_sizes(config: Config) -> set[int]:
 
 
 def _build_patches(config: Config, backbone: nn.Module) -> CombinedPatches | None:
-    grid, combined = config.method.patch_grid, config.method.patches_combined
+    grid = config.method.patch_grid
+    combined = config.method.patches_combined
     if grid == 1:
         return None
     for size_px in _view_sizes(config):
@@ -133,39 +134,65 @@ def _term(config: Config) -> NegativeTerm:
 def _moco(config: Config, given: Setting) -> MoCo:
     method = config.method
     return MoCo(
-        given.encoder_q, dim=config.model.dim, queue_size=method.queue_size, temperature=method.temperature,
-        key_momentum=method.key_momentum, layout=given.layout, pixels=given.pixels,
-        shuffle_order=_shuffle_order(config), mask_same_image=method.mask_same_image, symmetric=method.symmetric,
-        seed=torch_seed(config.run.seed, Purpose.QUEUE_INIT), term=_term(config),
-    )  # fmt: skip
+        given.encoder_q,
+        dim=config.model.dim,
+        queue_size=method.queue_size,
+        temperature=method.temperature,
+        key_momentum=method.key_momentum,
+        layout=given.layout,
+        pixels=given.pixels,
+        shuffle_order=_shuffle_order(config),
+        mask_same_image=method.mask_same_image,
+        symmetric=method.symmetric,
+        seed=torch_seed(config.run.seed, Purpose.QUEUE_INIT),
+        term=_term(config),
+    )
 
 
 def _end_to_end(config: Config, given: Setting) -> EndToEnd:
     return EndToEnd(
-        given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=config.method.temperature,
-        layout=given.layout, pixels=given.pixels, shuffle_order=_shuffle_order(config), term=_term(config),
-    )  # fmt: skip
+        given.encoder_q,
+        global_batch_size=config.data.global_batch_size,
+        temperature=config.method.temperature,
+        layout=given.layout,
+        pixels=given.pixels,
+        shuffle_order=_shuffle_order(config),
+        term=_term(config),
+    )
 
 
 def _memory_bank(config: Config, given: Setting) -> MemoryBank:
-    method, seed = config.method, config.run.seed
+    method = config.method
+    seed = config.run.seed
 
     def sample(step: int) -> Tensor:
         draws = generator(seed, Purpose.BANK_SAMPLE, step)
         return torch.from_numpy(draws.integers(given.num_images, size=method.num_negatives))
 
     return MemoryBank(
-        given.encoder_q, dim=config.model.dim, num_images=given.num_images, num_negatives=method.num_negatives,
-        temperature=method.temperature, feature_momentum=method.feature_momentum, layout=given.layout, sample=sample,
-        pixels=given.pixels, seed=torch_seed(seed, Purpose.QUEUE_INIT), term=_term(config),
-    )  # fmt: skip
+        given.encoder_q,
+        dim=config.model.dim,
+        num_images=given.num_images,
+        num_negatives=method.num_negatives,
+        temperature=method.temperature,
+        feature_momentum=method.feature_momentum,
+        layout=given.layout,
+        sample=sample,
+        pixels=given.pixels,
+        seed=torch_seed(seed, Purpose.QUEUE_INIT),
+        term=_term(config),
+    )
 
 
 def _simclr(config: Config, given: Setting) -> SimClr:
     return SimClr(
-        given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=config.method.temperature,
-        layout=given.layout, pixels=given.pixels, term=_term(config),
-    )  # fmt: skip
+        given.encoder_q,
+        global_batch_size=config.data.global_batch_size,
+        temperature=config.method.temperature,
+        layout=given.layout,
+        pixels=given.pixels,
+        term=_term(config),
+    )
 
 
 def _moco_v3(config: Config, given: Setting) -> MoCoV3:
@@ -178,9 +205,14 @@ def _moco_v3(config: Config, given: Setting) -> MoCoV3:
         return cosine_key_momentum(step / given.total_steps, start=method.key_momentum)
 
     return MoCoV3(
-        given.encoder_q, global_batch_size=config.data.global_batch_size, temperature=method.temperature,
-        key_momentum=key_momentum, layout=given.layout, pixels=given.pixels, term=_term(config),
-    )  # fmt: skip
+        given.encoder_q,
+        global_batch_size=config.data.global_batch_size,
+        temperature=method.temperature,
+        key_momentum=key_momentum,
+        layout=given.layout,
+        pixels=given.pixels,
+        term=_term(config),
+    )
 
 
 BUILDERS: dict[str, Callable[[Config, Setting], AnyMethod]] = {

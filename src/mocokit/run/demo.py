@@ -48,7 +48,8 @@ def judge(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRow]:
 
 def free_folder(wanted: str | Path) -> Path:
     """`wanted`, or the first of wanted-2, wanted-3, ... that does not exist yet, so that the demo can be repeated."""
-    path, number = Path(wanted), 1
+    path = Path(wanted)
+    number = 1
     while path.exists():
         number += 1
         path = Path(f"{wanted}-{number}")

@@ -48,7 +48,8 @@ def export_run(run: str | Path, *, to: str, out: str | Path, data: str | Path | 
     path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"out={out}: exists; choose another name")
-    export, loaded = load_target(to), load_backbone(run)
+    export = load_target(to)
+    loaded = load_backbone(run)
     pixels, images = _proof_images(loaded, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,7 +72,8 @@ def _remove(path: Path) -> None:
 def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tensor, str]:
     """(n, 3, S, S) uint8 images as evaluation reads them, and a word on where they come from."""
     source, name = _open(loaded, data)
-    card, count = loaded.card, sum(BATCH_SIZES)
+    card = loaded.card
+    count = sum(BATCH_SIZES)
     reader = ImageReader(source, max_image_px=DataConfig.max_image_px, seed=0)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)  # some may be unreadable

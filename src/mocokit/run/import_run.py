@@ -101,7 +101,8 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
         ValueError: The settings do not fit the file, or the images do not.
 
     """
-    folder, config = RunFolder(out), locate_data(config)
+    folder = RunFolder(out)
+    config = locate_data(config)
     folder.require_free()
     for setting, value in (_head_settings(run.state) | {"model.arch": run.config.model.arch}).items():
         section, name = setting.split(".")
@@ -141,7 +142,8 @@ def _method_state(run: OfficialRun, parts: Parts, *, num_keys: int) -> dict[str,
             if name.startswith(f"{encoder}."):
                 state[f"{encoder}.{official_names.ours(name.removeprefix(f'{encoder}.'))}"] = value
     assert isinstance(parts.method, MoCo), "the presets of official runs are MoCo v1's and v2's"
-    own, size = run.content.get("mocokit", {}), len(parts.method.queue.keys)
+    own = run.content.get("mocokit", {})
+    size = len(parts.method.queue.keys)
     state["queue.keys"] = run.state["queue"].T.contiguous()  # (K, C)
     state["queue.image_ids"] = own.get("image_ids", torch.full((size,), -1))  # unknown, as for noise
     whole_turns = num_keys // size * size  # the official pointer is the count modulo K

@@ -127,7 +127,8 @@ def _run(config: Config, folder: RunFolder, *, resume: bool) -> RunResult:
 
 
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
-    method, total_steps = parts.method, parts.steps_per_epoch * config.optim.epochs
+    method = parts.method
+    total_steps = parts.steps_per_epoch * config.optim.epochs
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
     raise_on_disagreement(
@@ -173,15 +174,26 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
 
     with progress, closing(books):
         step = train(
-            method, batches, optimizer=parts.optimizer, precision=parts.precision, device=parts.device,
-            lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step), start_step=start_step,
-            clip_norm=config.optim.clip_norm, seed=config.run.seed, books=books, signals=signals,
-        )  # fmt: skip
+            method,
+            batches,
+            optimizer=parts.optimizer,
+            precision=parts.precision,
+            device=parts.device,
+            lr_of_step=lambda step: _lr(config, parts.steps_per_epoch, step),
+            start_step=start_step,
+            clip_norm=config.optim.clip_norm,
+            seed=config.run.seed,
+            books=books,
+            signals=signals,
+        )
         books.finish()
     return RunResult(
-        folder=folder.path, step=step, total_steps=total_steps, metrics=books.latest,
+        folder=folder.path,
+        step=step,
+        total_steps=total_steps,
+        metrics=books.latest,
         signal=signals.received if step < total_steps else None,
-    )  # fmt: skip
+    )
 
 
 def _whole_parts(method_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,9 +218,15 @@ def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewB
 def _lr(config: Config, per_epoch: int, step: int) -> float:
     optim = config.optim
     return learning_rate(
-        step, steps_per_epoch=per_epoch, epochs=optim.epochs, peak_lr=optim.lr, cos=optim.cos,
-        milestones=optim.milestones, by=optim.lr_by, warmup_epochs=optim.warmup_epochs,
-    )  # fmt: skip
+        step,
+        steps_per_epoch=per_epoch,
+        epochs=optim.epochs,
+        peak_lr=optim.lr,
+        cos=optim.cos,
+        milestones=optim.milestones,
+        by=optim.lr_by,
+        warmup_epochs=optim.warmup_epochs,
+    )
 
 
 def state_of(parts: Parts) -> dict[str, Any]:
@@ -245,17 +263,22 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
 
 def _health_warnings(config: Config, parts: Parts) -> list[str]:
     return health.warnings_of_config(
-        method=config.method.name, bn_groups=config.method.bn_groups, shuffle=config.method.shuffle,
-        queue_size=config.method.queue_size, num_images=len(parts.reader.source),
-        mask_same_image=config.method.mask_same_image, batchnorm=has_batchnorm(parts.method.encoder_q),
-    )  # fmt: skip
+        method=config.method.name,
+        bn_groups=config.method.bn_groups,
+        shuffle=config.method.shuffle,
+        queue_size=config.method.queue_size,
+        num_images=len(parts.reader.source),
+        mask_same_image=config.method.mask_same_image,
+        batchnorm=has_batchnorm(parts.method.encoder_q),
+    )
 
 
 def _describe(
     config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, total_steps: int, names_sha256: str
 ) -> None:
     """Tell the user what will run, and write down what was worked out."""
-    num_images, (recipe, key_recipe) = len(parts.reader.source), build_recipes(config)
+    num_images = len(parts.reader.source)
+    (recipe, key_recipe) = build_recipes(config)
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "

@@ -93,11 +93,13 @@ def build_method(trace: Arrays, *, micro_groups: int) -> MoCo:
         temperature=meta["temperature"],
         key_momentum=meta["key_momentum"],
         layout=GroupLayout(
-            bn_groups=meta["world_size"], rank=distributed.rank(), world_size=distributed.world_size(),
+            bn_groups=meta["world_size"],
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             micro_groups=micro_groups,
         ),
         shuffle_order=lambda step, _size: torch.from_numpy(trace["shuffle"][step]),
-    ).double()  # fmt: skip
+    ).double()
     for name, encoder in (("encoder_q", method.encoder_q), ("encoder_k", method.encoder_k)):
         encoder.load_state_dict(_state_of(trace, f"init.{name}."))
     method.queue.keys.copy_(torch.from_numpy(trace["init.queue"].T))
@@ -128,7 +130,9 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
     optimizer = build_sgd(method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"])
     gradients = gradient_sum(method)
     rows = method.layout.own_rows(trace["views"].shape[2])
-    losses, similarities, pointers = [], [], []
+    losses = []
+    similarities = []
+    pointers = []
     for step, (query, key) in enumerate(torch.from_numpy(trace["views"])[:, :, rows.start : rows.stop]):
         method.prepare(query, key, torch.arange(rows.start, rows.stop), step)
         for loss in gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(query)))):

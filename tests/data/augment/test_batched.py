@@ -150,7 +150,8 @@ def test_a_jitter_of_strength_zero_changes_no_pixel(pictures: list[Image.Image])
 
 
 def test_an_image_does_not_depend_on_its_neighbors_and_input_is_kept(pictures: list[Image.Image]) -> None:
-    params, pixels = _draws(AUG_PLUS, len(pictures), seed=3), _pixels(pictures)
+    params = _draws(AUG_PLUS, len(pictures), seed=3)
+    pixels = _pixels(pictures)
     before = pixels.clone()
     together = augment_batch(pixels, pack_params(params))
     assert pixels.equal(before)
@@ -188,8 +189,10 @@ def test_other_images_than_packed_for_are_an_error(images: Tensor) -> None:
 @pytest.mark.parametrize("recipe", [AUG, AUG_PLUS, replace(AUG_PLUS, blur_p=1.0, blur_radius_px=(0.1, 6.0))])
 def test_cuda_equals_cpu_and_never_waits(pictures: list[Image.Image], recipe: Recipe) -> None:
     images = [pictures[row % len(pictures)] for row in range(300)]
-    params, device = pack_params(_draws(recipe, 300)), torch.device("cuda")
-    pixels, on_device = _pixels(images).to(device), params.pin_memory().to(device)
+    params = pack_params(_draws(recipe, 300))
+    device = torch.device("cuda")
+    pixels = _pixels(images).to(device)
+    on_device = params.pin_memory().to(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
         got = augment_batch(pixels, on_device)

@@ -45,9 +45,11 @@ def _image(planes: Pixels, shape: tuple[int, ...]) -> Pixels:
 @pytest.mark.parametrize("size_px", [8, 32, 64])
 def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px: int, bicubic: bool) -> None:
     interpolation = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
-    image, rng = _noise(97, 131), np.random.default_rng(size_px)
+    image = _noise(97, 131)
+    rng = np.random.default_rng(size_px)
     for _ in range(60):
-        height, width = int(rng.integers(1, 98)), int(rng.integers(1, 132))
+        height = int(rng.integers(1, 98))
+        width = int(rng.integers(1, 132))
         crop = int(rng.integers(98 - height)), int(rng.integers(132 - width)), height, width
         pillow = F.resized_crop(Image.fromarray(image), *crop, [size_px, size_px], interpolation)
         ours = _resized(image, crop, size_px, bicubic=bicubic)
@@ -66,7 +68,8 @@ def test_a_target_in_pieces_is_refused() -> None:
 
 
 def test_a_crop_between_pixels_is_pillows_box() -> None:
-    image, box = _noise(60, 80), (10.25, 5.5, 71.75, 43.0)  # left, top, right, bottom
+    image = _noise(60, 80)  # left, top, right, bottom
+    box = (10.25, 5.5, 71.75, 43.0)
     pillow = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR, box=box)
     ours = _resized(image, (box[1], box[0], box[3] - box[1], box[2] - box[0]), 24)
     # Pillow holds the box in float32 and looks beyond it; only the outermost pixels may notice.

@@ -69,7 +69,8 @@ def test_ranges_are_uniform_over_the_whole_interval() -> None:
         "hue": (-0.1, 0.1),
     }
     values = {name: [getattr(params.jitter, name) for params in draws] for name in ranges}
-    ranges["blur"], values["blur"] = (0.1, 2.0), [params.blur_radius_px for params in draws]
+    ranges["blur"] = (0.1, 2.0)
+    values["blur"] = [params.blur_radius_px for params in draws]
     for name, (low, high) in ranges.items():
         sample = np.array(values[name], float)
         assert low <= sample.min() < low + 0.02 * (high - low)
@@ -197,7 +198,8 @@ def test_simclr_crops_are_bicubic_and_its_colors_twice_as_strong(photograph: Ima
 
 def test_solarize_takes_no_draw_from_recipes_without_it() -> None:
     """The views of MoCo v1 and v2 are those of the first release."""
-    rng, reference = np.random.default_rng(5), np.random.default_rng(5)
+    rng = np.random.default_rng(5)
+    reference = np.random.default_rng(5)
     draw_params(AUG_PLUS, rng, height=100, width=150)
     draw_params(replace(AUG_PLUS, solarize_p=0.5), reference, height=100, width=150)
     reference_draws = reference.bit_generator.state["state"]

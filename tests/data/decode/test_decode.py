@@ -53,7 +53,8 @@ def test_transparent_pixels_become_white(photograph: Image.Image, mode: str) -> 
     image = photograph.convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     image = image.convert(mode)
-    colour, alpha = np.asarray(image.convert("RGB"), float), np.asarray(image.getchannel("A"), float)[..., None] / 255
+    colour = np.asarray(image.convert("RGB"), float)
+    alpha = np.asarray(image.getchannel("A"), float)[..., None] / 255
     want = colour * alpha + 255 * (1 - alpha)
     assert np.abs(_pixels(_bytes(image, "PNG")) - want).max() <= 1.5
 
@@ -122,7 +123,8 @@ def test_a_huge_16_bit_tiff_is_refused_before_decoding() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
 def test_damage_is_always_a_decode_error_never_a_crash(photograph: Image.Image, kind: str) -> None:
-    raw, rng = _bytes(photograph, kind), np.random.default_rng(0)
+    raw = _bytes(photograph, kind)
+    rng = np.random.default_rng(0)
     for cut in (0, 1, 10, len(raw) // 3, len(raw) // 2):
         with pytest.raises(DecodeError):
             decode(raw[:cut], max_image_px=LIMIT)

@@ -42,7 +42,8 @@ def test_exif_orientation_is_obeyed_at_every_size(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     raw = _file(_photo(), exif=exif)
-    header, upright = read_jpeg_header(raw), ImageOps.exif_transpose(Image.open(BytesIO(raw)))
+    header = read_jpeg_header(raw)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(raw)))
     assert header is not None
     assert (header.width, header.height) == upright.size
     np.testing.assert_array_equal(decode_jpeg(raw, header, fraction=1), np.asarray(upright))

@@ -13,7 +13,8 @@ from mocokit.data.loading.killed_workers import _describe
 from mocokit.data.loading.loader import build_loader
 from mocokit.data.views import Each, empty_pixels
 
-BATCH, NUM_IMAGES = 4, 200
+BATCH = 4
+NUM_IMAGES = 200
 ORDER = [list(range(start, start + BATCH)) for start in range(0, NUM_IMAGES, BATCH)]
 
 
@@ -21,7 +22,8 @@ class Numbers:
     """Batches that are their own positions; some of the times that image 41 is made, it ends its worker."""
 
     def __init__(self, number: signal.Signals = signal.SIGKILL, *, times: int = 0) -> None:
-        self.number, self.times_left = number, torch.tensor(times).share_memory_()
+        self.number = number
+        self.times_left = torch.tensor(times).share_memory_()
 
     def make_batch(self, positions: Sequence[int], each: Each) -> Tensor:
         return torch.tensor(list(each(self.make, positions)))
@@ -64,7 +66,8 @@ def _children() -> set[multiprocessing.Process]:
 
 @pytest.mark.slow
 def test_killed_workers_are_replaced_and_no_batch_is_lost_or_comes_twice() -> None:
-    before, losses = _children(), list[str]()
+    before = _children()
+    losses = list[str]()
     batches = _batches(Numbers(), losses)
     came = [next(batches)]
     for _ in range(2):
@@ -79,7 +82,8 @@ def test_killed_workers_are_replaced_and_no_batch_is_lost_or_comes_twice() -> No
 
 @pytest.mark.slow
 def test_an_image_that_always_ends_its_worker_ends_the_loader() -> None:
-    losses, came = list[str](), list[list[int]]()
+    losses = list[str]()
+    came = list[list[int]]()
     with pytest.raises(ChildProcessError, match=r"as one before it at these .*use fewer workers; .*`mocokit resume`"):
         came.extend(_batches(Numbers(times=9), losses))
     assert came == ORDER[: len(came)]

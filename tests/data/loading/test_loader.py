@@ -58,8 +58,10 @@ def _batches(photos: Path, workers: int, rows: range = range(10), threads: int =
 
 
 def test_worker_thread_and_rank_counts_change_no_pixel(photos: Path) -> None:
-    alone, half = _batches(photos, 0), _batches(photos, 0, range(5, 10))
-    workers, threads = _batches(photos, 2), _batches(photos, 0, threads=3)
+    alone = _batches(photos, 0)
+    half = _batches(photos, 0, range(5, 10))
+    workers = _batches(photos, 2)
+    threads = _batches(photos, 0, threads=3)
     for a, b, t, c in zip(alone, workers, threads, half, strict=True):
         assert torch.equal(a.query, b.query)
         assert torch.equal(a.key, b.key)

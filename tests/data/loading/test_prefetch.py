@@ -24,7 +24,8 @@ def _loader(photos: Path, *, crops_only: bool, workers: int = 0) -> list[ViewBat
 
 
 def _equal(one: ViewBatch, other: ViewBatch) -> bool:
-    mine, theirs = one.tensors(), other.tensors()
+    mine = one.tensors()
+    theirs = other.tensors()
     assert mine.keys() == theirs.keys() == {"query", "key", "image_ids", "local"}
     return all(torch.equal(mine[name].cpu(), theirs[name].cpu()) for name in mine)
 

@@ -55,9 +55,16 @@ def _pack(location: Path, out: Path, **settings: Any) -> PackResult:
 def test_unpack_gives_the_bytes_back_under_their_names(tmp_path: Path) -> None:
     odd_byte = os.fsdecode(b"dog/\xff.png")  # a name that is not UTF-8
     files = _write(
-        tmp_path / "in", "cat/1.jpg", "dog/1.jpg", "cat/1.png", "cat/ä ö.JPG", "dog/a.b.c.jpeg", "dog/new\nline.jpg",
-        "dog/deep/er/日本.jpg", odd_byte,
-    )  # fmt: skip
+        tmp_path / "in",
+        "cat/1.jpg",
+        "dog/1.jpg",
+        "cat/1.png",
+        "cat/ä ö.JPG",
+        "dog/a.b.c.jpeg",
+        "dog/new\nline.jpg",
+        "dog/deep/er/日本.jpg",
+        odd_byte,
+    )
     result = _pack(tmp_path / "in", tmp_path / "packed", shard_bytes=4096)
     assert (result.num_images, result.bad) == (len(files), ())
     assert result.num_shards > 2
@@ -164,7 +171,8 @@ def test_bad_images_are_left_out_and_listed(tmp_path: Path) -> None:
 
 def _write_idx(folder: Path) -> Path:
     folder.mkdir()
-    pixels, labels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), np.uint8), np.array([7, 0, 7], np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), np.uint8)
+    labels = np.array([7, 0, 7], np.uint8)
     (folder / "t-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes())
     (folder / "t-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 3) + labels.tobytes())
     return folder / "t-images-idx3-ubyte"

@@ -21,9 +21,12 @@ def _images(source: ImageSource) -> list[object]:
 
 def _index(**changes: Any) -> bytes:
     parts: dict[str, Any] = {
-        "names": ("a", "b"), "members": np.array([[0, 0], [512, 1024], [9, 9], [-1, -1]], np.int64), "labels": (0, 1),
-        "class_names": ("x", "y"), "shard_bytes": (2048,),
-    }  # fmt: skip
+        "names": ("a", "b"),
+        "members": np.array([[0, 0], [512, 1024], [9, 9], [-1, -1]], np.int64),
+        "labels": (0, 1),
+        "class_names": ("x", "y"),
+        "shard_bytes": (2048,),
+    }
     file = io.BytesIO()
     ShardIndex(**{**parts, **changes}).save(file)
     return file.getvalue()

@@ -69,7 +69,8 @@ def test_the_same_seed_gives_the_same_batches_as_the_folder(photos: Path, packed
 
 
 def test_a_pattern_opens_what_the_folder_does(packed: Path) -> None:
-    folder, pattern = open_source(packed), open_source(_pattern(packed, packed))
+    folder = open_source(packed)
+    pattern = open_source(_pattern(packed, packed))
     assert _same(folder, pattern)
     assert folder.name(0) == pattern.name(0) == f"{packed}/shard-00000.tar:brick/000.jpg"
 
@@ -94,7 +95,8 @@ def _count_open_files() -> int:
 @pytest.mark.parametrize("num_files", [1, 2, 256])
 def test_few_files_stay_open_and_reads_are_right(packed: Path, monkeypatch: pytest.MonkeyPatch, num_files: int) -> None:
     monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", num_files)
-    source, before = open_shards(str(packed)), _count_open_files()
+    source = open_shards(str(packed))
+    before = _count_open_files()
     order = np.random.default_rng(0).permutation(len(source))
     again = open_shards(str(packed))
     assert [source.read(int(i)) for i in order] == [again.read(int(i)) for i in order]
@@ -105,7 +107,8 @@ def test_few_files_stay_open_and_reads_are_right(packed: Path, monkeypatch: pyte
 
 def test_threads_close_no_file_that_another_reads(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 1)
-    source, before = open_shards(str(packed)), _count_open_files()
+    source = open_shards(str(packed))
+    before = _count_open_files()
     order = np.random.default_rng(0).integers(len(source), size=4000).tolist()
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(source.read, order))
@@ -117,7 +120,8 @@ def test_threads_close_no_file_that_another_reads(packed: Path, monkeypatch: pyt
 
 def test_threads_that_come_and_go_leave_few_files_open(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 2)
-    source, before = open_shards(str(packed)), _count_open_files()
+    source = open_shards(str(packed))
+    before = _count_open_files()
     for _ in range(5):  # a pool an epoch, as the kNN monitor has
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(source.read, range(len(source))))

@@ -39,7 +39,8 @@ class _Server(http.server.SimpleHTTPRequestHandler):
     """A file server that knows byte ranges, unless told otherwise, and fails as often as it is told."""
 
     def do_GET(self) -> None:
-        options, path = self.server.options, Path(self.translate_path(self.path))  # type: ignore[attr-defined]
+        options = self.server.options  # type: ignore[attr-defined]
+        path = Path(self.translate_path(self.path))
         if options["failures"]:
             options["failures"] -= 1
             self.send_error(options["status"])
@@ -93,7 +94,8 @@ def test_forked_workers_read_from_a_web_server_used_before(server: Server, packe
 
 def test_a_network_that_fails_twice_is_asked_again(server: Server, packed: Path) -> None:
     url, options = server
-    source, expected = open_source(url), open_source(packed).read(5)
+    source = open_source(url)
+    expected = open_source(packed).read(5)
     options["failures"] = 2
     assert source.read(5) == expected
     options["failures"] = 3

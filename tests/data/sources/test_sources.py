@@ -84,7 +84,8 @@ def test_archive_members_that_would_escape_stay_inside(tmp_path: Path) -> None:
             member.size = 3
             t.addfile(member, io.BytesIO(b"abc"))
         link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        link.type = tarfile.SYMTYPE
+        link.linkname = "/etc/passwd"
         t.addfile(link)
     source = open_source(tmp_path / "evil.tar")
     assert [source.name(i) for i in range(len(source))] == [f"{tmp_path / 'evil.tar'}:good.jpg"]
@@ -107,7 +108,8 @@ def _idx(array: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_with_labels_beside_them(tmp_path: Path, packed: bool) -> None:
-    images, labels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2), np.array([9, 0, 9, 3], np.uint8)
+    images = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    labels = np.array([9, 0, 9, 3], np.uint8)
     suffix, pack = (".gz", gzip.compress) if packed else ("", bytes)
     (tmp_path / f"t-images-idx3-ubyte{suffix}").write_bytes(pack(_idx(images)))
     assert open_source(tmp_path / f"t-images-idx3-ubyte{suffix}").labels is None

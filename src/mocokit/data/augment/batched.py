@@ -85,7 +85,9 @@ def pack_params(params: Sequence[ViewParams]) -> BatchParams:
     for row, view in enumerate(params):
         for place, first, second in _applications(view):
             places[place].append((row, first, second))
-    rows, values, steps = list[int](), list[tuple[float, float]](), list[Step]()
+    rows = list[int]()
+    values = list[tuple[float, float]]()
+    steps = list[Step]()
     for (_, op, box_radius_px), applications in sorted(places.items()):
         for start in range(0, len(applications), MAX_STEP_IMAGES):
             chunk = applications[start : start + MAX_STEP_IMAGES]
@@ -109,7 +111,8 @@ def _applications(view: ViewParams) -> Iterator[tuple[_Place, float, float]]:
         jitter = view.jitter
         factors = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
         for stage, number in enumerate(jitter.order, start=1):
-            op, factor = Op(number), factors[number]
+            op = Op(number)
+            factor = factors[number]
             if factor != (0.0 if op is Op.HUE else 1.0):  # as in apply_params, "no change" skips the roundings too
                 yield (stage, op, 0), float(int(factor * 255)) if op is Op.HUE else factor, 0.0
     if view.blur_radius_px is not None:
@@ -133,7 +136,8 @@ def _box(blur_radius_px: float) -> tuple[int, int, int]:
     whole: NDArray[np.float32] = np.floor((length - 1.0) / 2.0)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
     radius = whole + part
-    box_radius_px, near = int(radius[0]), int((2**24 / (radius * 2 + 1))[0])
+    box_radius_px = int(radius[0])
+    near = int((2**24 / (radius * 2 + 1))[0])
     return box_radius_px, near, (2**24 - (2 * box_radius_px + 1) * near) // 2
 
 
@@ -151,7 +155,8 @@ def augment_batch(images: Tensor, params: BatchParams) -> Tensor:
         )
     images = images.clone(memory_format=torch.contiguous_format)
     for step in params.steps:
-        rows, values = params.rows[step.start : step.stop], params.values[step.start : step.stop]  # (m,), (m, 2)
+        rows = params.rows[step.start : step.stop]  # (m,), (m, 2)
+        values = params.values[step.start : step.stop]
         images.index_copy_(0, rows, _apply(step, images.index_select(0, rows), values))
     return images
 
@@ -209,8 +214,10 @@ def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
 def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(hue, saturation, value), (m, 1, S, S) int32 in 0..255 each; the hue of a gray pixel means nothing."""
     red, green, blue = images.split(1, dim=1)
-    smaller, larger = torch.minimum(red, green), torch.maximum(red, green)
-    low, high = torch.minimum(smaller, blue), torch.maximum(larger, blue)
+    smaller = torch.minimum(red, green)
+    larger = torch.maximum(red, green)
+    low = torch.minimum(smaller, blue)
+    high = torch.maximum(larger, blue)
     middle = torch.maximum(smaller, torch.minimum(larger, blue))
     chroma = high - low
     below = (high - middle) / chroma.clamp(min=1)  # float32 0..1
@@ -245,7 +252,8 @@ def _blur(images: Tensor, near: Tensor, far: Tensor, box_radius_px: int) -> Tens
 
 def _box_blur(images: Tensor, dim: int, near: Tensor, far: Tensor, box_radius_px: int) -> Tensor:
     """Weight `near` up to the box's radius, `far` one pixel beyond, edges repeated; time grows with the radius."""
-    size, reach = images.shape[dim], box_radius_px + 1
+    size = images.shape[dim]
+    reach = box_radius_px + 1
     index = torch.arange(-reach, size + reach, device=images.device).clamp_(0, size - 1)
     padded = images.index_select(dim, index).int()
     left, *inner, right = (padded.narrow(dim, offset, size) for offset in range(2 * reach + 1))

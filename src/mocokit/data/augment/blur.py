@@ -15,7 +15,10 @@ from mocokit.data.augment.machine_code import compiled
 PASSES = 3
 LANES = 4096
 """Pixels at a time: their sums stay in the first-level cache."""
-_f32, _u32, _u16, _u8 = np.float32, np.uint32, np.uint16, np.uint8
+_f32 = np.float32
+_u32 = np.uint32
+_u16 = np.uint16
+_u8 = np.uint8
 
 
 @compiled
@@ -51,12 +54,14 @@ def _blur_padded(a: NDArray[np.uint8], box: np.float32) -> NDArray[np.uint8]:
         for y in range(height):
             for margin in range(edge):
                 for c in range(channels):
-                    a[y, margin, c], a[y, width - 1 - margin, c] = a[y, edge, c], a[y, width - 1 - edge, c]
+                    a[y, margin, c] = a[y, edge, c]
+                    a[y, width - 1 - margin, c] = a[y, width - 1 - edge, c]
         _box_pass(a.ravel(), b.ravel(), channels, reach, inner, outer)
         a, b = b, a
     for _ in range(PASSES):
         for margin in range(edge):
-            a[margin], a[height - 1 - margin] = a[edge], a[height - 1 - edge]
+            a[margin] = a[edge]
+            a[height - 1 - margin] = a[height - 1 - edge]
         _box_pass(a.ravel(), b.ravel(), width * channels, reach, inner, outer)
         a, b = b, a
     return a
@@ -76,14 +81,18 @@ def _box_pass(
     total = np.empty(LANES, _u16)
     for start in range(0, source.size - 2 * edge, LANES):
         stop = min(start + LANES, source.size - 2 * edge)
-        part, center = total[: stop - start], source[start + edge : stop + edge]
+        part = total[: stop - start]
+        center = source[start + edge : stop + edge]
         for x in range(part.size):
             part[x] = center[x]
         for step in range(stride, edge, stride):
-            before, after = source[start + step : stop + step], source[start + 2 * edge - step :]
+            before = source[start + step : stop + step]
+            after = source[start + 2 * edge - step :]
             for x in range(part.size):
                 part[x] += _u16(before[x]) + _u16(after[x])
-        before, after, out = source[start:stop], source[start + 2 * edge :], target[start + edge :]
+        before = source[start:stop]
+        after = source[start + 2 * edge :]
+        out = target[start + edge :]
         for x in range(part.size):
             edges = _u32(_u32(before[x]) + _u32(after[x]))
             out[x] = _u8(_u32(_u32(part[x]) * inner + edges * outer + _u32(1 << 23)) >> _u32(24))

@@ -11,7 +11,10 @@ from mocokit.data.augment.machine_code import compiled
 
 Planes = NDArray[np.uint8]
 
-_f32, _f64, _i32, _u8 = np.float32, np.float64, np.int32, np.uint8
+_f32 = np.float32
+_f64 = np.float64
+_i32 = np.int32
+_u8 = np.uint8
 
 
 @compiled
@@ -38,7 +41,9 @@ def adjust_brightness(planes: Planes, factor: float) -> None:
 @compiled
 def adjust_contrast(planes: Planes, factor: float) -> None:
     """Blend with the image's mean gray."""
-    red, green, blue = planes[0], planes[1], planes[2]
+    red = planes[0]
+    green = planes[1]
+    blue = planes[2]
     total = np.int64(0)
     for pixel in range(red.size):
         total += _luma(red[pixel], green[pixel], blue[pixel])
@@ -51,7 +56,9 @@ def adjust_contrast(planes: Planes, factor: float) -> None:
 @compiled
 def adjust_saturation(planes: Planes, factor: float) -> None:
     """Blend with the grayscale image."""
-    red, green, blue = planes[0], planes[1], planes[2]
+    red = planes[0]
+    green = planes[1]
+    blue = planes[2]
     for pixel in range(red.size):
         gray = _f32(_luma(red[pixel], green[pixel], blue[pixel]))
         red[pixel] = _blend(gray, red[pixel], _f32(factor))
@@ -62,10 +69,14 @@ def adjust_saturation(planes: Planes, factor: float) -> None:
 @compiled
 def to_grayscale(planes: Planes) -> None:
     """Replace each colour by its gray."""
-    red, green, blue = planes[0], planes[1], planes[2]
+    red = planes[0]
+    green = planes[1]
+    blue = planes[2]
     for pixel in range(red.size):
         gray = _u8(_luma(red[pixel], green[pixel], blue[pixel]))
-        red[pixel], green[pixel], blue[pixel] = gray, gray, gray
+        red[pixel] = gray
+        green[pixel] = gray
+        blue[pixel] = gray
 
 
 @compiled
@@ -75,10 +86,15 @@ def shift_hue(planes: Planes, shift: int) -> None:
     In single precision, which gives Pillow's own result for each of the 2**24 colours (a test goes through all).
     Without a branch, so that it becomes vector code.
     """
-    red, green, blue = planes[0], planes[1], planes[2]
+    red = planes[0]
+    green = planes[1]
+    blue = planes[2]
     for pixel in range(red.size):
-        r, g, b = _i32(red[pixel]), _i32(green[pixel]), _i32(blue[pixel])
-        high, lowest = max(max(r, g), b), min(min(r, g), b)  # noqa: PLW3301, numba takes two at a time
+        r = _i32(red[pixel])
+        g = _i32(green[pixel])
+        b = _i32(blue[pixel])
+        high = max(max(r, g), b)  # noqa: PLW3301, numba takes two at a time
+        lowest = min(min(r, g), b)  # noqa: PLW3301, the same
         chroma = _i32(high - lowest)
         saturation = _i32(_f32(chroma) / _f32(max(high, _i32(1))) * _f32(255))
         hue = _hue(r, g, b, high, max(chroma, _i32(1)))
@@ -129,9 +145,12 @@ def recolor(
     """
     interleaved = view.ravel()
     planes = np.empty((3, interleaved.size // 3), np.uint8)
-    red, green, blue = planes[0], planes[1], planes[2]
+    red = planes[0]
+    green = planes[1]
+    blue = planes[2]
     for pixel in range(red.size):
-        red[pixel], green[pixel] = interleaved[3 * pixel], interleaved[3 * pixel + 1]
+        red[pixel] = interleaved[3 * pixel]
+        green[pixel] = interleaved[3 * pixel + 1]
         blue[pixel] = interleaved[3 * pixel + 2]
     if gray_first:
         to_grayscale(planes)
@@ -147,5 +166,6 @@ def recolor(
     if gray_last:
         to_grayscale(planes)
     for pixel in range(red.size):
-        interleaved[3 * pixel], interleaved[3 * pixel + 1] = red[pixel], green[pixel]
+        interleaved[3 * pixel] = red[pixel]
+        interleaved[3 * pixel + 1] = green[pixel]
         interleaved[3 * pixel + 2] = blue[pixel]

@@ -45,35 +45,67 @@ class Recipe:
 
 
 AUG = Recipe(
-    crop_scale=(0.2, 1.0), grayscale_first=True, jitter_p=1.0,
-    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, blur_p=0.0,
-)  # fmt: skip
+    crop_scale=(0.2, 1.0),
+    grayscale_first=True,
+    jitter_p=1.0,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.4,
+    blur_p=0.0,
+)
 """MoCo v1's augmentation (main_moco.py without --aug-plus)."""
 
 AUG_PLUS = Recipe(
-    crop_scale=(0.2, 1.0), grayscale_first=False, jitter_p=0.8,
-    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_p=0.5,
-)  # fmt: skip
+    crop_scale=(0.2, 1.0),
+    grayscale_first=False,
+    jitter_p=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    blur_p=0.5,
+)
 """MoCo v2's "aug+" (main_moco.py --aug-plus)."""
 
 _MOCO_V3_FIRST = Recipe(
-    crop_scale=(0.2, 1.0), grayscale_first=False, jitter_p=0.8,
-    brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur_p=1.0,
-)  # fmt: skip
+    crop_scale=(0.2, 1.0),
+    grayscale_first=False,
+    jitter_p=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    blur_p=1.0,
+)
 MOCO_V3_PAIR = _MOCO_V3_FIRST, replace(_MOCO_V3_FIRST, blur_p=0.1, solarize_p=0.2)
 """MoCo v3's two views, BYOL's but for the crop: 20 % of the area at least for ResNet-50, 8 % for ViTs."""
 
 SIMCLR = Recipe(
-    crop_scale=(0.08, 1.0), grayscale_first=False, jitter_p=0.8,
-    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5, bicubic=True,
-)  # fmt: skip
+    crop_scale=(0.08, 1.0),
+    grayscale_first=False,
+    jitter_p=0.8,
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+    blur_p=0.5,
+    bicubic=True,
+)
 """SimCLR's both views at color strength 1. Its blur has a kernel of a tenth of the image; here it is Pillow's of the
 same radius, as MoCo v2 took it over. Its resize is TensorFlow's bicubic, which does not antialias; here Pillow's."""
 
 CROP_AND_FLIP = Recipe(
-    crop_scale=(0.08, 1.0), grayscale_first=False, jitter_p=0.0,
-    brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grayscale_p=0.0, blur_p=0.0,
-)  # fmt: skip
+    crop_scale=(0.08, 1.0),
+    grayscale_first=False,
+    jitter_p=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    grayscale_p=0.0,
+    blur_p=0.0,
+)
 """What a linear classifier and fine-tuning train on (moco/main_lincls.py)."""
 
 
@@ -133,9 +165,11 @@ def _draw_crop(recipe: Recipe, rng: np.random.Generator, height: int, width: int
     for _ in range(10):
         area = height * width * _uniform(rng, *recipe.crop_scale)
         ratio = math.exp(_uniform(rng, *log_ratio))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            top = rng.integers(height - h + 1)
+            left = rng.integers(width - w + 1)
             return int(top), int(left), h, w
     w = min(width, round(height * recipe.crop_ratio[1]))
     h = min(height, round(width / recipe.crop_ratio[0]))

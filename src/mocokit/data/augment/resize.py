@@ -47,9 +47,12 @@ def resized_crop(
     if not target.flags.c_contiguous:  # reshaped below, it would be a copy
         raise ValueError(f"target={target.shape} with strides {target.strides}: must lie in one piece")
     top, left, height, width = crop
-    first_row, first_column = math.floor(top), math.floor(left)
-    last_row, last_column = math.ceil(top + height), math.ceil(left + width)
-    part, size_px = image[first_row:last_row, first_column:last_column], len(target)  # (h, w, 3)
+    first_row = math.floor(top)
+    first_column = math.floor(left)
+    last_row = math.ceil(top + height)
+    last_column = math.ceil(left + width)
+    part = image[first_row:last_row, first_column:last_column]  # (h, w, 3)
+    size_px = len(target)
     rows = filter_weights(part.shape[0], float(top - first_row), float(height), size_px, bicubic, False)
     columns = filter_weights(part.shape[1], float(left - first_column), float(width), size_px, bicubic, mirrored)
     if height - size_px > max(0, 2 * (width - size_px)):  # tall: Pillow 13 resizes the columns first
@@ -79,11 +82,14 @@ def filter_weights(num_in: int, start: float, length: float, num_out: int, bicub
     widening = max(scale, 1.0)
     support = 2.0 * widening if bicubic else widening
     weights = np.zeros((num_out, 2 * math.ceil(support) + 1), np.int32)
-    first, count = np.empty(num_out, np.int32), np.empty(num_out, np.int32)
+    first = np.empty(num_out, np.int32)
+    count = np.empty(num_out, np.int32)
     row = np.empty(weights.shape[1], np.float64)
     for out in range(num_out):
-        center, place = start + (out + 0.5) * scale, num_out - 1 - out if mirrored else out
-        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), num_in)
+        center = start + (out + 0.5) * scale
+        place = num_out - 1 - out if mirrored else out
+        low = max(int(center - support + 0.5), 0)
+        high = min(int(center + support + 0.5), num_in)
         total = 0.0
         for tap in range(high - low):
             distance = abs(tap + low - center + 0.5)
@@ -92,14 +98,16 @@ def filter_weights(num_in: int, start: float, length: float, num_out: int, bicub
         for tap in range(high - low):
             weight = row[tap] / total
             weights[place, tap] = int(weight * (1 << WEIGHT_BITS) + (0.5 if weight >= 0.0 else -0.5))
-        first[place], count[place] = low, high - low
+        first[place] = low
+        count[place] = high - low
     return weights, first, count
 
 
 @compiled
 def _cubic(x: float) -> float:
     """Keys' cubic with a = -1/2, which has negative lobes, at a distance of x >= 0."""
-    near, far = (1.5 * x - 2.5) * x * x + 1.0, (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
     return near if x < 1.0 else (far if x < 2.0 else 0.0)
 
 
@@ -116,11 +124,13 @@ def resize_rows(
     total = np.empty(lanes, np.int32)
     half = np.int32(1 << (WEIGHT_BITS - 1))  # rounds to nearest
     for out in range(target.shape[0]):
-        weight, row = weights[out, 0], source[first[out]]
+        weight = weights[out, 0]
+        row = source[first[out]]
         for lane in range(lanes):
             total[lane] = half + np.int32(row[lane]) * weight
         for tap in range(1, count[out]):
-            weight, row = weights[out, tap], source[first[out] + tap]
+            weight = weights[out, tap]
+            row = source[first[out] + tap]
             for lane in range(lanes):
                 total[lane] += np.int32(row[lane]) * weight
         line = target[out]

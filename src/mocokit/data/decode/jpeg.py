@@ -26,7 +26,8 @@ FRACTIONS = (8, 4, 2, 1)
 Crop = tuple[int, int, int, int]
 """(top, left, height, width)"""
 
-LEAST_BYTES, LARGE_BYTES = 32_000, 256_000
+LEAST_BYTES = 32_000
+LARGE_BYTES = 256_000
 """From when on jpeg_small.py pays: with standard codes, and with codes that it must make tables of first."""
 
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}

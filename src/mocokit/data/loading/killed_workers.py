@@ -48,13 +48,19 @@ class LastingBatches(Generic[B]):
     """
 
     def __init__(
-        self, load: Callable[[Iterable[Positions]], Iterable[B | Failure]], order: Iterable[Positions],
-        *, on_loss: Callable[[str], object] = LOGGER.warning,
-    ) -> None:  # fmt: skip
-        self.load, self.order, self.on_loss = load, order, on_loss
+        self,
+        load: Callable[[Iterable[Positions]], Iterable[B | Failure]],
+        order: Iterable[Positions],
+        *,
+        on_loss: Callable[[str], object] = LOGGER.warning,
+    ) -> None:
+        self.load = load
+        self.order = order
+        self.on_loss = on_loss
 
     def __iter__(self) -> Iterator[B]:
-        asked, rest = deque[Positions](), iter(self.order)
+        asked = deque[Positions]()
+        rest = iter(self.order)
         return self._each(self._start(asked, rest), asked, rest)
 
     def _each(self, started: "_Started[B]", asked: deque[Positions], rest: Iterator[Positions]) -> Iterator[B]:
@@ -87,7 +93,8 @@ class LastingBatches(Generic[B]):
 
     def _start(self, asked: deque[Positions], rest: Iterator[Positions]) -> "_Started[B]":
         """New workers, for what was asked for and did not come, then for the rest."""
-        earlier, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+        earlier = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
         batches = iter(self.load(_noting(tuple(asked), rest, asked)))
         if threading.current_thread() is threading.main_thread() and _is_torchs(signal.getsignal(signal.SIGCHLD)):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None or _is_torchs(handler) else handler)

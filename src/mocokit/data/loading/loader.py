@@ -69,7 +69,8 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = steps_per_epoch(self.num_images, self.global_batch_size)
-        epoch, order = -1, np.empty(0, np.int64)
+        epoch = -1
+        order = np.empty(0, np.int64)
         for step in range(self.start_step, self.total_steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -144,10 +145,14 @@ def build_loader(
         """Batches at `order`, by new workers."""
         give_back_freed_memory()  # of steps before; the workers are forked next
         return DataLoader(
-            InWorker(views, turns.each if turns else map), batch_sampler=cast(Sampler[list[Any]], order),
-            collate_fn=as_is, num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=2,
+            InWorker(views, turns.each if turns else map),
+            batch_sampler=cast(Sampler[list[Any]], order),
+            collate_fn=as_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=2,
             worker_init_fn=obey_parent_alone,
-        )  # fmt: skip
+        )
 
     batches = LastingBatches(load, order, on_loss=on_loss)
     return BatchesInTurns(batches, turns) if turns else batches
@@ -167,7 +172,9 @@ class ThreadedBatches(Generic[B]):
     """
 
     def __init__(self, views: BatchMaker[B], order: Iterable[Sequence[Any]], *, num_threads: int) -> None:
-        self.views, self.order, self.num_threads = views, order, num_threads
+        self.views = views
+        self.order = order
+        self.num_threads = num_threads
 
     def __iter__(self) -> Iterator[B]:
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="views") as threads:

@@ -41,7 +41,8 @@ class Ahead(Generic[A, B]):
     """
 
     def __init__(self, items: Iterable[A], work: Callable[[A], B]) -> None:
-        self._items, self._work = iter(items), work  # the loader's processes are started by the reader's thread
+        self._items = iter(items)  # the loader's processes are started by the reader's thread
+        self._work = work
         self._done: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
 
@@ -91,7 +92,8 @@ class Staging:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
         self._slots = [_Slot(), _Slot()]
 
     def move(self, batch: ViewBatch) -> tuple[ViewBatch, torch.cuda.Event]:

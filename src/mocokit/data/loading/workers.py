@@ -42,7 +42,8 @@ class InWorker(Dataset[B | Failure], Generic[B]):
     """
 
     def __init__(self, views: BatchMaker[B], each: Each) -> None:
-        self.views, self.each = views, each
+        self.views = views
+        self.each = each
 
     def __getitems__(self, positions: Sequence[Any]) -> B | Failure:
         """A whole batch, or why there is none; called by torch's DataLoader in a worker."""

@@ -49,9 +49,16 @@ class PackResult:
 
 
 def pack(
-    location: str | Path, out: str | Path, *, max_image_px: int, short_side_px: int | None = None, quality: int = 90,
-    shard_bytes: int = 256 * 2**20, workers: int = 0, on_progress: Progress = lambda done, total: None,
-) -> PackResult:  # fmt: skip
+    location: str | Path,
+    out: str | Path,
+    *,
+    max_image_px: int,
+    short_side_px: int | None = None,
+    quality: int = 90,
+    shard_bytes: int = 256 * 2**20,
+    workers: int = 0,
+    on_progress: Progress = lambda done, total: None,
+) -> PackResult:
     """Pack the images of `location` into shards in the folder `out`, in the order of `open_source`.
 
     Images are stored byte for byte (pixels of an IDX file as PNG), after a look whether they decode; those that don't
@@ -94,7 +101,8 @@ def pack(
         index = writer.index(source.class_names)
         writer.write(INDEX_NAME, index.save)
         writer.publish()
-    num_bytes, num_shards = int(index.members[2].sum()), len(index.shard_bytes)
+    num_bytes = int(index.members[2].sum())
+    num_shards = len(index.shard_bytes)
     return PackResult(
         folder=folder, num_images=len(index.names), num_bytes=num_bytes, num_shards=num_shards, bad=tuple(bad)
     )
@@ -160,7 +168,8 @@ def _as_jpeg_name(name: str) -> str:
 
 
 def _shrink(image: Image.Image, short_side_px: int, quality: int) -> bytes:
-    scale, file = short_side_px / min(image.size), io.BytesIO()
+    scale = short_side_px / min(image.size)
+    file = io.BytesIO()
     size = (round(image.width * scale), round(image.height * scale))
     small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     small.save(file, "JPEG", quality=quality, subsampling="4:2:0")
@@ -179,9 +188,14 @@ def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] |
     def load(indices: Iterable[int]) -> DataLoader[tuple[str, bytes] | BadImage]:
         """The images at `indices`, by new workers."""
         return DataLoader(
-            encoder, batch_size=None, sampler=indices, num_workers=workers, collate_fn=as_is,
-            prefetch_factor=8 if workers else None, worker_init_fn=obey_parent_alone,
-        )  # fmt: skip
+            encoder,
+            batch_size=None,
+            sampler=indices,
+            num_workers=workers,
+            collate_fn=as_is,
+            prefetch_factor=8 if workers else None,
+            worker_init_fn=obey_parent_alone,
+        )
 
     return iter(LastingBatches(load, range(len(encoder.names))))
 
@@ -205,7 +219,9 @@ def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lam
     folder = _free_folder(out)
     source = open_shards(str(location))
     folder.mkdir(parents=True, exist_ok=True)
-    bad, written, num_bytes = list[BadImage](), list[int](), 0
+    bad = list[BadImage]()
+    written = list[int]()
+    num_bytes = 0
     for index, name in enumerate(source.names):
         try:
             raw = source.read(index)

@@ -27,7 +27,8 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
+        self.folder = folder
+        self.max_bytes = max_bytes
         self._images: list[str] = []
         self._members = array("q")  # shard, offset, size and CRC-32 of each image
         self._labels: list[int] = []
@@ -48,7 +49,8 @@ class ShardWriter:
 
     def add(self, number: int, name: str, raw: bytes, *, label: int | None) -> None:
         """Write image `number` of the source, in a shard with its label."""
-        key, suffix = f"{number:09d}", PurePosixPath(name).suffix.lower()
+        key = f"{number:09d}"
+        suffix = PurePosixPath(name).suffix.lower()
         sample = _tar_member(key + (suffix if suffix in IMAGE_SUFFIXES else ".jpg"), raw)  # lists name what they like
         if label is not None:
             sample += _tar_member(f"{key}.cls", str(label).encode())
@@ -59,7 +61,8 @@ class ShardWriter:
             self._shard = self._open(self._shard_name)
         with naming_path(self._partial(self._shard_name)):
             self._shard.write(sample)
-        shard, offset = len(self._shard_bytes) - 1, self._shard_bytes[-1] + tarfile.BLOCKSIZE  # behind its header
+        shard = len(self._shard_bytes) - 1  # behind its header
+        offset = self._shard_bytes[-1] + tarfile.BLOCKSIZE
         self._members.extend((shard, offset, len(raw), zlib.crc32(raw)))
         self._shard_bytes[-1] += len(sample)
         self._images.append(name)

@@ -27,17 +27,44 @@ MAX_INDEX_RATIO = 200
 """Unpacked over packed size of a shard index; those of `mocokit pack` stay below 15, since checksums don't compress."""
 
 PILLOW_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 """What Pillow's readers raise on damaged files, found by feeding them cut and flipped ones."""
 
 ARCHIVE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError,
-    AttributeError, RuntimeError, NotImplementedError, tokenize.TokenError,
-    struct.error, zlib.error, lzma.LZMAError, csv.Error, tarfile.TarError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    tokenize.TokenError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    csv.Error,
+    tarfile.TarError,
     zipfile.BadZipFile,
-)  # fmt: skip
+)
 """What the standard library's and numpy's readers raise on damaged zip, tar, gzip, csv and npz files."""
 
 

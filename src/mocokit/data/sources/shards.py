@@ -198,7 +198,8 @@ def _find_index(folder: str) -> ShardIndex | None:
 
 def _agreed(shards: Sequence[str], index: ShardIndex) -> ShardIndex:
     """The index, if it is about these shards."""
-    names, expected = [shard.rpartition("/")[2] for shard in shards], _packed_names(index)
+    names = [shard.rpartition("/")[2] for shard in shards]
+    expected = _packed_names(index)
     if names != expected:
         raise ValueError(
             f"data={shards[0]}: {len(names)} shards to {names[-1]}, but the {INDEX_NAME} beside them is about "
