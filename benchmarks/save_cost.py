@@ -19,7 +19,7 @@ import torch
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config, RunConfig
 from mocokit.config.toml import replace_settings
-from mocokit.data.views import ViewBatch
+from mocokit.data.batch import ViewBatch
 from mocokit.engine.background import BackgroundWriter
 from mocokit.engine.checkpoint import copied_to_cpu, save_checkpoint
 from mocokit.plan.bench import trainer

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from mocokit import distributed
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
-from mocokit.data.views import ViewBatch
+from mocokit.data.batch import ViewBatch
 from mocokit.distributed.gradients import BucketedGradientSum
 from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mocokit.config.schema import Config
-from mocokit.data.views import ViewBatch
+from mocokit.data.batch import ViewBatch
 from mocokit.randomness import Purpose, generator, permutation
 from mocokit.run.build import Parts, assemble, build_batches
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mocokit.data.batch import Each
 from mocokit.data.loading.loader import build_loader
 from mocokit.data.turns import _Wait
-from mocokit.data.views import Each
 
 WORKERS = 2
 BATCH = 8

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from mocokit.data.augment.recipes import AUG_PLUS, MOCO_V3_PAIR
+from mocokit.data.batch import ViewBatch
 from mocokit.data.sources.open_source import open_source
-from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch, draw_views
+from mocokit.data.views import ImageReader, LocalCrops, TwoViews, draw_views
 
 LOCAL = LocalCrops(num_crops=3, size_px=16, recipe=replace(AUG_PLUS, crop_scale=(0.05, 0.14)))
 

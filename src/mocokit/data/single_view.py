@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mocokit.data.augment.recipes import CROP_AND_FLIP, Recipe, ViewParams, draw_params
+from mocokit.data.batch import Each, empty_pixels
 from mocokit.data.decode.decode import DecodeError
 from mocokit.data.pipelines import Draw, fast_views, warm_up
-from mocokit.data.views import Each, ImageReader, empty_pixels
+from mocokit.data.views import ImageReader
 from mocokit.randomness import Purpose, generator
 
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from mocokit.data.batch import Each
 from mocokit.data.decode.decode import DecodeError, decode
-from mocokit.data.views import Each
 from mocokit.detection.coco_library import load_coco_library
 from mocokit.detection.data_sets import AnnotatedImage
 from mocokit.randomness import Purpose, generator, permutation

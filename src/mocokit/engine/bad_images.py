@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mocokit import distributed
-from mocokit.data.views import BadImage
+from mocokit.data.batch import BadImage
 
 
 class BadImageCounter:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mocokit import distributed
+from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.prefetch import on_device
-from mocokit.data.views import ViewBatch
 from mocokit.distributed.gradients import GradientSum, gradient_sum
 from mocokit.engine.optimizer import set_lr, step_if_finite
 from mocokit.engine.precision import Precision

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from mocokit.config.schema import Config
 from mocokit.data.augment.recipes import ViewParams
+from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.pipelines import decode_for_views
-from mocokit.data.views import TwoViews, ViewBatch, draw_views
+from mocokit.data.views import TwoViews, draw_views
 from mocokit.distributed.gradients import GradientSum, gradient_sum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, to_toml
-from mocokit.data.views import ViewBatch
+from mocokit.data.batch import ViewBatch
 from mocokit.distributed.gradients import gradient_sum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step

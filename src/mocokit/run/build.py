@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
+from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, LocalCrops, TwoViews
 from mocokit.distributed.fsdp import gathered, shard, sharded_modules
 from mocokit.engine.backbone_file import BackboneCard
 from mocokit.engine.compilation import should_compile

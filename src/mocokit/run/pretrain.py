@@ -14,9 +14,10 @@ from mocokit import distributed
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings, to_toml
+from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.open_source import absolute_location
-from mocokit.data.views import ImageReader, ViewBatch
+from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gathered, is_split, load_method_state, load_optimizer_state
 from mocokit.engine import health
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement

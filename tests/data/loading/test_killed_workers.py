@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mocokit.data.batch import Each, empty_pixels
 from mocokit.data.loading.killed_workers import _describe
 from mocokit.data.loading.loader import build_loader
-from mocokit.data.views import Each, empty_pixels
 
 BATCH = 4
 NUM_IMAGES = 200

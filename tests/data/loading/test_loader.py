@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from mocokit.data.augment.recipes import AUG_PLUS
+from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.decode import decode
 from mocokit.data.loading.loader import BatchOrder, build_loader, steps_per_epoch
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, TwoViews
 
 
 def _order(start: int = 0, rows: range = range(8), total: int = 20, seed: int = 3) -> list[list[tuple[int, int]]]:

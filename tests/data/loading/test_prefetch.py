@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from mocokit.data.augment.recipes import AUG_PLUS
+from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader
 from mocokit.data.loading.prefetch import Ahead, on_device
 from mocokit.data.sources.open_source import open_source
-from mocokit.data.views import ImageReader, LocalCrops, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, LocalCrops, TwoViews
 
 
 def _loader(photos: Path, *, crops_only: bool, workers: int = 0) -> list[ViewBatch]:

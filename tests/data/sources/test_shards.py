@@ -14,13 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from mocokit.data.augment.recipes import AUG_PLUS
+from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader
 from mocokit.data.packing.pack import pack
 from mocokit.data.sources import shards as shards_module
 from mocokit.data.sources.open_source import absolute_location, open_source
 from mocokit.data.sources.shards import ShardSource, expand_pattern, open_shards
 from mocokit.data.sources.sources import ImageSource
-from mocokit.data.views import ImageReader, TwoViews, ViewBatch
+from mocokit.data.views import ImageReader, TwoViews
 from tests.data.reading import Reads
 
 

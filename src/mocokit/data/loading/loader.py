@@ -15,12 +15,12 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from mocokit.data.batch import BatchMaker
 from mocokit.data.loading.allocator import give_back_freed_memory
 from mocokit.data.loading.killed_workers import LastingBatches
 from mocokit.data.loading.workers import Failure, InWorker, as_is, obey_parent_alone
 from mocokit.data.sources.shards import is_url
 from mocokit.data.turns import BatchesInTurns, Turns
-from mocokit.data.views import BatchMaker
 from mocokit.randomness import Purpose, permutation
 
 LOGGER = logging.getLogger("mocokit")

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mocokit.data.views import ViewBatch
+from mocokit.data.batch import ViewBatch
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch.utils.data import Dataset
 
-from mocokit.data.views import BatchMaker, Each
+from mocokit.data.batch import BatchMaker, Each
 
 T = TypeVar("T")
 B = TypeVar("B")

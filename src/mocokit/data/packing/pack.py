@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mocokit.data.batch import BadImage
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.loading.killed_workers import LastingBatches
@@ -26,7 +27,6 @@ from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.shard_index import INDEX_NAME
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
 from mocokit.data.sources.sources import ImageSource, RawImage, labels_from_names
-from mocokit.data.views import BadImage
 
 SKIPPED_NAME = "skipped.txt"
 LABELS_NAME = "labels.csv"
