@@ -1,8 +1,6 @@
 """The `mocokit` command: parse -> one call -> close. No tensor code, no defaults of its own."""
 
-import atexit
 import difflib
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +48,6 @@ Momentum-contrast visual pre-pretrain that anyone can run and trust.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 128+n ended by signal n)."""
-    atexit.register(gc.freeze)  # a second less of looking for garbage in what ends anyway
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")

@@ -1,8 +1,5 @@
 """What the commands share."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,13 +22,3 @@ def take_preset(arguments: list[str], command: str, flags: str) -> "tuple[str, C
 
     name, rest = take_name(arguments, "PRESET", f"{command} {{{','.join(PRESETS)}}} {flags}")
     return name, get_preset(name), rest
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import what takes long without looking for garbage meanwhile: half a second less, since modules stay."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import quick_imports, take_preset
+from mocokit.cli.arguments import take_preset
 
 if TYPE_CHECKING:
     from mocokit.plan.bench import BenchResult
@@ -32,8 +32,7 @@ def bench_command(arguments: list[str]) -> int:
 
     asked = tyro.cli(Bench, args=rest, default=Bench(config=preset), prog=f"mocokit bench {name}")
 
-    with quick_imports():
-        from mocokit.plan.bench import bench
+    from mocokit.plan.bench import bench
 
     result = bench(asked.config, seconds=asked.seconds)
     derived = {"step_images_per_s": result.step_images_per_s, "bound": result.bound}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mocokit.cli.arguments import quick_imports, take_name
+from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
     from mocokit.detection.data_sets import DetectionSet
@@ -65,8 +65,7 @@ def detect_command(arguments: list[str]) -> int:
     run, rest = take_name(arguments, "RUN", "detect RUN --data D --out DIR [--layout voc|coco] [--batch 2]")
     asked = tyro.cli(Detect, args=rest, prog=f"mocokit detect {run}")
 
-    with quick_imports():
-        from mocokit.detection.trials import TrialPlan, run_trials
+    from mocokit.detection.trials import TrialPlan, run_trials
 
     recipe_name, train_lists, test_list = DEFAULTS[asked.layout]
     recipe = _choose_recipe(asked, asked.recipe or recipe_name)

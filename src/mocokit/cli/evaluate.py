@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from mocokit.cli.arguments import quick_imports, take_name
+from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
     from mocokit.evaluate.results import Row
@@ -123,9 +123,8 @@ def _judge(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("evaluate: runs in one process; only `mocokit knn` shares its work among ranks")
 
-    with quick_imports():
-        from mocokit.evaluate.evaluation import evaluate, results_folder
-        from mocokit.evaluate.results import text_table
+    from mocokit.evaluate.evaluation import evaluate, results_folder
+    from mocokit.evaluate.results import text_table
 
     with _live_line() as (say, on_rows):
         rows = evaluate(

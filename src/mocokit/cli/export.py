@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mocokit.cli.arguments import quick_imports, take_name
+from mocokit.cli.arguments import take_name
 
 EXPORT_USAGE = "export RUN --to torchvision|timm|detectron2|huggingface|onnx|safetensors|official OUT [--data D]"
 
@@ -22,8 +22,7 @@ def export_command(arguments: list[str]) -> int:
             data: Images to compare on; empty: the run's own, or the embedded sample.
 
         """
-        with quick_imports():
-            from mocokit.run.export import export_run
+        from mocokit.run.export import export_run
 
         result = export_run(run, to=to, out=out, data=data or None)
         print(f"wrote {', '.join(map(str, (*result.exported.files, *result.card_files)))}")
@@ -76,8 +75,7 @@ def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
             std: Standard deviation of each channel, 0..1.
 
         """
-        with quick_imports():
-            from mocokit.foreign.import_backbone import import_backbone
+        from mocokit.foreign.import_backbone import import_backbone
 
         found = import_backbone(checkpoint, out, arch=arch or None, image_size=image_size or None, mean=mean, std=std)
         print(f"{found.layout}: {found.card.arch}, stem {found.card.stem}, {found.card.image_size} px -> {out}")
@@ -92,9 +90,7 @@ def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
     import tyro
 
     from mocokit.config.schema import Config
-
-    with quick_imports():
-        from mocokit.run.import_run import import_run, read_official_run
+    from mocokit.run.import_run import import_run, read_official_run
 
     preset, rest = _take_preset(arguments)
     run = read_official_run(checkpoint, preset=preset)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import quick_imports, take_name
+from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
     from mocokit.evaluate.report_knn import KnnRow
@@ -34,9 +34,8 @@ def knn_command(arguments: list[str]) -> int:
             seed: Seed of the random weights and of the held-out tenth.
 
         """
-        with quick_imports():
-            from mocokit import distributed
-            from mocokit.evaluate.report_knn import compare_with_baselines
+        from mocokit import distributed
+        from mocokit.evaluate.report_knn import compare_with_baselines
 
         rows = compare_with_baselines(
             run,
@@ -94,9 +93,8 @@ def verify_command(arguments: list[str]) -> int:
 
 
 def _print_replay(traces: tuple[str, ...], *, rtol: float, micro_groups: int) -> int:
-    with quick_imports():
-        from mocokit import distributed
-        from mocokit.run.verify import verify
+    from mocokit import distributed
+    from mocokit.run.verify import verify
 
     rows = verify(traces, micro_groups=micro_groups)
     wrong = sum(not row.relative_error <= rtol for row in rows)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import quick_imports, take_name, take_preset
+from mocokit.cli.arguments import take_name, take_preset
 from mocokit.cli.knn import print_knn
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def pretrain_command(arguments: list[str]) -> int:
     default = Pretrain(config=preset, out=tyro.MISSING)
     asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
 
-    with quick_imports():
-        from mocokit.run.pretrain import pretrain
+    from mocokit.run.pretrain import pretrain
 
     return _close(pretrain(asked.config, out=asked.out))
 
@@ -45,8 +44,7 @@ def resume_command(arguments: list[str]) -> int:
     run, rest = take_name(arguments, "RUN", "resume RUN")
     if rest:
         raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
-    with quick_imports():
-        from mocokit.run.pretrain import resume
+    from mocokit.run.pretrain import resume
 
     return _close(resume(run))
 
@@ -93,8 +91,7 @@ def demo_command(arguments: list[str]) -> int:
             seed: Seed of the run.
 
         """
-        with quick_imports():
-            from mocokit.run.demo import EPOCHS, free_folder, judge, run_demo
+        from mocokit.run.demo import EPOCHS, free_folder, judge, run_demo
 
         result = run_demo(free_folder(out), epochs=epochs or EPOCHS, seed=seed)
         code = _close(result)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mocokit.cli.arguments import quick_imports, take_name
+from mocokit.cli.arguments import take_name
 
 if TYPE_CHECKING:
     from mocokit.plan.measure_step import StepCost
@@ -69,8 +69,7 @@ def reproduce_command(arguments: list[str]) -> int:
     name, rest = take_name(arguments, "TABLE", USAGE)
     if name == "cost":
         return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
-    with quick_imports():
-        from mocokit.reproduction.tables import get_table
+    from mocokit.reproduction.tables import get_table
 
     table = get_table(name)
     asked = tyro.cli(Reproduce, args=rest, prog=f"mocokit reproduce {name}")
