@@ -21,7 +21,7 @@ from mocokit.cli import (
 HELP = """\
 usage: mocokit COMMAND ...
 
-Momentum-contrast visual pre-pretrain that anyone can run and trust.
+Momentum-contrast visual pre-training that anyone can run and trust.
 
   pretrain PRESET --data D --out RUN   pre-train a backbone on unlabelled images
   resume RUN                           continue a run that was stopped or killed
