@@ -24,7 +24,7 @@ from mocokit.engine.background import BackgroundWriter
 from mocokit.engine.checkpoint import copied_to_cpu, save_checkpoint
 from mocokit.plan.bench import trainer
 from mocokit.report.text_tables import markdown_columns
-from mocokit.run.build import assemble
+from mocokit.run.build import build_run
 from mocokit.run.demo import sample_path
 from mocokit.run.pretrain import state_of
 
@@ -46,7 +46,7 @@ CASES: dict[str, dict[str, object]] = {
 
 def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device: str) -> dict[str, Any]:
     """Seconds that one save costs, in all and on the training thread, and its share of the default interval."""
-    parts = assemble(config, torch.device(device))
+    parts = build_run(config, torch.device(device))
     size = config.data.image_size
     batch_size = config.data.global_batch_size
     pixels = torch.randint(0, 256, (2, batch_size, 3, size, size), dtype=torch.uint8, device=device)

@@ -33,7 +33,7 @@ from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.nets.backbones import build_backbone
 from mocokit.report.text_tables import markdown_columns
-from mocokit.run.build import assemble
+from mocokit.run.build import build_run
 
 LR = 0.03
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -103,7 +103,7 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
     }
     config = replace_settings(get_preset("moco-v2"), settings)
     device = pick_device(case.device, local_rank=0)
-    parts = assemble(config, device)
+    parts = build_run(config, device)
     shape = (2, case.batch, case.image_size, case.image_size, 3)
     query, key = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
     batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch, device=device))

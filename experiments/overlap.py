@@ -75,7 +75,7 @@ def work(out: Path, steps: int) -> None:
     )
     precision = Precision("fp32", measure.CPU)
     with distributed.session("cpu"):
-        method, optimizer, _ = build_trained(
+        method, optimizer = build_trained(
             config,
             precision,
             measure.CPU,

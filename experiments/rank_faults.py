@@ -80,13 +80,13 @@ def _losses(run: Path) -> list[float]:
 def different_rank(runs: Runs, *, quick: bool) -> Row:
     """One rank starts with another weight (one bit)."""
     patch = (
-        "import os, torch, mocokit.run.pretrain as p; old = p.assemble\n"
-        "def assemble(*a):\n"
+        "import os, torch, mocokit.run.pretrain as p; old = p.build_run\n"
+        "def build_run(*a):\n"
         "    parts = old(*a)\n"
         "    if os.environ['RANK'] == '1':\n"
         "        next(parts.method.encoder_q.parameters()).data.view(-1)[0:1].view(torch.int32).bitwise_xor_(1)\n"
         "    return parts\n"
-        "p.assemble = assemble\n"
+        "p.build_run = build_run\n"
     )
     flags = ("--precision", "fp32", "--run.no-channels-last")
     process, _ = runs.begin_patched("different_rank", patch, *flags, ranks=runs.ranks)

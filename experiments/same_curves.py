@@ -10,6 +10,7 @@ differ. The exit code is 1 if a loss differs by more than --tolerance (0: bit-eq
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,7 @@ def main() -> None:
             archive.extractall(data, members)
         if not (folder / "before" / list(CASES)[-1] / "backbone.safetensors").exists():
             train_all(asked.before.resolve(), data, folder / "before")
+        shutil.rmtree(folder / "after", ignore_errors=True)
         train_all(asked.after.resolve(), data, folder / "after")
         worst = 0.0
         for name in CASES:

@@ -12,7 +12,7 @@ from mocokit.config.schema import Config
 from mocokit.data.loading.prefetch import on_device
 from mocokit.engine.precision import pick_device
 from mocokit.plan.bench import trainer
-from mocokit.run.build import Parts, assemble, build_batches
+from mocokit.run.build import Parts, build_batches, build_run
 from mocokit.run.demo import sample_path
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -21,7 +21,7 @@ STEPS = 8
 
 def _assembled(tiny: Callable[..., Config], photos: Path, device: str, **settings: object) -> tuple[Config, Parts]:
     config = tiny(**{"data.source": str(photos), "run.device": device, **settings})
-    return config, assemble(config, pick_device(device, local_rank=0))
+    return config, build_run(config, pick_device(device, local_rank=0))
 
 
 def _losses(tiny: Callable[..., Config], photos: Path, device: str, **settings: object) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mocokit.config.schema import Config
 from mocokit.data.batch import ViewBatch
 from mocokit.randomness import Purpose, generator, permutation
-from mocokit.run.build import Parts, assemble, build_batches
+from mocokit.run.build import Parts, build_batches, build_run
 
 Views = tuple[Tensor, Tensor, Tensor]
 """(query, key) as the encoders read them, and the images' indices."""
@@ -294,7 +294,7 @@ def clip(parameters: list[nn.Parameter], longest: float) -> None:
 
 def oracle_losses(config: Config) -> Iterator[float]:
     """The loss of each step of the run that `config` describes."""
-    parts = assemble(config, torch.device("cpu"))
+    parts = build_run(config, torch.device("cpu"))
     oracle = ORACLES[config.method.name](config, parts)
     move = mover(config, oracle.trained)
     batches = build_batches(config, parts, start_step=0, total_steps=oracle.total_steps)

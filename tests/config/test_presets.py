@@ -12,7 +12,7 @@ import mocokit
 from mocokit.config.presets import PRESETS
 from mocokit.config.toml import replace_settings
 from mocokit.engine.checkpoint import list_checkpoints
-from mocokit.run.build import assemble, build_batches
+from mocokit.run.build import build_batches, build_run
 from tests.run_process import final_state, finish, same, start
 from tests.small_presets import add_narrow_backbone, remove_narrow_backbone, small
 from tests.training_oracles import oracle_losses
@@ -71,7 +71,7 @@ def test_each_option_trains_with_the_loss_of_its_oracle(
 
 def test_growing_views_start_small_and_end_whole(photos: Path, tmp_path: Path) -> None:
     config = replace_settings(small("moco-v2", photos), {"data.first_image_size": 16, "data.image_size": 48})
-    parts = assemble(config, torch.device("cpu"))
+    parts = build_run(config, torch.device("cpu"))
     sizes = [batch.query.shape[-1] for batch in build_batches(config, parts, start_step=0, total_steps=20)]
     assert sizes == [16] * 5 + [32] * 5 + [48] * 10
 

@@ -9,7 +9,7 @@ import torch
 
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings, to_toml
-from mocokit.run.build import assemble
+from mocokit.run.build import build_run
 from tests.run_process import final_state, finish, flags_of, start, wait_for_step
 from tests.small_presets import small
 
@@ -58,13 +58,13 @@ def test_two_ranks_hold_half_each_and_train_in_float32_too(config: Config, tmp_p
     program = f"""
 import os, torch
 from mocokit import distributed
-from mocokit.run.build import assemble, build_batches
+from mocokit.run.build import build_run, build_batches
 from mocokit.plan.bench import trainer
 from mocokit.config.toml import from_toml
 from torch.distributed.tensor import DTensor
 with distributed.session("cpu"):
     config = from_toml(open({str(tmp_path / "c.toml")!r}).read())
-    parts = assemble(config, torch.device("cpu"))
+    parts = build_run(config, torch.device("cpu"))
     held = sum(p.to_local().numel() for p in parts.method.parameters() if isinstance(p, DTensor))
     train = trainer(parts)
     for step, batch in enumerate(build_batches(config, parts, start_step=0, total_steps=2)):
@@ -83,6 +83,6 @@ with distributed.session("cpu"):
 
 def test_only_adamw_takes_parts(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match=r"optim.name='sgd': run.shard needs adamw"):
-        assemble(tiny(**{"run.shard": True}), torch.device("cpu"))
+        build_run(tiny(**{"run.shard": True}), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"run.compile=on: not with run.shard"):
         tiny(**{"run.shard": True, "run.compile": "on"})

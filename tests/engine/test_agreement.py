@@ -5,11 +5,11 @@ import torch
 from mocokit.config.schema import Config
 from mocokit.engine.agreement import code_version, fingerprints
 from mocokit.methods.moco import MoCo
-from mocokit.run.build import assemble
+from mocokit.run.build import build_run
 
 
 def test_each_part_of_a_state_has_a_fingerprint_that_one_bit_changes(tiny: Callable[..., Config]) -> None:
-    method = assemble(tiny(), torch.device("cpu")).method
+    method = build_run(tiny(), torch.device("cpu")).method
     assert isinstance(method, MoCo)
     before = fingerprints(method.state_dict())
     assert sorted(before) == ["encoder_k", "encoder_q", "queue", "queue pointer"]

@@ -1,13 +1,28 @@
-"""What the commands share."""
+"""Read the arguments that commands share: a name, a preset, and the method whose settings become flags."""
 
-from typing import TYPE_CHECKING
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mocokit.config.schema import Config
 
+SHORT_FLAGS = {
+    "--cos": ["--optim.schedule", "cosine"],
+    "--no-cos": ["--optim.schedule", "step"],
+    "--optim.cos": ["--optim.schedule", "cosine"],
+    "--optim.no-cos": ["--optim.schedule", "step"],
+}
+"""Flags that stand for others: the paper's column "cos"."""
+
 
 def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[str]]:
-    """The first argument, which names `what`, and the rest; its absence is an error that tells `usage`."""
+    """Return the first argument, which names `what`, and the rest.
+
+    Raises:
+        ValueError: It is missing; the message tells `usage`.
+
+    """
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in {"-h", "--help"}:
             print(f"usage: mocokit {usage}")
@@ -16,9 +31,62 @@ def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[st
     return arguments[0], arguments[1:]
 
 
+def take_option(arguments: list[str], *names: str) -> tuple[str | None, list[str]]:
+    """Return the value of an option (`--name VALUE` or `--name=VALUE`) and the arguments without it."""
+    value = None
+    rest = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, after = argument.partition("=")
+        if name not in names:
+            rest.append(argument)
+        elif equals:
+            value = after
+        else:
+            value = next(remaining, None)
+            if value is None:
+                raise ValueError(f"{name}: needs a value")
+    return value, rest
+
+
 def take_preset(arguments: list[str], command: str, flags: str) -> "tuple[str, Config, list[str]]":
-    """A preset's name and its config, from the first argument, and the rest; `flags` end the usage."""
+    """Return the preset's name, its config with the method that is asked for, and the flags that are left.
+
+    A method has settings of its own, so `--method` and `--method-from` must be read before all other flags.
+    """
     from mocokit.config.presets import PRESETS, get_preset
+    from mocokit.config.toml import replace_settings
 
     name, rest = take_name(arguments, "PRESET", f"{command} {{{','.join(PRESETS)}}} {flags}")
-    return name, get_preset(name), rest
+    config = get_preset(name)
+    method_from, rest = take_option(rest, "--method-from")
+    method, rest = take_option(rest, "--method", "--method.name")
+    if method_from is not None:
+        method = load_method(method_from)
+    if method is not None:
+        config = replace_settings(config, {"method.name": method})
+    return name, config, [word for argument in rest for word in SHORT_FLAGS.get(argument, [argument])]
+
+
+def load_method(place: str) -> str:
+    """Import the method at PACKAGE.MODULE:SPEC, also from the current folder; return its name.
+
+    Raises:
+        ValueError: There is none.
+
+    """
+    from mocokit.methods import add_method
+
+    return add_method(_import_object("--method-from", place)).name
+
+
+def _import_object(flag: str, place: str) -> Any:
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise ValueError(f"{flag}={place}: write PACKAGE.MODULE:NAME, for example my_method:SPEC")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `python -m mocokit` has the current folder there, the `mocokit` script has not
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{flag}={place}: {error}") from error

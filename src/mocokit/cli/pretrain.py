@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_name, take_preset
+from mocokit.cli.arguments import load_method, take_name, take_option, take_preset
 from mocokit.cli.knn import print_knn
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def _one_line(preset: str) -> str:
 
 def resume_command(arguments: list[str]) -> int:
     """Continue a run."""
-    run, rest = take_name(arguments, "RUN", "resume RUN")
+    run, rest = take_name(arguments, "RUN", "resume RUN [--method-from PACKAGE.MODULE:SPEC]")
+    method_from, rest = take_option(rest, "--method-from")
+    if method_from is not None:
+        load_method(method_from)
     if rest:
         raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
     from mocokit.run.pretrain import resume

@@ -6,11 +6,15 @@ from mocokit.config.schema import (
     AugmentConfig,
     Config,
     DataConfig,
-    MethodConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
 )
+from mocokit.methods.end_to_end import EndToEndSettings
+from mocokit.methods.memory_bank import MemoryBankSettings
+from mocokit.methods.moco import MoCoSettings
+from mocokit.methods.moco_v3 import MoCoV3Settings
+from mocokit.methods.simclr import SimClrSettings
 from mocokit.settings import choose
 
 # facebookresearch/moco@3b42c2a main_moco.py: defaults are MoCo v1's ImageNet run on 8 GPUs of 32 images each
@@ -19,8 +23,8 @@ MOCO_V1 = Config(
     data=DataConfig(image_size=224, global_batch_size=256),
     augment=AugmentConfig(aug_plus=False),
     model=ModelConfig(arch="resnet50", mlp=False, dim=128),
-    method=MethodConfig(queue_size=65536, temperature=0.07, key_momentum=0.999, bn_groups=8),
-    optim=OptimConfig(epochs=200, lr=0.03, cos=False, milestones=(120, 160), sgd_momentum=0.9, weight_decay=1e-4),
+    method=MoCoSettings(queue_size=65536, temperature=0.07, key_momentum=0.999, bn_groups=8),
+    optim=OptimConfig(epochs=200, lr=0.03, schedule="step", milestones=(120, 160), sgd_momentum=0.9, weight_decay=1e-4),
     run=RunConfig(precision="fp32"),
 )
 
@@ -29,8 +33,8 @@ MOCO_V2 = Config(
     data=MOCO_V1.data,
     augment=AugmentConfig(aug_plus=True),
     model=ModelConfig(arch="resnet50", mlp=True, dim=128),
-    method=MethodConfig(queue_size=65536, temperature=0.2, key_momentum=0.999, bn_groups=8),
-    optim=OptimConfig(epochs=200, lr=0.03, cos=True, sgd_momentum=0.9, weight_decay=1e-4),
+    method=MoCoSettings(queue_size=65536, temperature=0.2, key_momentum=0.999, bn_groups=8),
+    optim=OptimConfig(epochs=200, lr=0.03, schedule="cosine", sgd_momentum=0.9, weight_decay=1e-4),
     run=RunConfig(precision="fp32"),
 )
 
@@ -39,7 +43,7 @@ MOCO_V2_800EP = Config(  # MoCo v2 Table 2: 71.1 % linear
     augment=MOCO_V2.augment,
     model=MOCO_V2.model,
     method=MOCO_V2.method,
-    optim=OptimConfig(epochs=800, lr=0.03, cos=True, sgd_momentum=0.9, weight_decay=1e-4),
+    optim=OptimConfig(epochs=800, lr=0.03, schedule="cosine", sgd_momentum=0.9, weight_decay=1e-4),
     run=MOCO_V2.run,
 )
 
@@ -50,8 +54,8 @@ MOCO_V2_SMALL = Config(
     data=DataConfig(image_size=32, global_batch_size=512, mean=(), std=(), eval_crop_ratio=1.0),
     augment=AugmentConfig(aug_plus=True, crop_scale=(0.08, 1.0), blur_p=0.0),
     model=ModelConfig(arch="resnet18", stem="small", mlp=True, dim=128),
-    method=MethodConfig(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, mask_same_image=True),
-    optim=OptimConfig(epochs=200, lr=0.06, cos=True, sgd_momentum=0.9, weight_decay=5e-4),
+    method=MoCoSettings(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, mask_same_image=True),
+    optim=OptimConfig(epochs=200, lr=0.06, schedule="cosine", sgd_momentum=0.9, weight_decay=5e-4),
     run=RunConfig(precision="auto"),
 )
 
@@ -68,8 +72,8 @@ MOCO_V2_CIFAR = Config(
     ),
     augment=AugmentConfig(crop_scale=(0.08, 1.0), blur_p=0.0),
     model=ModelConfig(arch="resnet18", stem="small", mlp=False, dim=128),
-    method=MethodConfig(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, symmetric=True),
-    optim=OptimConfig(epochs=200, lr=0.06, cos=True, sgd_momentum=0.9, weight_decay=5e-4),
+    method=MoCoSettings(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, symmetric=True),
+    optim=OptimConfig(epochs=200, lr=0.06, schedule="cosine", sgd_momentum=0.9, weight_decay=5e-4),
     run=RunConfig(precision="fp32", knn_k=200, knn_temperature=0.1),
 )
 
@@ -78,7 +82,7 @@ MOCO_V2_CIFAR = Config(
 END_TO_END = replace(
     MOCO_V1,
     data=DataConfig(image_size=224, global_batch_size=1024),
-    method=MethodConfig(name="end-to-end", temperature=0.07, bn_groups=8),
+    method=EndToEndSettings(temperature=0.07, bn_groups=8),
     optim=replace(MOCO_V1.optim, lr=0.12),
 )
 
@@ -86,7 +90,7 @@ END_TO_END = replace(
 # 2018): T 0.07, features mixed half and half; there K was 4096, by NCE. Normalised per GPU as MoCo v1, unshuffled.
 MEMORY_BANK = replace(
     MOCO_V1,
-    method=MethodConfig(name="memory-bank", temperature=0.07, bn_groups=8, num_negatives=65536, feature_momentum=0.5),
+    method=MemoryBankSettings(temperature=0.07, bn_groups=8, num_negatives=65536, feature_momentum=0.5),
 )
 
 # google-research/simclr README, ImageNet: ResNet-50, batch 4096, 100 epochs, T 0.1, LARS with lr 0.075 * sqrt(4096) =
@@ -96,7 +100,7 @@ SIMCLR = Config(
     data=DataConfig(image_size=224, global_batch_size=4096, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     augment=AugmentConfig(recipe="simclr", crop_scale=(0.08, 1.0)),
     model=ModelConfig(arch="resnet50", head_layers=2, dim=128),
-    method=MethodConfig(name="simclr", temperature=0.1, bn_groups=1),
+    method=SimClrSettings(temperature=0.1, bn_groups=1),
     optim=OptimConfig(
         name="lars-classic",
         epochs=100,
@@ -126,7 +130,7 @@ SIMCLR_CIFAR = Config(
         blur_p=0.0,  # 0.5 * (0.8, 0.8, 0.8, 0.2)
     ),
     model=ModelConfig(arch="resnet18", stem="small", head_layers=3, dim=128),
-    method=MethodConfig(name="simclr", temperature=0.5, bn_groups=1),
+    method=SimClrSettings(temperature=0.5, bn_groups=1),
     optim=replace(SIMCLR.optim, epochs=1000, lr=2.0),
     run=SIMCLR.run,
 )
@@ -140,7 +144,7 @@ MOCO_V3_R50_100EP = Config(
     model=ModelConfig(
         arch="resnet50", dim=256, head_layers=2, head_width=4096, predictor_bn=False, zero_init_residual=True
     ),
-    method=MethodConfig(name="moco-v3", temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
+    method=MoCoV3Settings(temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
     optim=OptimConfig(
         name="lars",
         epochs=100,
@@ -174,7 +178,7 @@ MOCO_V3_VIT_S = Config(
         vit_init="moco-v3",
         freeze_patch_embed=True,
     ),
-    method=MethodConfig(name="moco-v3", temperature=0.2, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
+    method=MoCoV3Settings(temperature=0.2, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
     optim=OptimConfig(name="adamw", epochs=300, lr=2.4e-3, lr_by="step", warmup_epochs=40.0, weight_decay=0.1),
     run=RunConfig(precision="fp16"),
 )
@@ -188,8 +192,7 @@ FAST_MOCO = Config(
     data=DataConfig(image_size=224, global_batch_size=512),
     augment=AugmentConfig(recipe="moco", aug_plus=True, crop_scale=(0.2, 1.0)),
     model=MOCO_V3_R50_100EP.model,
-    method=MethodConfig(
-        name="moco-v3",
+    method=MoCoV3Settings(
         temperature=1.0,
         key_momentum=0.99,
         key_momentum_cos=True,

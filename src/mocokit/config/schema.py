@@ -1,25 +1,18 @@
-"""A run's settings: what the user asked for, frozen and checked.
+"""The settings of a run: what the user asked for, frozen and checked.
 
 Numbers derived from these are locals of whoever derives them, recorded in the run folder's `resolved.toml`, and never
-written back here.
+written back here. A method's own settings stand in its file, in methods/.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
-from mocokit.config.method import USED_BY, MethodConfig, OptimConfig
+from mocokit.data.sources.limits import MAX_IMAGE_PX
+from mocokit.methods import method_of
+from mocokit.methods.contract import MethodSettings
+from mocokit.methods.moco import MoCoSettings
 from mocokit.settings import flag, require
-
-__all__ = [
-    "AugmentConfig",
-    "Config",
-    "DataConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "RunConfig",
-    "ignored_settings",
-]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,7 +47,7 @@ class DataConfig:
     """Evaluation: side of the central crop over the resized short side (224/256)."""
     max_bad_share: float = 0.01
     """Share of images that may be unreadable before the run stops."""
-    max_image_px: int = 89_478_485
+    max_image_px: int = MAX_IMAGE_PX
     """Larger images (width x height) are refused as decompression bombs."""
 
     def __post_init__(self) -> None:
@@ -178,6 +171,49 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    name: Annotated[Literal["sgd", "lars", "lars-classic", "adamw"], flag("--optimizer")] = "sgd"
+    """sgd: MoCo v1 and v2; lars: MoCo v3 on ResNets; lars-classic: SimCLR; adamw: MoCo v3 on ViTs."""
+    epochs: Annotated[int, flag("--epochs")] = 200
+    """Passes over the data."""
+    lr: Annotated[float, flag("--lr")] = 0.03
+    """Peak learning rate, for the global batch as it is: never scaled behind your back."""
+    schedule: Annotated[Literal["cosine", "step", "constant"], flag("--schedule")] = "cosine"
+    """Learning rate over time: a half cosine (the paper's column "cos"), x0.1 at each of `milestones`, or constant.
+    --cos and --no-cos are short for cosine and step."""
+    milestones: tuple[int, ...] = (120, 160)
+    """Epochs at which the step schedule drops the rate."""
+    lr_by: Literal["epoch", "step"] = "epoch"
+    """Change the rate every epoch, as officially, or every step."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD and LARS."""
+    weight_decay: float = 1e-4
+    """On all parameters; LARS leaves out biases and BatchNorm."""
+    clip_norm: float = 0.0
+    """Scale a step's gradient down to this length (over all parameters) when it is longer; 0: never."""
+    trust_coefficient: float = 0.001
+    """LARS: share of its own length by which a weight moves at rate 1."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "optim.epochs", self.epochs, "must be at least 1")
+        require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
+        require(0 <= self.sgd_momentum < 1, "optim.sgd_momentum", self.sgd_momentum, "must be in 0..1, below 1")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "must be 0 (never) or more")
+        require(self.trust_coefficient > 0, "optim.trust_coefficient", self.trust_coefficient, "must be above 0")
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            "optim.warmup_epochs",
+            self.warmup_epochs,
+            "must be below epochs",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Machine and book-keeping; changes no number but through precision."""
 
@@ -233,7 +269,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodSettings = field(default_factory=MoCoSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -241,45 +277,62 @@ class Config:
         for setting, why in ignored_settings(self).items():
             section, name = setting.split(".")
             value = getattr(getattr(self, section), name)
-            default = _default(getattr(self, section), name)
-            require(value == default, setting, value, f"does nothing with {why}; leave it out")
+            require(
+                value == _default(getattr(self, section), name),
+                setting,
+                value,
+                f"does nothing with {why}; leave it out",
+            )
         if self.augment.local_crops:
             self._require_that_local_crops_fit()
-        method = self.method
-        views = 2 if self.method.symmetric else 1
-        require(
-            method.name != "moco" or method.queue_size >= views * self.data.global_batch_size,
-            "method.queue_size",
-            method.queue_size,
-            f"smaller than data.global_batch_size={self.data.global_batch_size}"
-            f"{' times 2 views' if method.symmetric else ''}; raise one or lower the other",
-        )
+        self.method.check_batch(self.data.global_batch_size)
 
     def _require_that_local_crops_fit(self) -> None:
-        augment = self.augment
         smallest_px = self.data.first_image_size or self.data.image_size
         require(
-            augment.local_size <= smallest_px,
+            self.augment.local_size <= smallest_px,
             "augment.local_size",
-            augment.local_size,
+            self.augment.local_size,
             f"larger than the views of {smallest_px} px; local crops are the smaller ones (SwAV: 96 of 224)",
         )
+        grid = getattr(self.method, "patch_grid", 1)
         require(
-            self.method.patch_grid == 1,
+            grid == 1,
             "augment.local_crops",
-            augment.local_crops,
-            f"not with method.patch_grid={self.method.patch_grid}, which makes its queries of the view; choose one",
+            self.augment.local_crops,
+            f"not with method.patch_grid={grid}, which makes its queries of the view; choose one",
         )
+
+
+HEAD_SETTINGS = ("mlp", "head_layers", "head_width", "predictor_bn")
+"""Settings of [model] that describe a head; a method uses those that its SPEC names in `model_settings`."""
+
+LARS = ("lars", "lars-classic")
+
+ABOVE_0 = range(1, 2**63)
+
+USED_WITH: dict[str, tuple[str, Container[object]]] = {
+    "method.patches_combined": ("method.patch_grid", range(2, 9)),
+    "optim.trust_coefficient": ("optim.name", LARS),
+    "optim.sgd_momentum": ("optim.name", ("sgd", *LARS)),
+    "augment.aug_plus": ("augment.recipe", ("moco",)),
+    "augment.local_size": ("augment.local_crops", ABOVE_0),
+    "augment.local_scale": ("augment.local_crops", ABOVE_0),
+}
+"""Setting -> (another setting, its values that make use of the first). Settings that are not here are always used."""
 
 
 def ignored_settings(config: Config) -> dict[str, str]:
-    """Settings that do nothing in this config, each with the choice that makes it so."""
+    """Return the settings that do nothing in this config, each with the choice that makes it so."""
     ignored = {}
-    for setting, (choice, values) in USED_BY.items():
+    for setting, (choice, values) in USED_WITH.items():
         section, name = choice.split(".")
-        chosen = getattr(getattr(config, section), name)
-        if chosen not in values:
+        chosen = getattr(getattr(config, section), name, None)
+        if chosen is not None and chosen not in values:
             ignored[setting] = f"{choice}={chosen}"
+    for name in HEAD_SETTINGS:
+        if name not in method_of(config.method).model_settings:
+            ignored[f"model.{name}"] = f"method.name={config.method.name}"
     return ignored
 
 

@@ -1,4 +1,4 @@
-"""Changing, saving and reading a config: dotted settings and TOML; a saved config gives the same run again."""
+"""Change, save and read a config: dotted settings and TOML. A saved config gives the same run again."""
 
 import dataclasses
 import difflib
@@ -9,35 +9,76 @@ from typing import Any, cast, get_type_hints
 import tomli_w
 
 from mocokit.config.schema import Config, ignored_settings
+from mocokit.methods import SPECS, find_method
+from mocokit.methods.contract import MethodSettings
 
 MAX_CONFIG_CHARS = 2**20
-"""Of a config in TOML; a real one has 2,000."""
+"""Length of a config in TOML; a real one has 2,000."""
 
 
 def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
-    """A copy with dotted settings replaced, for example {"optim.epochs": 50}.
+    """Return a copy with dotted settings replaced, for example {"optim.epochs": 50}.
+
+    A new `method.name` brings that method's settings; those that both methods have keep their values.
 
     Raises:
-        ValueError: Unknown setting; the message names the nearest one.
+        ValueError: Unknown setting (the message names the nearest one), or a value out of its range.
 
     """
+    settings = _without_old_names(settings)
+    bases: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if "method.name" in settings:
+        bases["method"] = switch_method(config.method, str(settings["method.name"]))
     sections: dict[str, dict[str, object]] = {}
-    known = {f"{section}.{name}" for section, values in to_dict(config).items() for name in values}
     for setting, value in settings.items():
-        if setting not in known:
-            near = difflib.get_close_matches(setting, sorted(known), n=1, cutoff=0.0)[0]
-            raise ValueError(f"{setting}={value}: unknown setting; did you mean {near}?")
-        section, name = setting.split(".")
+        section, _, name = setting.partition(".")
+        if section not in bases or name not in _names(bases[section]):
+            raise ValueError(_unknown(setting, value, bases))
         sections.setdefault(section, {})[name] = value
     changed = {
-        section: dataclasses.replace(getattr(config, section), **_typed(type(getattr(config, section)), values))
+        section: dataclasses.replace(bases[section], **_typed(type(bases[section]), values))
         for section, values in sections.items()
     }
     return dataclasses.replace(config, **changed)
 
 
+def switch_method(settings: MethodSettings, name: str) -> MethodSettings:
+    """Return the settings of the method `name`; those that both methods have keep their values.
+
+    Raises:
+        ValueError: Unknown method.
+
+    """
+    kind = find_method(name).settings
+    if isinstance(settings, kind):
+        return settings
+    shared = (_names(settings) & {field.name for field in dataclasses.fields(kind)}) - {"name"}
+    return kind(**{field: getattr(settings, field) for field in shared})  # type: ignore[call-arg]  # name has a default
+
+
+def _names(section: object) -> set[str]:
+    return {field.name for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+
+
+def _without_old_names(settings: Mapping[str, object]) -> dict[str, object]:
+    """Translate settings of older run folders: optim.cos became optim.schedule."""
+    current = dict(settings)
+    if "optim.cos" in current:
+        current.setdefault("optim.schedule", "cosine" if current.pop("optim.cos") else "step")
+    return current
+
+
+def _unknown(setting: str, value: object, bases: Mapping[str, Any]) -> str:
+    section, _, name = setting.partition(".")
+    if section == "method" and any(name in spec.settings.__dataclass_fields__ for spec in SPECS.values()):
+        return f"{setting}={value}: does nothing with method.name={bases['method'].name}; leave it out"
+    known = sorted(f"{section}.{name}" for section, values in bases.items() for name in _names(values))
+    near = difflib.get_close_matches(setting, known, n=1, cutoff=0.0)[0]
+    return f"{setting}={value}: unknown setting; did you mean {near}?"
+
+
 def _typed(section: type, values: dict[str, object]) -> dict[str, Any]:
-    """Values as the section's fields want them (lists become tuples, whole numbers floats), or an error."""
+    """Return values as the section's fields want them: lists become tuples, whole numbers floats."""
     hints = get_type_hints(section)
     typed = {}
     for name, value in values.items():
@@ -58,29 +99,28 @@ def _widen(value: object, wanted: str) -> object:
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Sections of plain values."""
+    """Return the sections of a config as plain values."""
     return cast(dict[str, dict[str, Any]], dataclasses.asdict(config))
 
 
 def to_toml(config: Config) -> str:
-    """The config as TOML; a setting that is None or does nothing is left out."""
+    """Return the config as TOML, without settings that are None or do nothing."""
     ignored = ignored_settings(config)
-    sections = {
-        section: {
+    sections: dict[str, dict[str, Any]] = {}
+    for section, values in to_dict(config).items():
+        sections[section] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
             if value is not None and f"{section}.{name}" not in ignored
         }
-        for section, values in to_dict(config).items()
-    }
     return tomli_w.dumps(sections)
 
 
 def from_toml(text: str) -> Config:
-    """The config that `to_toml` wrote.
+    """Return the config that `to_toml` wrote. No module that the text names is ever imported.
 
     Raises:
-        ValueError: Not TOML, an unknown setting, or a value out of its range.
+        ValueError: Not TOML, an unknown setting or method, or a value out of its range.
 
     """
     if len(text) > MAX_CONFIG_CHARS:
@@ -89,19 +129,20 @@ def from_toml(text: str) -> Config:
         sections = tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("config: nested too deeply") from error
-    settings = {
-        f"{section}.{name}": value
-        for section, values in sections.items()
-        for name, value in (values.items() if isinstance(values, dict) else {section: values}.items())
-    }
+    settings: dict[str, object] = {}
+    for section, values in sections.items():
+        if isinstance(values, dict):
+            settings |= {f"{section}.{name}": value for name, value in values.items()}
+        else:
+            settings[section] = values
     try:
         return replace_settings(Config(), settings)
-    except (TypeError, IndexError) as error:  # a list of other length or kind than its setting wants
-        raise ValueError(f"config: a setting holds what it can't ({error})") from error
+    except (TypeError, IndexError) as error:  # a list whose length or kind its setting does not want
+        raise ValueError(f"config: a setting holds a value of the wrong kind ({error})") from error
 
 
 def to_flags(settings: Mapping[str, object]) -> list[str]:
-    """Dotted settings as flags of `mocokit pretrain`."""
+    """Return dotted settings as flags of `mocokit pretrain`."""
     flags: list[str] = []
     for setting, value in settings.items():
         section, name = setting.replace("_", "-").split(".")

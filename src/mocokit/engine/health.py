@@ -1,4 +1,7 @@
-"""Whether a run is learning, in plain words."""
+"""Warn in plain words when a run's numbers say that it is not learning.
+
+Warnings of settings, before a run starts, are the method's own: `MethodSpec.warnings`.
+"""
 
 from collections.abc import Mapping
 
@@ -9,52 +12,8 @@ LEAK_AFTER_STEPS = 200
 """Before, the encoders change so fast that neighbouring batches differ by more than their images."""
 
 
-def warnings_of_config(
-    *,
-    method: str = "moco",
-    bn_groups: int,
-    shuffle: bool,
-    queue_size: int,
-    num_images: int,
-    mask_same_image: bool,
-    batchnorm: bool = True,
-) -> list[str]:
-    """What a user should know before the run starts; without `batchnorm` in the encoder, nothing can leak there."""
-    lines = list[str]()
-    if method == "memory-bank":
-        return lines  # its positives are of another batch: no company to recognise (MoCo v1 sec. 3.3)
-    if method in ("simclr", "moco-v3"):
-        if batchnorm and bn_groups > 1:
-            lines.append(
-                f"method.bn_groups={bn_groups}: both views of an image are normalised in the same company, which the "
-                "loss can recognise instead of the image; the papers have one group over all devices, bn_groups=1"
-            )
-        return lines
-    if not batchnorm:
-        if shuffle:
-            lines.append(
-                "method.shuffle=True: without BatchNorm in the encoder it only costs time; leave it out with "
-                "--method.no-shuffle"
-            )
-    elif bn_groups == 1:
-        lines.append(
-            "method.bn_groups=1: shuffling BN has no effect with one group, so a query can recognise its key by the "
-            "BatchNorm statistics that they share; use 2 groups or more"
-        )
-    elif not shuffle:
-        lines.append(
-            "method.shuffle=False: query and key share BatchNorm statistics, so the loss can fall without learning"
-        )
-    if method == "moco" and queue_size > num_images and not mask_same_image:
-        lines.append(
-            f"method.queue_size={queue_size}: more negatives than the {num_images} images, so that each image is its "
-            "own negative; use a queue smaller than the data set, or method.mask_same_image"
-        )
-    return lines
-
-
 def warnings_of_metrics(metrics: Mapping[str, float], *, step: int) -> list[str]:
-    """What the numbers of a log line after `step` steps say is going wrong."""
+    """Return what a log line's numbers after `step` steps say is going wrong."""
     lines = []
     if step >= LEAK_AFTER_STEPS and metrics.get("bn_leak", 0.0) > MAX_BN_LEAK:
         lines.append(

@@ -29,8 +29,13 @@ class MeterBoard:
         self._num_rows = 0
 
     def add(self, rows: Mapping[str, Tensor], *, step: int, finite: Tensor) -> None:
-        """Count one step's rows; remembers the first step whose loss, or gradient (`finite`), is not finite."""
+        """Count one step's rows; remember the first step whose loss, or gradient (`finite`), is not finite.
+
+        Entries that hold more than one number an image, (n, C) for example, are no metrics and are left out.
+        """
         for name, values in rows.items():
+            if values.ndim != 1:
+                continue
             total = values.sum(dtype=torch.float64)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._num_rows += len(rows["loss"])

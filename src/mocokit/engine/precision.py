@@ -1,10 +1,8 @@
 """Number formats: autocast for forwards, loss scaling for float16, and what the hardware can do."""
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", "fp64", *AUTOCAST_TYPES)
@@ -37,15 +35,6 @@ class Precision:
             return contextlib.nullcontext()
         # The weight cache would keep the half-precision key weights of before the momentum update.
         return torch.autocast(self._device_type, dtype=self._autocast_type, cache_enabled=False)
-
-    def forward_each(self, losses: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The same losses, each computed under autocast; what the caller does in between is not."""
-        while True:
-            with self.autocast():
-                loss = next(losses, None)
-            if loss is None:
-                return
-            yield loss
 
 
 def _choose(device: torch.device) -> str:

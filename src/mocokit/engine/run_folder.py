@@ -12,8 +12,6 @@ from pathlib import Path
 import tomli_w
 
 from mocokit import distributed
-from mocokit.config.schema import Config
-from mocokit.config.toml import from_toml, to_toml
 from mocokit.engine.checkpoint import remove_partial
 from mocokit.engine.machine import describe_machine
 
@@ -82,15 +80,15 @@ class RunFolder:
         for folder in (self.path, self.checkpoints):
             remove_partial(folder)
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write the config and the environment into it."""
+    def create(self, config: str) -> None:
+        """Make the folder and write the config, which is TOML, and the environment into it."""
         self._require_empty()  # again: somebody may have filled it before it was locked
         self.checkpoints.mkdir(parents=True)
-        self.config.write_text(to_toml(config), encoding="utf-8")
+        self.config.write_text(config, encoding="utf-8")
         self.environment.write_text(tomli_w.dumps(describe_environment()), encoding="utf-8")
 
-    def load_config(self) -> Config:
-        """The config as it was asked for.
+    def read_config(self) -> str:
+        """Return the config as it was asked for, in TOML.
 
         Raises:
             ValueError: Not a run folder.
@@ -98,7 +96,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise ValueError(f"run={self.path}: not a run folder (it has no config.toml)")
-        return from_toml(self.config.read_text(encoding="utf-8"))
+        return self.config.read_text(encoding="utf-8")
 
     def record_resolved(self, values: Mapping[str, object]) -> None:
         """Write down numbers that were derived from the config, the data and the machine."""

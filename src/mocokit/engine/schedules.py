@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of the key momentum: pure functions of the step."""
+"""Schedules of the learning rate: pure functions of the step."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def learning_rate(
     steps_per_epoch: int,
     epochs: int,
     peak_lr: float,
-    cos: bool,
+    schedule: str,
     milestones: Sequence[float],
     by: str,
     warmup_epochs: float = 0.0,
@@ -33,7 +33,7 @@ def learning_rate(
         steps_per_epoch: Steps in an epoch.
         epochs: Length of the schedule.
         peak_lr: The rate at the start, or after the warm-up.
-        cos: Half cosine; otherwise steps at `milestones`, in epochs.
+        schedule: "cosine", "step" or "constant".
         milestones: Epochs at which the rate drops.
         by: "epoch": the cosine is constant within an epoch, as officially; "step": smooth. A milestone that is no
             whole epoch, of a schedule made shorter, lies within one.
@@ -44,13 +44,10 @@ def learning_rate(
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:
         return peak_lr * (step + 1) / (warmup_epochs * steps_per_epoch)
-    if cos:
+    if schedule == "constant":
+        return peak_lr
+    if schedule == "cosine":
         done = math.floor(epoch) if by == "epoch" else epoch
         progress = (done - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
         return cosine_lr(max(0.0, progress), peak_lr=peak_lr)
     return step_lr(epoch, peak_lr=peak_lr, milestones=milestones, drop=drop)
-
-
-def cosine_key_momentum(progress: float, *, start: float) -> float:
-    """m from `start` at progress 0 to 1 at progress 1, by a half cosine, each step (MoCo v3 sec. 4.1)."""
-    return 1.0 - (1.0 - start) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,61 +1,25 @@
-"""The loop."""
+"""The training loop, and the step of every method."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mocokit import distributed
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.prefetch import on_device
 from mocokit.distributed.gradients import GradientSum, gradient_sum
 from mocokit.engine.optimizer import set_lr, step_if_finite
 from mocokit.engine.precision import Precision
-from mocokit.engine.recorder import Bookkeeper
+from mocokit.engine.recorder import Recorder
 from mocokit.engine.stop_signal import StopSignal
-from mocokit.methods.groups import GroupLayout
+from mocokit.methods.contract import Method, Rows, cat_rows
 from mocokit.randomness import Purpose, torch_seed
 
 
-class Method(Protocol):
-    """A contrastive method: the maths of one global batch. The engine owns order, optimizer and precision."""
-
-    row_metrics: dict[str, Tensor]
-    """Values of each of this rank's rows in the last batch; `loss` and `contrast_acc` at least."""
-    chance_loss: float
-    """The loss while no positive is told from its negatives."""
-    layout: GroupLayout
-    """Which part of the batch this rank computes."""
-
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
-        """All that needs no gradient, on the whole batch; `local` crops are further queries of the same images."""
-        ...
-
-    def micro_losses(self) -> Iterator[Tensor]:
-        """A scalar to backpropagate for each micro-batch; their sum over these and ranks is the batch's mean loss."""
-        ...
-
-    def remember(self) -> None:
-        """What follows the optimizer step."""
-        ...
-
-    def gauges(self) -> dict[str, float]:
-        """Numbers of the method's own state for a log line."""
-        ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Parameters; those that take a gradient are trained."""
-        ...
-
-    def modules(self) -> Iterator[torch.nn.Module]:
-        """Itself and all that is inside."""
-        ...
-
-
 def train(
-    method: Method,
+    method: Method[Any],
     batches: Iterable[ViewBatch],
     *,
     optimizer: torch.optim.Optimizer,
@@ -65,58 +29,84 @@ def train(
     start_step: int,
     clip_norm: float = 0.0,
     seed: int,
-    books: Bookkeeper,
+    recorder: Recorder,
     signals: StopSignal,
 ) -> int:
-    """Train on `batches`, the first of which belongs to step `start_step`; returns the number of steps done.
+    """Train on `batches`, the first of which belongs to step `start_step`; return the number of steps done.
 
-    Ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite loss or
-    gradient, before it reaches the weights or a checkpoint.
+    The run ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite
+    loss or gradient, before it reaches the weights or a checkpoint.
     """
-    step = start_step
-    stream = on_device(batches, device)
     gradients = gradient_sum(method)
-    while (batch := _next_batch(stream, books)) is not None:
+    stream = on_device(batches, device)
+    step = start_step
+    while (views := _next_batch(stream, recorder)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)
         torch.manual_seed(torch_seed(seed, Purpose.STEP, step))  # for backbones that draw, such as dropout
-
-        finite = train_step(
-            method, batch, step, gradients=gradients, optimizer=optimizer, precision=precision, clip_norm=clip_norm
+        rows, finite = train_step(
+            method, views, step, gradients=gradients, optimizer=optimizer, precision=precision, clip_norm=clip_norm
         )
-        books.board.add(method.row_metrics, step=step, finite=finite)
-        books.bad_images.add(batch.bad)
-        books.clock.trained(len(batch.image_ids) * distributed.world_size())
+        recorder.count(views, rows, step=step, finite=finite)
         step += 1
-        if books.after_step(step, lr=lr, stop=signals.received is not None):
+        if recorder.after_step(step, lr=lr, stop=signals.received is not None):
             break
     return step
 
 
 def train_step(
-    method: Method,
-    batch: ViewBatch,
+    method: Method[Any],
+    views: ViewBatch,
     step: int,
     *,
     gradients: GradientSum,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     clip_norm: float = 0.0,
-) -> Tensor:
-    """One optimizer step on a batch; whether its gradient was finite, a scalar on the device (see `step_if_finite`)."""
+    lap: Callable[[str], object] = lambda part: None,
+) -> tuple[Rows, Tensor]:
+    """Take one optimizer step on a global batch (MoCo v1 Algorithm 1).
+
+    Args:
+        method: The method; its own file says what its parts of the step compute.
+        views: This rank's rows of the batch, on the device.
+        step: Optimizer steps done before.
+        gradients: Adds up gradients over ranks.
+        optimizer: Of the method's trained parameters.
+        precision: Number formats, and the loss scaler of float16.
+        clip_norm: Largest length of the gradient; 0: any.
+        lap: Called with the name of each part that has just ended, for timing.
+
+    Returns:
+        The rows of this rank's images, and a scalar on the device that is False if a gradient was NaN or infinite; the
+        step then changed nothing (see `step_if_finite`).
+
+    """
     with precision.autocast(), gradients.together():
-        method.prepare(batch.query, batch.key, batch.image_ids, step, batch.local)
-    losses = gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(batch.query))))
-    for loss in precision.forward_each(losses):
+        batch = method.prepare(views, step)  # MoCo: momentum update, then keys (B, C) without gradient
+    lap("momentum update and keys")
+
+    parts = []
+    micro_batches = method.layout.micro_batches_of(len(views.query))
+    for micro in micro_batches:
+        with precision.autocast():
+            # Each loss is a sum over images divided by B: over micro-batches and ranks they add up to the batch mean.
+            loss, rows = gradients.forward(method.loss, batch, micro, is_last=micro is micro_batches[-1])
+        lap("queries and loss")
         gradients.backward(precision.scaler.scale(loss))
+        lap("backward")
+        parts.append(rows)
+
     finite = step_if_finite(optimizer, precision.scaler, clip_norm=clip_norm)
     optimizer.zero_grad(set_to_none=True)
-    method.remember()
-    return finite
+    rows = cat_rows(parts)
+    method.remember(batch, rows)  # enqueue: only now, so that no key is a negative of its own batch
+    lap("optimizer and queue")
+    return rows, finite
 
 
-def _next_batch(stream: Iterator[ViewBatch], books: Bookkeeper) -> ViewBatch | None:
+def _next_batch(stream: Iterator[ViewBatch], recorder: Recorder) -> ViewBatch | None:
     start = time.perf_counter()
-    batch = next(stream, None)
-    books.clock.waited(time.perf_counter() - start)
-    return batch
+    views = next(stream, None)
+    recorder.clock.waited(time.perf_counter() - start)
+    return views

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mocokit.config.toml import from_toml
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
 from mocokit.export.proof import Proof
@@ -56,7 +57,7 @@ def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
     folder = RunFolder(loaded.path.parent)
     if loaded.path != folder.backbone or not folder.config.is_file():
         return {}
-    config = folder.load_config()
+    config = from_toml(folder.read_config())
     resolved = _toml(folder.resolved)
     return {
         "folder": folder.path.resolve().name,

@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mocokit.config.schema import Config, DataConfig
+from mocokit.config.toml import from_toml
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.checkpoint import load_newest
 from mocokit.engine.run_folder import RunFolder
@@ -34,7 +35,7 @@ def export_official(loaded: LoadedBackbone, out: Path) -> Exported:
 
     """
     folder = RunFolder(loaded.path.parent)
-    config = folder.load_config()
+    config = from_toml(folder.read_config())
     if config.model.stem != "imagenet" or not hasattr(torchvision.models, config.model.arch):
         raise ValueError(
             f"to=official: main_moco.py builds torchvision's ResNets, no {config.model.arch} with stem "
@@ -135,19 +136,20 @@ def _command(config: Config, out: Path) -> str:
     """The official command that continues the run."""
     optim = config.optim
     method = config.method
+    switches = {
+        "--mlp": config.model.mlp,
+        "--aug-plus": config.augment.aug_plus,
+        "--cos": optim.schedule == "cosine",
+    }
     flags = [
         f"-a {config.model.arch} --resume {out.name} --epochs {optim.epochs}",
         f"--batch-size {config.data.global_batch_size}",
         f"--lr {optim.lr} --momentum {optim.sgd_momentum} --wd {optim.weight_decay}",
         f"--moco-dim {config.model.dim} --moco-k {method.queue_size} --moco-m {method.key_momentum}",
         f"--moco-t {method.temperature}",
-        *(
-            flag
-            for flag, on in (("--mlp", config.model.mlp), ("--aug-plus", config.augment.aug_plus), ("--cos", optim.cos))
-            if on
-        ),
+        *(flag for flag, on in switches.items() if on),
         "--dist-url tcp://localhost:10001 --multiprocessing-distributed --world-size 1 --rank 0 IMAGENET",
     ]
-    if not optim.cos:
+    if optim.schedule == "step":
         flags.insert(3, f"--schedule {' '.join(map(str, optim.milestones))}")
     return "python main_moco.py " + " ".join(flags)

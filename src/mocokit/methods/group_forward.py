@@ -1,9 +1,9 @@
-"""How a rank runs an encoder over its part of a global batch: BatchNorm groups, micro-batches, shuffling BN.
+"""Run an encoder over this rank's part of a global batch: BatchNorm groups, micro-batches, shuffling BN.
 
-Shapes: B global batch, n rows of it on this rank.
+Shapes: B global batch, n rows of it on this rank, m rows of a micro-batch, C embedding dimension.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from mocokit import distributed
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.nets.grouped_batchnorm import batchnorm_groups
+from mocokit.randomness import Purpose, permutation
 
 ShuffleOrder = Callable[[int, int], Tensor]
-"""(step, B) -> (B,) permutation in the host's memory: slot i of the shuffled batch holds key view order[i]. The same on
-every rank."""
+"""(step, B) -> (B,) permutation in host memory, the same on every rank: slot i of the shuffled batch holds key view
+order[i]."""
 
 
 class GroupForward:
     """Forward passes in which each BatchNorm group is normalised on its own.
 
     Args:
-        layout: BatchNorm groups of the global batch, and the part that this rank computes.
-        pixels: Module that turns views into what encoders read; runs a micro-batch at a time.
+        layout: BatchNorm groups of the global batch, and the part of them that this rank computes.
+        pixels: Module that turns uint8 views into what encoders read. It runs a micro-batch at a time, because floats
+            take four times the memory of uint8: a batch of 256 at 224 px is 39 MB as bytes, 154 MB as floats.
 
     """
 
@@ -30,36 +32,42 @@ class GroupForward:
         self.layout = layout
         self.pixels = pixels
 
-    def run(
-        self, encoder: nn.Module, views: Tensor, micro: MicroBatch, *, views_per_image: int = 1, moves: bool = True
-    ) -> Tensor:
-        """Embeddings of a micro-batch.
+    def embed(self, encoder: nn.Module, views: Tensor, micro: MicroBatch, *, update_bn_stats: bool = True) -> Tensor:
+        """Return the embeddings of a micro-batch's views: (k, 3, H, W) -> (k, C).
 
         Args:
             encoder: Network with grouped BatchNorm.
-            views: (micro rows * views_per_image, 3, H, W), or this rank's rows, of which the micro-batch is cut:
-                (n, 3, H, W), or (n, V, 3, H, W) of V views each, which give (micro rows * V, C).
-            micro: Which groups.
-            views_per_image: Above 1, `views` are the micro-batch's own, and as many views share a group.
-            moves: Whether BatchNorm's running statistics may follow group 0.
+            views: The micro-batch's own views, group after group; k is a multiple of its number of groups.
+            micro: The micro-batch.
+            update_bn_stats: False: BatchNorm's running statistics stay. If True, group 0 alone updates them: the
+                official code saves those of rank 0.
 
         """
-        rows = views[micro.rows] if views_per_image == 1 else views
-        moves = moves and micro.has_group_0
-        with batchnorm_groups(encoder, micro.num_groups, updates_statistics=moves, ranks=micro.ranks):
-            embeddings: Tensor = encoder(self.pixels(rows.flatten(0, -4)))
+        update_bn_stats = update_bn_stats and micro.has_group_0
+        with batchnorm_groups(encoder, micro.num_groups, updates_statistics=update_bn_stats, ranks=micro.ranks):
+            embeddings: Tensor = encoder(self.pixels(views))
         return embeddings
 
-    def run_all(self, encoder: nn.Module, views: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, C) embeddings of this rank's rows."""
-        return torch.cat([self.run(encoder, views, micro) for micro in self.layout.micro_batches_of(len(views))])
+    def embed_all(self, encoder: nn.Module, views: Tensor) -> Tensor:
+        """Return the embeddings of all rows of this rank: (n, 3, H, W) -> (n, C)."""
+        micro_batches = self.layout.micro_batches_of(len(views))
+        return torch.cat([self.embed(encoder, views[micro.rows], micro) for micro in micro_batches])
+
+    def embed_keys(self, encoder: nn.Module, views: Tensor, order: Tensor | None) -> Tensor:
+        """Return the keys of the whole batch: (n, 3, H, W) -> (B, C), row i belongs to image i; no gradient.
+
+        With an `order`, views are shuffled over the batch before they are embedded and the keys put back afterwards
+        (shuffling BN): a key is then normalised beside other images than its query.
+        """
+        slots = self.embed_all(encoder, self.shuffle(views, order))  # (n, C)
+        return unshuffle(self.gather(slots), order)  # (B, C)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, ...) of this rank -> (B, ...) of the whole batch; no gradient."""
+        """Return the rows of all ranks: (n, ...) -> (B, ...); no gradient."""
         return distributed.all_gather_rows(rows, self.layout.row_counts(self.layout.batch_size_of(len(rows))))
 
     def shuffle(self, views: Tensor, order: Tensor | None) -> Tensor:
-        """(n, 3, H, W) views of this rank's slots when the batch is put in `order` (B,); None: as they are."""
+        """Return this rank's slots of the batch in `order` (B,): (n, 3, H, W) -> (n, 3, H, W); as they are for None."""
         if order is None:
             return views
         counts = self.layout.row_counts(self.layout.batch_size_of(len(views)))
@@ -67,16 +75,10 @@ class GroupForward:
 
 
 def unshuffle(slots: Tensor, order: Tensor | None) -> Tensor:
-    """(B, C) of shuffled slots -> row i is again that of image i; differentiable."""
+    """Put shuffled slots back in batch order: (B, C) -> (B, C), row i belongs to image i; differentiable."""
     return slots if order is None else slots[torch.argsort(order).to(slots.device, non_blocking=True)]
 
 
-def cat_rows(metrics: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Row metrics of all micro-batches, put together."""
-    return {name: torch.cat([rows[name] for rows in metrics]) for name in metrics[0]}
-
-
-def require_temperature(temperature: float) -> None:
-    """Raise ValueError when no softmax can have it."""
-    if temperature <= 0:
-        raise ValueError(f"method.temperature={temperature}: must be above 0; the papers use 0.07 to 1.0")
+def seeded_shuffle(seed: int) -> ShuffleOrder:
+    """Return the permutation of shuffling BN for each step of a run with that seed."""
+    return lambda step, size: torch.from_numpy(permutation(seed, Purpose.KEY_SHUFFLE, size, step))

@@ -1,4 +1,4 @@
-"""Is it the image that a query recognises, or the company it was normalised in?
+"""Measure whether BatchNorm statistics leak the positive, and warn of settings in which they can.
 
 Shapes: m queries, B global batch in G groups of N, C embedding dimension.
 """
@@ -10,21 +10,50 @@ from torch import Tensor
 def bn_leak(
     q: Tensor, keys: Tensor, positive_similarity: Tensor, older: Tensor, *, first_row: int, rows_per_group: int
 ) -> Tensor:
-    """(m,) how much nearer a query lies to the *other* keys of its own BatchNorm group than to older ones.
+    """Return how much nearer each query lies to the *other* keys of its BatchNorm group than to older keys: (m,).
 
-    Both are keys of other images. It is 0 unless query and keys share something that is not in the image: the group's
-    statistics. Shuffling BN exists to keep it at 0 (MoCo v1 sec. 3.3).
+    All of these are keys of other images. The difference is 0 unless query and keys share something that is not in the
+    image: the statistics of their group. Shuffling BN exists to keep it at 0 (MoCo v1 sec. 3.3).
 
     Args:
         q: (m, C) queries of consecutive rows of the batch.
         keys: (B, C) keys of the whole batch.
-        positive_similarity: (m,) of each query and its own key.
+        positive_similarity: (m,) similarity of each query and its own key.
         older: (B, C) keys of the batch before.
         first_row: Row of the batch that the first query belongs to.
         rows_per_group: N.
 
     """
     groups = keys.view(-1, rows_per_group, keys.shape[1]).sum(dim=1)  # (G, C)
-    own_group = torch.arange(first_row, first_row + len(q), device=q.device) // rows_per_group
-    others = ((q * groups[own_group]).sum(dim=1) - positive_similarity) / (rows_per_group - 1)
+    own_group = torch.arange(first_row, first_row + len(q), device=q.device) // rows_per_group  # (m,)
+    others = ((q * groups[own_group]).sum(dim=1) - positive_similarity) / (rows_per_group - 1)  # (m,)
     return others - q @ older.mean(dim=0)
+
+
+def warn_of_shuffle(*, bn_groups: int, shuffle: bool, has_batchnorm: bool) -> list[str]:
+    """Return warnings for a method that relies on shuffling BN to keep query and key in different groups."""
+    if not has_batchnorm:
+        if not shuffle:
+            return []
+        return [
+            "method.shuffle=True: without BatchNorm in the encoder it only costs time; leave it out with "
+            "--method.no-shuffle"
+        ]
+    if bn_groups == 1:
+        return [
+            "method.bn_groups=1: shuffling BN has no effect with one group, so a query can recognise its key by the "
+            "BatchNorm statistics that they share; use 2 groups or more"
+        ]
+    if not shuffle:
+        return ["method.shuffle=False: query and key share BatchNorm statistics, so the loss can fall without learning"]
+    return []
+
+
+def warn_of_groups(*, bn_groups: int, has_batchnorm: bool) -> list[str]:
+    """Return warnings for a method whose positives and negatives are of the batch and that does not shuffle."""
+    if bn_groups == 1 or not has_batchnorm:
+        return []
+    return [
+        f"method.bn_groups={bn_groups}: both views of an image are normalised in the same group, which the "
+        "loss can recognise instead of the image; the papers have one group over all devices, bn_groups=1"
+    ]

@@ -1,31 +1,54 @@
 """Memory bank: contrast each image with its own feature of an epoch ago, and with other images' (Wu et al. 2018).
 
-One feature an image; a batch overwrites those of its images by a moving average of themselves, features and not
-weights (MoCo v1 fig. 2b, sec. 3.2 "Relations to previous mechanisms"). InfoNCE over sampled negatives, as MoCo v1's
-comparison; InstDisc itself approximated it by NCE. The negatives of a step are one draw for the whole batch, where
-InstDisc draws for each query: the same in expectation, and one product of matrices. One view an image is used.
+The bank holds one feature an image. A batch mixes the new features of its images into the old ones: a moving average
+of features, not of weights (MoCo v1 fig. 2b, sec. 3.2 "Relations to previous mechanisms"). The loss is InfoNCE over
+sampled negatives, as in MoCo v1's comparison; InstDisc itself approximated it by NCE. The negatives of a step are one
+draw for the whole batch, where InstDisc draws for each query: the same in expectation, and one matrix product. One view
+an image is used.
 
-Shapes: B global batch, n rows of it on this rank, C embedding dimension, K negatives, M images of the data set.
+Shapes: B global batch, n rows of it on this rank, m of a micro-batch, C embedding dimension, K negatives, M images of
+the data set.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mocokit.data.batch import ViewBatch
 from mocokit.losses import PLAIN, NegativeTerm, info_nce, row_metrics
-from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
-from mocokit.methods.groups import GroupLayout
+from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows
+from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.local_crops import embed_crops, image_losses
 from mocokit.nets.encoder import Encoder
+from mocokit.randomness import Purpose, generator
+from mocokit.settings import flag, require
 
 SampleImages = Callable[[int], Tensor]
 """step -> (K,) images whose features are the step's negatives. The same on every rank."""
 
 
-class MemoryBank(nn.Module):
-    """The memory bank over one global batch: `prepare`, then each of `micro_losses`, then `remember`.
+@dataclass(frozen=True, kw_only=True)
+class MemoryBankBatch:
+    """One global batch between `prepare` and `remember`."""
+
+    query: Tensor
+    """(n, 3, H, W) views of this rank's images."""
+    image_ids: Tensor
+    """(n,) their indices in the data set."""
+    negative_ids: Tensor
+    """(K,) images whose features are the negatives."""
+    negatives: Tensor
+    """(K, C) those features."""
+    local: Tensor | None
+    """(n, V, 3, s, s) local crops of this rank's images."""
+
+
+class MemoryBank(Method[MemoryBankBatch]):
+    """The memory bank over one global batch.
 
     Args:
         encoder_q: The encoder.
@@ -34,9 +57,9 @@ class MemoryBank(nn.Module):
         num_negatives: K.
         temperature: Softmax temperature T.
         feature_momentum: Weight of an image's old feature when its new one comes in (InstDisc: 0.5).
-        layout: BatchNorm groups of the global batch, and the part that this rank computes.
+        layout: BatchNorm groups of the global batch, and the part of them that this rank computes.
         sample: Draws the negatives of each step; a query's own image among them does not count.
-        pixels: Module that turns views into what the encoder reads; runs a micro-batch at a time.
+        pixels: Module that turns views into what the encoder reads; None: the identity.
         seed: Seed of the bank's first rows.
         term: How negatives enter the loss.
 
@@ -60,77 +83,118 @@ class MemoryBank(nn.Module):
         seed: int = 0,
         term: NegativeTerm = PLAIN,
     ) -> None:
-        super().__init__()
-        require_temperature(temperature)
-        if not 0 <= feature_momentum < 1:
-            raise ValueError(f"method.feature_momentum={feature_momentum}: must be in 0..1, below 1; InstDisc has 0.5")
-        self.encoder_q = encoder_q
-        self.temperature = temperature
+        super().__init__(encoder_q, temperature=temperature, layout=layout, pixels=pixels, term=term)
+        require(
+            0 <= feature_momentum < 1,
+            "method.feature_momentum",
+            feature_momentum,
+            "must be in 0..1, below 1; InstDisc has 0.5",
+        )
         self.feature_momentum = feature_momentum
-        self.pixels = pixels or nn.Identity()
-        self.term = term
-        self.layout = layout
-        self.forwards = GroupForward(layout, self.pixels)
         self.sample = sample
         noise = torch.randn(num_images, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("features", F.normalize(noise, dim=1))  # (M, C); ImageNet: 1281167*128*4 B = 656 MB
         self.register_buffer("seen", torch.zeros(num_images, dtype=torch.bool))  # (M,)
         self.chance_loss = term.chance_loss(num_negatives)
-        self._batch: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
-        self._fresh: Tensor | None = None
-        self.row_metrics: dict[str, Tensor] = {}
-        """(n,) values of each row of the last batch, on this rank; no gradient."""
 
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
-        """Draw the negatives; see MoCo.prepare for the arguments. Key views are not used."""
-        self._batch = query, image_ids, self.sample(step).to(image_ids.device), local
+    def prepare(self, views: ViewBatch, step: int) -> MemoryBankBatch:
+        """Draw the negatives; key views are not used."""
+        negative_ids = self.sample(step).to(views.image_ids.device)
+        return MemoryBankBatch(
+            query=views.query,
+            image_ids=views.image_ids,
+            negative_ids=negative_ids,
+            negatives=self.features[negative_ids],
+            local=views.local,
+        )
 
-    def micro_losses(self) -> Iterator[Tensor]:
-        """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch."""
-        assert self._batch is not None, "call prepare() first"
-        query, image_ids, negative_ids, local = self._batch
-        size = self.layout.batch_size_of(len(query))
-        metrics = list[dict[str, Tensor]]()
-        fresh = list[Tensor]()
-        negatives = self.features[negative_ids]  # (K, C)
-        for micro in self.layout.micro_batches(size):
-            q = self.forwards.run(self.encoder_q, query, micro)
-            ids = image_ids[micro.rows]
-            crops = embed_crops(self.forwards, self.encoder_q, local, micro)
-            with torch.autocast(q.device.type, enabled=False):
-                contrasts = [
-                    info_nce(
-                        rows,
-                        self.features[ids],
-                        negatives,
-                        temperature=self.temperature,
-                        ids=ids,
-                        negative_ids=negative_ids,
-                        term=self.term,
-                    )
-                    for rows in (q, *crops)
-                ]
-                losses = image_losses([[nce] for nce in contrasts])
-            metrics.append(row_metrics(contrasts[:1], losses, term=self.term))
-            fresh.append(q.detach())
-            yield losses.sum() / size
-        self.row_metrics = cat_rows(metrics)
-        self._fresh = torch.cat(fresh)
+    def loss(self, batch: MemoryBankBatch, micro: MicroBatch) -> tuple[Tensor, Rows]:
+        """Contrast a micro-batch's queries with their images' old features and the drawn ones."""
+        q = self.forwards.embed(self.encoder_q, batch.query[micro.rows], micro)  # (m, C)
+        crops = embed_crops(self.forwards, self.encoder_q, batch.local, micro)
+        ids = batch.image_ids[micro.rows]
+        with torch.autocast(q.device.type, enabled=False):
+            contrasts = [
+                info_nce(
+                    z,
+                    self.features[ids],
+                    batch.negatives,
+                    temperature=self.temperature,
+                    ids=ids,
+                    negative_ids=batch.negative_ids,
+                    term=self.term,
+                )
+                for z in (q, *crops)
+            ]
+            losses = image_losses([[nce] for nce in contrasts])  # (m,)
+        rows = row_metrics(contrasts[:1], losses, term=self.term)
+        rows["features"] = q.detach()  # (m, C)
+        return losses.sum() / self.layout.batch_size_of(len(batch.query)), rows
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Move the features of the batch's images towards what the encoder said; call after the optimizer step."""
-        assert self._batch is not None and self._fresh is not None, "call prepare() and micro_losses() first"
-        fresh = self.forwards.gather(self._fresh)  # (B, C), (B,)
-        ids = self.forwards.gather(self._batch[1])
-        comes_again = (ids[:, None] == ids[None, :]).triu(1).any(dim=1)  # a replacement of a bad image; the last counts
-        fresh = fresh[~comes_again]
+    def remember(self, batch: MemoryBankBatch, rows: Rows) -> None:
+        """Mix the new features of the batch's images into the bank."""
+        new = self.forwards.gather(rows["features"])  # (B, C)
+        ids = self.forwards.gather(batch.image_ids)  # (B,)
+        # An image can stand twice in a batch, as the replacement of a bad one: only its last row counts.
+        comes_again = (ids[:, None] == ids[None, :]).triu(1).any(dim=1)
+        new = new[~comes_again]
         ids = ids[~comes_again]
-        mixed = self.feature_momentum * self.features[ids] + (1 - self.feature_momentum) * fresh
+        mixed = self.feature_momentum * self.features[ids] + (1 - self.feature_momentum) * new
         self.features[ids] = F.normalize(mixed, dim=1).to(self.features.dtype)
         self.seen[ids] = True
-        self._batch = self._fresh = None
 
     def gauges(self) -> dict[str, float]:
-        """Numbers of the method's own state for a log line; waits for the device."""
+        """Return the share of images whose feature is real; waits for the device."""
         return {"bank_fill": float(self.seen.double().mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBankSettings(MethodSettings):
+    """Memory bank: negatives from stored features of all images."""
+
+    name: Annotated[Literal["memory-bank"], flag("--method")] = "memory-bank"
+    """The method; --method chooses another one."""
+    num_negatives: int = 65536
+    """Features drawn from the bank each step, K."""
+    feature_momentum: float = 0.5
+    """Weight of an image's old feature when its new one comes in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_negatives >= 1, "method.num_negatives", self.num_negatives, "must be at least 1")
+
+
+def build(settings: MemoryBankSettings, inputs: MethodInputs) -> MemoryBank:
+    """Return the method in its first state."""
+
+    def sample(step: int) -> Tensor:
+        """Draw the step's negatives."""
+        draws = generator(inputs.seed, Purpose.BANK_SAMPLE, step)
+        return torch.from_numpy(draws.integers(inputs.num_images, size=settings.num_negatives))
+
+    return MemoryBank(
+        inputs.encoder_q,
+        dim=inputs.dim,
+        num_images=inputs.num_images,
+        num_negatives=settings.num_negatives,
+        feature_momentum=settings.feature_momentum,
+        sample=sample,
+        seed=inputs.memory_seed,
+        **inputs.shared(settings),
+    )
+
+
+def passes(settings: MemoryBankSettings) -> Passes:
+    """Return what a step computes."""
+    return Passes(trained_views=1, gathered_rows=1)
+
+
+def state_bytes(settings: MemoryBankSettings, *, dim: int, num_images: int) -> float:
+    """Return the bytes of the bank: M features of C floats, and a flag for each."""
+    return num_images * (4.0 * dim + 1)
+
+
+# No warnings: a query's positive comes from another batch, so shared BatchNorm statistics give nothing away
+# (MoCo v1 sec. 3.3).
+SPEC = MethodSpec(settings=MemoryBankSettings, build=build, passes=passes, state_bytes=state_bytes)

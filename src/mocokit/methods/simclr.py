@@ -1,33 +1,38 @@
 """SimCLR: contrast both views of each image with all other views of the batch (Chen et al. 2020, Algorithm 1).
 
-One encoder; both views of a group's images share its BatchNorm statistics, as in the official code, where they are one
-batch of 2B. The gradient goes through all 2B views on all ranks. v2 differs in its head of three layers.
+There is one encoder. Both views of a group's images share its BatchNorm statistics, as in the official code, where they
+are one batch of 2B. The gradient goes through all 2B views on all ranks. v2 differs in its head of three layers.
 
-Shapes: B global batch, n rows of it on this rank, C embedding dimension.
+Shapes: B global batch, n rows of it on this rank, m of a micro-batch, V local crops an image, C embedding dimension.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mocokit.data.batch import ViewBatch
 from mocokit.losses import PLAIN, NegativeTerm, nt_xent, row_metrics
-from mocokit.methods.gradient_cache import cached_micro_losses
-from mocokit.methods.group_forward import GroupForward, cat_rows, require_temperature
+from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows, RunFacts
+from mocokit.methods.gradient_cache import CachedGradient, cache_gradient
 from mocokit.methods.groups import GroupLayout, MicroBatch
+from mocokit.methods.leak import warn_of_groups
 from mocokit.methods.local_crops import embed_crops, image_losses
 from mocokit.nets.encoder import Encoder
+from mocokit.nets.heads import build_simclr_head
+from mocokit.settings import flag
 
 
-class SimClr(nn.Module):
-    """SimCLR over one global batch: `prepare`, then each of `micro_losses`, then `remember`.
+class SimClr(Method[CachedGradient]):
+    """SimCLR over one global batch.
 
     Args:
         encoder_q: The encoder of both views.
         global_batch_size: B.
         temperature: Softmax temperature T.
-        layout: BatchNorm groups of the global batch, and the part that this rank computes.
-        pixels: Module that turns views into what the encoder reads; runs a micro-batch at a time.
+        layout: BatchNorm groups of the global batch, and the part of them that this rank computes.
+        pixels: Module that turns views into what the encoder reads; None: the identity.
         term: How negatives enter the loss.
 
     """
@@ -42,61 +47,79 @@ class SimClr(nn.Module):
         pixels: nn.Module | None = None,
         term: NegativeTerm = PLAIN,
     ) -> None:
-        super().__init__()
-        require_temperature(temperature)
-        self.encoder_q = encoder_q
-        self.temperature = temperature
-        self.term = term
-        self.pixels = pixels or nn.Identity()
-        self.layout = layout
-        self.forwards = GroupForward(layout, self.pixels)
+        super().__init__(encoder_q, temperature=temperature, layout=layout, pixels=pixels, term=term)
         self.chance_loss = 2 * term.chance_loss(2 * global_batch_size - 2)
-        self._views: tuple[Tensor, Tensor, Tensor | None] | None = None
-        self.row_metrics: dict[str, Tensor] = {}
-        """(n,) values of each row of the last batch, on this rank; no gradient."""
 
-    def prepare(self, query: Tensor, key: Tensor, image_ids: Tensor, step: int, local: Tensor | None = None) -> None:
-        """Take the batch's views; see MoCo.prepare for the arguments."""
-        self._views = query, key, local
+    def prepare(self, views: ViewBatch, step: int) -> CachedGradient:
+        """Embed the whole batch; take its loss and the gradient with respect to the embeddings."""
+        return cache_gradient(
+            lambda micro, update_bn_stats: self._embed(views, micro, update_bn_stats),
+            self._score,
+            layout=self.layout,
+            global_batch_size=self.layout.batch_size_of(len(views.query)),
+        )
 
-    def micro_losses(self) -> Iterator[Tensor]:
-        """One scalar a micro-batch; their sum over micro-batches and ranks is the mean loss of the global batch.
+    def loss(self, batch: CachedGradient, micro: MicroBatch) -> tuple[Tensor, Rows]:
+        """Return the micro-batch's share of the loss; see gradient_cache.py."""
+        return batch.loss(micro)
+
+    def _embed(self, views: ViewBatch, micro: MicroBatch, update_bn_stats: bool) -> Tensor:
+        """Return (m, 2 + V, C): both views, which share their BatchNorm group, and the local crops."""
+        pair = [view[micro.rows].unflatten(0, (micro.num_groups, -1)) for view in (views.query, views.key)]
+        by_group = torch.cat(pair, dim=1).flatten(0, 1)  # (2m, 3, H, W): a group's queries, then its keys
+        z = self.forwards.embed(self.encoder_q, by_group, micro, update_bn_stats=update_bn_stats)  # (2m, C)
+        pairs = z.unflatten(0, (micro.num_groups, 2, -1)).transpose(1, 2).flatten(0, 1)  # (m, 2, C)
+        crops = embed_crops(self.forwards, self.encoder_q, views.local, micro)
+        return torch.stack([*pairs.unbind(dim=1), *crops], dim=1)
+
+    def _score(self, embeddings: Tensor, micro: MicroBatch) -> tuple[Tensor, Rows]:
+        """Contrast the micro-batch's views with all views (B, 2 + V, C) of the batch.
 
         An image's loss is the sum of its two views', as in the official code: twice the paper's mean over 2B views.
         """
-        assert self._views is not None, "call prepare() first"
-        (query, key, local) = self._views
-        metrics = list[dict[str, Tensor]]()
-        size = self.layout.batch_size_of(len(query))
-        first = self.layout.own_rows(size).start
+        rows = self.layout.batch_rows(micro, len(embeddings))
+        q, k, *crops = embeddings.unbind(dim=1)  # (B, C) each
+        contrasts = [
+            nt_xent(q, k, temperature=self.temperature, rows=rows, term=self.term, instead=instead)
+            for instead in (None, *(crop[rows] for crop in crops))
+        ]
+        losses = image_losses(contrasts)  # (m,)
+        return losses.sum() / len(embeddings), row_metrics(contrasts[0], losses, term=self.term)
 
-        def embed(micro: MicroBatch, moves: bool) -> Tensor:
-            """(rows, 2 + V, C) of both views, which share their group, and of the local crops."""
-            by_group = [views[micro.rows].unflatten(0, (micro.num_groups, -1)) for views in (query, key)]
-            views = torch.cat(by_group, dim=1).flatten(0, 1)  # (2 * rows, 3, H, W), a group's queries, then its keys
-            z = self.forwards.run(self.encoder_q, views, micro, views_per_image=2, moves=moves)
-            pairs = z.unflatten(0, (micro.num_groups, 2, -1)).transpose(1, 2).flatten(0, 1)
-            return torch.stack([*pairs.unbind(dim=1), *embed_crops(self.forwards, self.encoder_q, local, micro)], dim=1)
 
-        def score(embeddings: Tensor, micro: MicroBatch) -> Tensor:
-            """Contrast the micro-batch's views with all views."""
-            rows = slice(first + micro.rows.start, first + micro.rows.stop)
-            q, k, *crops = embeddings.unbind(dim=1)  # (B, C) each
-            contrasts = [
-                nt_xent(q, k, temperature=self.temperature, rows=rows, term=self.term, instead=instead)
-                for instead in (None, *(crop[rows] for crop in crops))
-            ]
-            losses = image_losses(contrasts)
-            metrics.append(row_metrics(contrasts[0], losses, term=self.term))
-            return losses.sum() / size
+@dataclass(frozen=True, kw_only=True)
+class SimClrSettings(MethodSettings):
+    """SimCLR: negatives from the batch, one trained encoder."""
 
-        yield from cached_micro_losses(embed, score, layout=self.layout, global_batch_size=size)
-        self.row_metrics = cat_rows(metrics)
+    name: Annotated[Literal["simclr"], flag("--method")] = "simclr"
+    """The method; --method chooses another one."""
 
-    def remember(self) -> None:
-        """Nothing outlives the batch."""
-        self._views = None
 
-    def gauges(self) -> dict[str, float]:
-        """Numbers of the method's own state for a log line: none."""
-        return {}
+def build(settings: SimClrSettings, inputs: MethodInputs) -> SimClr:
+    """Return the method in its first state."""
+    return SimClr(inputs.encoder_q, global_batch_size=inputs.global_batch_size, **inputs.shared(settings))
+
+
+def build_head(feature_dim: int, *, dim: int, head_layers: int) -> tuple[nn.Module, None]:
+    """Return SimCLR's head, D -> C, and no predictor."""
+    return build_simclr_head(feature_dim, dim, num_layers=head_layers), None
+
+
+def passes(settings: SimClrSettings) -> Passes:
+    """Return what a step computes: 2 embeddings an image are gathered, and their gradients summed over ranks."""
+    return Passes(trained_views=2, joins_batch=True, gathered_rows=2 + 2 * 2)
+
+
+def warnings(settings: SimClrSettings, facts: RunFacts) -> list[str]:
+    """Return a warning of BatchNorm groups that the loss can recognise."""
+    return warn_of_groups(bn_groups=settings.bn_groups, has_batchnorm=facts.has_batchnorm)
+
+
+SPEC = MethodSpec(
+    settings=SimClrSettings,
+    build=build,
+    build_head=build_head,
+    model_settings=("head_layers",),
+    passes=passes,
+    warnings=warnings,
+)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from mocokit.config.schema import Config
 from mocokit.data.augment.recipes import ViewParams
@@ -31,7 +30,7 @@ from mocokit.engine.train import train_step
 from mocokit.losses import info_nce
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
-from mocokit.run.build import Parts, assemble, build_batches, build_views
+from mocokit.run.build import Parts, build_batches, build_run, build_views
 
 SAMPLE_IMAGES = 64
 WARM_UP_STEPS = 2
@@ -87,7 +86,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     """
     device = pick_device(config.run.device, local_rank=0)
     keep_freed_memory(device)
-    parts = assemble(config, device)
+    parts = build_run(config, device)
     pixels_ms, megapixels = _time_pixels(config, parts)
     first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
     step_ms = _time_step(parts, first, seconds)
@@ -166,39 +165,34 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
     return {name: statistics.median(values[WARM_UP_STEPS:]) for name, values in stages.items()}
 
 
-class _TimedSum(GradientSum):
-    """Books the time of each part of a step, on a GPU after all work so far is done."""
+class StepTimer:
+    """Milliseconds of each part of a step; on a GPU a part ends when all work so far is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self.spent: dict[str, float] = {}
+        self.spent_ms: dict[str, float] = {}
         self._device = device
-        self._last = _now(device)
+        self._last_s = _now(device)
 
-    def lap(self, name: str) -> None:
-        """Book the milliseconds since the last call."""
-        now = _now(self._device)
-        self.spent[name] = self.spent.get(name, 0.0) + 1000 * (now - self._last)
-        self._last = now
-
-    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-        """The same losses."""
-        self.lap("momentum update and keys")
-        for loss in super().each(losses, count):
-            self.lap("queries and loss")
-            yield loss
-
-    def backward(self, loss: Tensor) -> None:
-        """As in training."""
-        super().backward(loss)
-        self.lap("backward")
+    def lap(self, part: str) -> None:
+        """Add the time since the last call to `part`."""
+        now_s = _now(self._device)
+        self.spent_ms[part] = self.spent_ms.get(part, 0.0) + 1000 * (now_s - self._last_s)
+        self._last_s = now_s
 
 
 def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
-    """Train on a batch; milliseconds of each part of the step, in order."""
-    timed = _TimedSum(parts.device)
-    train_step(parts.method, batch, step, gradients=timed, optimizer=parts.optimizer, precision=parts.precision)
-    timed.lap("optimizer and queue")
-    return timed.spent
+    """Train on a batch; return the milliseconds of each part of the step, in order."""
+    timer = StepTimer(parts.device)
+    train_step(
+        parts.method,
+        batch,
+        step,
+        gradients=GradientSum(),
+        optimizer=parts.optimizer,
+        precision=parts.precision,
+        lap=timer.lap,
+    )
+    return timer.spent_ms
 
 
 def _now(device: torch.device) -> float:

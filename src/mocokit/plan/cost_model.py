@@ -13,7 +13,8 @@ from mocokit.config.toml import replace_settings
 from mocokit.engine.compilation import PAYS_FROM_STEPS
 from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.losses import CHUNK_ELEMENTS
-from mocokit.plan.count_flops import StepCounts, count_step, passes_of
+from mocokit.methods import method_of
+from mocokit.plan.count_flops import StepCounts, count_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,18 +173,17 @@ def memory_by_part(
     """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
     parts = world_size if config.run.shard else 1  # the block that computes, put together, is left out
     flat = 4.0 * counts.num_trained / parts
-    row_bytes = 4.0 * config.model.dim
     view_bytes = 3 * config.data.image_size**2
     local_bytes = 3 * config.augment.local_size**2
     copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
-    shuffled = copies * passes_of(config).shuffled_views
-    memories = {"moco": config.method.queue_size * (row_bytes + 8), "memory-bank": num_images * (row_bytes + 1)}
+    shuffled = copies * method_of(config.method).passes(config.method).shuffled_views
+    memory = method_of(config.method).state_bytes(config.method, dim=config.model.dim, num_images=num_images)
     return {
         "weights": counts.weight_bytes / parts,
         "gradients": flat,
         "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
         "activations": float(counts.activation_bytes),
-        "queue or bank": memories.get(config.method.name, 0.0),
+        "queue or bank": memory,
         "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
         "views": float(view_bytes * (2 + shuffled) + local_bytes * config.augment.local_crops)  # uint8
         * counts.num_images,
@@ -199,7 +199,7 @@ def step_seconds(counts: StepCounts, card: Device, *, half: bool, compiled: bool
 
 def backward_share(config: Config, counts: StepCounts) -> float:
     """Share of a step's computing that is the last micro-batch's backward pass, twice the work of its forward pass."""
-    passes = passes_of(config)
+    passes = method_of(config.method).passes(config.method)
     forward = passes.trained_views * (1 + passes.embeds_again(counts.num_micro_batches)) + passes.key_views
     backward = 2 * passes.trained_views
     return backward / (forward + backward) / counts.num_micro_batches
@@ -216,7 +216,7 @@ def _communication(
     if world_size == 1:
         return 0.0, 0.0, 0.0
     share = (world_size - 1) / world_size
-    passes = passes_of(config)
+    passes = method_of(config.method).passes(config.method)
     node = min(world_size, around.gpus_per_node)
     gathered = passes.gathered_rows * config.data.global_batch_size * 4 * config.model.dim
     gradients = share * 2 * 4 * counts.num_trained

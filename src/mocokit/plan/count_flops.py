@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,51 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mocokit.config.schema import Config
 from mocokit.engine.precision import AUTOCAST_TYPES
+from mocokit.methods import method_of
+from mocokit.methods.contract import Passes
 from mocokit.methods.groups import GroupLayout
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.grouped_batchnorm import batchnorm_groups
-from mocokit.run.build_method import build_encoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passes:
-    """What a step of a method does with an image's views."""
-
-    trained_views: int
-    """Go forward and backward."""
-    key_views: int = 0
-    """Go forward alone, through an encoder without predictor that follows the first."""
-    num_trained: int = 1
-    """Encoders that take a gradient."""
-    joins_batch: bool = False
-    """The gradient goes through all embeddings of the batch: with micro-batches, trained views go forward twice."""
-    shuffled_views: int = 0
-    """Views that all ranks exchange, to shuffle them."""
-    gathered_rows: int = 0
-    """Embeddings of an image that all ranks gather; an all-reduce of as many bytes counts as two."""
-
-    def embeds_again(self, num_micro_batches: int) -> bool:
-        """Whether trained views go forward once more, without gradient, before all else."""
-        return self.joins_batch and num_micro_batches > 1
-
-
-PASSES = {
-    "moco": Passes(trained_views=1, key_views=1, shuffled_views=1, gathered_rows=1),
-    "end-to-end": Passes(trained_views=2, num_trained=2, joins_batch=True, shuffled_views=1, gathered_rows=2 + 2 * 2),
-    "memory-bank": Passes(trained_views=1, gathered_rows=1),
-    "simclr": Passes(trained_views=2, joins_batch=True, gathered_rows=2 + 2 * 2),
-    "moco-v3": Passes(trained_views=2, key_views=2, gathered_rows=2),
-}
-
-
-def passes_of(config: Config) -> Passes:
-    """The passes of the config's method."""
-    passes = PASSES[config.method.name]
-    method = config.method
-    if method.symmetric:
-        names = ("trained_views", "key_views", "shuffled_views", "gathered_rows")
-        passes = replace(passes, **{name: 2 * getattr(passes, name) for name in names})
-    return passes if method.shuffle else replace(passes, shuffled_views=0)
+from mocokit.run.build import build_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +97,7 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
     )
     micro_batches = layout.micro_batches(config.data.global_batch_size)
     first = micro_batches[0]
-    passes = passes_of(config)
+    passes = method_of(config.method).passes(config.method)
     rows = first.rows.stop - first.rows.start
     with torch.device("meta"):
         encoder = build_encoder(config).train()

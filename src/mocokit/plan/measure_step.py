@@ -75,7 +75,7 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
     torch.nn.Conv2d(3, 3, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()  # libraries load
     before = _reset_peak(device)
     mean, std = (known or MEAN_STD for known in (config.data.mean, config.data.std))
-    method, optimizer, _ = build_trained(
+    method, optimizer = build_trained(
         config, precision, device, mean=mean, std=std, num_images=max(batch, 10_000), total_steps=100
     )
     _reset_peak(device)  # what drawing the first queue took is not a step's

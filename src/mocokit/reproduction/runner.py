@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from mocokit.config.schema import Config, OptimConfig
-from mocokit.config.toml import replace_settings, to_toml
+from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.loading.loader import steps_per_epoch
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.sources.open_source import open_source
@@ -23,7 +23,7 @@ from mocokit.plan.bench import trainer
 from mocokit.reproduction.results import Result, cell_folder, load_result, metrics_of
 from mocokit.reproduction.scales import shrink
 from mocokit.reproduction.table import Cell, Table
-from mocokit.run.build import assemble, build_batches
+from mocokit.run.build import build_batches, build_run
 from mocokit.run.pretrain import locate_data, pretrain, resume
 
 PROTOCOLS = ("knn", "linear/fast")
@@ -131,7 +131,7 @@ def _begun(folder: RunFolder, config: Config) -> bool:
         with contextlib.suppress(FileNotFoundError):
             folder.checkpoints.rmdir()  # killed before its config was written
         return False
-    if to_toml(folder.load_config()) != to_toml(config):
+    if to_toml(from_toml(folder.read_config())) != to_toml(config):
         raise ValueError(f"out={folder.path}: holds a run of other settings; choose another --out")
     return True
 
@@ -172,7 +172,7 @@ def _kind(config: Config) -> Config:
 def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float:
     """Mean seconds of a step, making its views included, after some that don't count."""
     device = pick_device(config.run.device, local_rank=0)
-    parts = assemble(config, device)
+    parts = build_run(config, device)
     batches = on_device(build_batches(config, parts, start_step=0, total_steps=steps + warm_up), device)
     train = trainer(parts)
     start = 0.0

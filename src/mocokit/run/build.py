@@ -1,106 +1,172 @@
-"""From a config to the objects of a run: images, method, optimizer, monitor. Writes no file."""
+"""Build the objects of a run from its config: images, method, optimizer, views, monitor. Writes no file.
 
+This is the one place that takes a config apart: what it builds is given plain arguments.
+"""
+
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mocokit import distributed
-from mocokit.config.schema import Config
+from mocokit.config.schema import AugmentConfig, Config
 from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
 from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.sources import ImageSource
 from mocokit.data.statistics import measure_mean_std
+from mocokit.data.view_size import ViewSize
 from mocokit.data.views import ImageReader, LocalCrops, TwoViews
-from mocokit.distributed.fsdp import gathered, shard, sharded_modules
+from mocokit.distributed.fsdp import shard
 from mocokit.engine.backbone_file import BackboneCard
 from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
-from mocokit.evaluate.knn import KnnProtocol, knn_of
+from mocokit.engine.recorder import Rhythm
+from mocokit.engine.schedules import learning_rate
+from mocokit.evaluate.features import EvaluationView
+from mocokit.evaluate.knn import KnnProtocol
+from mocokit.methods import method_of
+from mocokit.methods.contract import Method, MethodInputs, RunFacts
 from mocokit.methods.groups import GroupLayout
-from mocokit.nets.backbones import build_seeded
+from mocokit.nets.backbones import (
+    build_backbone,
+    build_seeded,
+    feature_dim,
+    require_image_size,
+    zero_init_residual,
+)
+from mocokit.nets.encoder import Encoder
+from mocokit.nets.grouped_batchnorm import has_batchnorm
+from mocokit.nets.patches import CombinedPatches, require_patches
 from mocokit.nets.pixels import PixelNormalize
-from mocokit.run.build_method import AnyMethod, build_encoder, build_method, view_size
+from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3
+from mocokit.randomness import Purpose, torch_seed
+from mocokit.run.monitor import Monitor, build_monitor
 
 LOGGER = logging.getLogger("mocokit")
+
+OWN_ARCH = "own/"
+"""Beginning of `model.arch` of a backbone that was given as a module: own/CLASS. No name can rebuild it."""
+
+OWN_SOURCE = "own/"
+"""Beginning of `data.source` of images that were given as an object: own/CLASS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Objects that the caller gave instead of naming them in the config."""
+
+    backbone: nn.Module | None = None
+    """(N, 3, H, W) -> (N, D); its width is told by mocokit.nets.backbones.declare_feature_dim."""
+    source: ImageSource | None = None
+    """Training images."""
+
+    def named_in(self, config: Config) -> Config:
+        """Return the config with the names of these objects in place of model.arch and data.source."""
+        if self.backbone is not None:
+            model = replace(config.model, arch=OWN_ARCH + type(self.backbone).__name__, stem="imagenet")
+            config = replace(config, model=model)
+        if self.source is not None:
+            config = replace(config, data=replace(config.data, source=OWN_SOURCE + type(self.source).__name__))
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run is made of, before any file is written."""
+    """The objects of a run, before any file is written."""
 
     reader: ImageReader
-    method: AnyMethod
+    method: Method[Any]
     optimizer: torch.optim.Optimizer
     precision: Precision
     device: torch.device
     layout: GroupLayout
-    steps_per_epoch: int
+    rhythm: Rhythm
     card: BackboneCard
-    gather: Callable[[], None]
-    """Puts together, on all ranks, what `evaluate` needs."""
-    evaluate: Callable[[], dict[str, float]] | None
+    monitor: Monitor | None
+    """kNN on labelled images; None without labels."""
     num_workers: int
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch."""
+        return self.rhythm.steps_per_epoch
 
-def assemble(config: Config, device: torch.device) -> Parts:
+
+def build_run(config: Config, device: torch.device, given: Given | None = None) -> Parts:
     """Build everything that the config describes.
 
     Raises:
         ValueError: A setting, or the data, does not allow the run.
 
     """
+    given = given or Given()
     data = config.data
     precision = Precision(config.run.precision, device)
-    if not data.source:
-        raise ValueError("data: say where the images are, for example --data my_photos/")
-    source = open_source(data.source)
+    source = _find_source(config, given)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
-    per_epoch = steps_per_epoch(len(source), data.global_batch_size)
-    mean = data.mean
-    std = data.std
+    rhythm = Rhythm(
+        steps_per_epoch=steps_per_epoch(len(source), data.global_batch_size),
+        epochs=config.optim.epochs,
+        log_every=config.run.log_every,
+        save_minutes=config.run.save_minutes,
+        keep_last=config.run.keep_last,
+        knn_every=config.run.knn_every,
+    )
+    mean, std = data.mean, data.std
     if not mean:
         mean, std = measure_mean_std(reader, size_px=data.image_size, seed=config.run.seed)
-    method, optimizer, layout = build_trained(
+    method, optimizer = build_trained(
         config,
         precision,
         device,
         mean=mean,
         std=std,
         num_images=len(source),
-        total_steps=per_epoch * config.optim.epochs,
+        total_steps=rhythm.total_steps,
+        backbone=given.backbone,
     )
-    evaluated, gather = _evaluated_backbone(config, method, precision, device, labelled=source.labels is not None)
-    card = BackboneCard(
-        arch=config.model.arch,
-        stem=config.model.stem,
-        image_size=data.image_size,
-        eval_crop_ratio=data.eval_crop_ratio,
-        mean=mean,
-        std=std,
-        step=0,
-    )
-    monitoring = choose_workers(data.workers, threads_suffice=device.type == "cpu", location=data.source)
     return Parts(
         reader=reader,
         method=method,
         optimizer=optimizer,
         precision=precision,
         device=device,
-        layout=layout,
-        steps_per_epoch=per_epoch,
-        card=card,
-        num_workers=choose_workers(data.workers),
-        gather=gather,
-        evaluate=_build_monitor(
-            config, reader, embed_with(evaluated, method.pixels, precision), device=device, num_workers=monitoring
+        layout=method.layout,
+        rhythm=rhythm,
+        card=BackboneCard(
+            arch=config.model.arch,
+            stem=config.model.stem,
+            image_size=data.image_size,
+            eval_crop_ratio=data.eval_crop_ratio,
+            mean=mean,
+            std=std,
+            step=0,
         ),
+        monitor=_build_monitor(config, reader, method, precision, device, given),
+        num_workers=choose_workers(data.workers),
     )
+
+
+def _find_source(config: Config, given: Given) -> ImageSource:
+    if given.source is not None:
+        return given.source
+    location = config.data.source
+    if not location:
+        raise ValueError("data: say where the images are, for example --data my_photos/")
+    if location.startswith(OWN_SOURCE):
+        raise ValueError(
+            f"data.source={location}: the run's images were given as an object; give it again: "
+            "mocokit.resume(run, data=...)"
+        )
+    return open_source(location)
 
 
 def build_trained(
@@ -112,28 +178,50 @@ def build_trained(
     std: tuple[float, ...],
     num_images: int,
     total_steps: int,
-) -> tuple[AnyMethod, torch.optim.Optimizer, GroupLayout]:
-    """The config's method and optimizer in their first state on `device`, and this rank's part of a batch.
+    backbone: nn.Module | None = None,
+) -> tuple[Method[Any], torch.optim.Optimizer]:
+    """Build the method and its optimizer in their first state on `device`.
 
     Raises:
-        ValueError: A setting does not allow the run.
+        ValueError: A setting does not fit the architecture, the method or this number of ranks.
 
     """
+    run = config.run
+    encoder_q = build_seeded(lambda: build_encoder(config, backbone), torch_seed(run.seed, Purpose.MODEL_INIT))
+    if run.channels_last:
+        encoder_q = encoder_q.to(memory_format=torch.channels_last)
     layout = GroupLayout(
         bn_groups=config.method.bn_groups,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_groups=config.method.micro_groups,
     )
-    layout.rows_per_group(config.data.global_batch_size)
-    method = build_method(
-        config,
+    layout.rows_per_group(config.data.global_batch_size)  # raises if the batch does not split
+    inputs = MethodInputs(
+        encoder_q=encoder_q,
+        pixels=PixelNormalize(mean, std, channels_last=run.channels_last),
         layout=layout,
-        pixels=PixelNormalize(mean, std, channels_last=config.run.channels_last),
+        dim=config.model.dim,
+        global_batch_size=config.data.global_batch_size,
         num_images=num_images,
         total_steps=total_steps,
-    ).to(device=device, dtype=precision.dtype)
-    encoders = list(dict.fromkeys([method.encoder_q, getattr(method, "encoder_k", method.encoder_q)]))
+        seed=run.seed,
+    )
+    method = method_of(config.method).build(config.method, inputs).to(device=device, dtype=precision.dtype)
+    _shard_or_compile(config, method, device, total_steps=total_steps)
+    optimizer = build_optimizer(
+        method,
+        name=config.optim.name,
+        lr=config.optim.lr,
+        sgd_momentum=config.optim.sgd_momentum,
+        weight_decay=config.optim.weight_decay,
+        trust_coefficient=config.optim.trust_coefficient,
+    )
+    return method, optimizer
+
+
+def _shard_or_compile(config: Config, method: Method[Any], device: torch.device, *, total_steps: int) -> None:
+    encoders = [module for module in method.children() if isinstance(module, Encoder)]
     if config.run.shard and config.optim.name != "adamw":
         raise ValueError(f"optim.name={config.optim.name!r}: run.shard needs adamw, the others take no parts of layers")
     if config.run.shard and distributed.world_size() > 1:
@@ -142,39 +230,89 @@ def build_trained(
     elif should_compile(config.run.compile, device, total_steps=total_steps):
         for part in (method.pixels, *encoders):
             part.compile()
-    optim = config.optim
-    optimizer = build_optimizer(
-        method,
-        name=optim.name,
-        lr=optim.lr,
-        sgd_momentum=optim.sgd_momentum,
-        weight_decay=optim.weight_decay,
-        trust_coefficient=optim.trust_coefficient,
-    )
-    return method, optimizer, layout
 
 
-def build_recipes(config: Config) -> tuple[Recipe, Recipe]:
-    """The paper's recipes of query and key views with the user's changes."""
-    augment = asdict(config.augment)
-    pairs = {"moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
-    moco = AUG_PLUS if config.augment.aug_plus else AUG
-    query, key = pairs.get(config.augment.recipe, (moco, moco))
-    for name in ("on", "recipe", "aug_plus", "local_crops", "local_size", "local_scale"):
-        augment.pop(name)
-    changes = {name: value for name, value in augment.items() if value is not None}
+def build_encoder(config: Config, backbone: nn.Module | None = None) -> Encoder:
+    """Build the query encoder, with weights from torch's generator.
+
+    Args:
+        config: The run's settings.
+        backbone: Copied with the weights that it has, in place of model.arch; None: what model.arch names.
+
+    Raises:
+        ValueError: A setting does not fit the architecture.
+
+    """
+    model = config.model
+    backbone = _build_backbone(config) if backbone is None else copy.deepcopy(backbone)
+    for size_px in _view_sizes(config):
+        require_image_size(backbone, size_px)
+    if config.augment.local_crops:
+        require_image_size(backbone, config.augment.local_size, setting="augment.local_size")
+    patches = _build_patches(config, backbone)
+    if model.zero_init_residual:
+        zero_init_residual(backbone)
+    if model.vit_init == "moco-v3":
+        init_as_moco_v3(backbone)
+    if model.freeze_patch_embed:
+        freeze_patch_embed(backbone)
+    heads = method_of(config.method).heads(feature_dim(backbone), dim=model.dim, model=asdict(model))
+    return Encoder(backbone, *heads, patches=patches)
+
+
+def _build_backbone(config: Config) -> nn.Module:
+    arch = config.model.arch
+    if arch.startswith(OWN_ARCH):
+        raise ValueError(
+            f"model.arch={arch}: the run's backbone was given as a module, which no name can rebuild; give it again: "
+            "mocokit.resume(run, backbone=...)"
+        )
+    return build_backbone(arch, stem=config.model.stem)
+
+
+def _build_patches(config: Config, backbone: nn.Module) -> CombinedPatches | None:
+    grid = getattr(config.method, "patch_grid", 1)
+    if grid == 1:
+        return None
+    combined = config.method.patches_combined  # type: ignore[attr-defined]  # of PatchSettings, like the grid
+    for size_px in _view_sizes(config):
+        require_patches(grid, combined, size_px)
+        require_image_size(backbone, size_px // grid)
+    return CombinedPatches(grid, combined)
+
+
+def view_size(config: Config) -> ViewSize:
+    """Return the side of the run's views, epoch by epoch."""
+    full_px = config.data.image_size
+    return ViewSize(first_px=config.data.first_image_size or full_px, last_px=full_px, epochs=config.optim.epochs // 2)
+
+
+def _view_sizes(config: Config) -> set[int]:
+    size = view_size(config)
+    return {size.in_epoch(epoch) for epoch in range(config.optim.epochs)}
+
+
+def build_recipes(augment: AugmentConfig) -> tuple[Recipe, Recipe]:
+    """Return the paper's recipes of query and key views with the user's changes."""
+    moco = AUG_PLUS if augment.aug_plus else AUG
+    pairs = {"moco": (moco, moco), "moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
+    query, key = pairs[augment.recipe]
+    changes = {
+        name: value
+        for name, value in asdict(augment).items()
+        if value is not None and name in Recipe.__dataclass_fields__
+    }
     return replace(query, **changes), replace(key, **changes)
 
 
 def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
-    """What makes the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
+    """Build the maker of the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
     augment = config.augment
-    (recipe, key_recipe) = build_recipes(config)
-    local = LocalCrops(
-        num_crops=augment.local_crops,
-        size_px=augment.local_size,
-        recipe=replace(recipe, crop_scale=augment.local_scale),
-    )
+    recipe, key_recipe = build_recipes(augment)
+    local = None
+    if augment.local_crops:
+        local_recipe = replace(recipe, crop_scale=augment.local_scale)
+        local = LocalCrops(num_crops=augment.local_crops, size_px=augment.local_size, recipe=local_recipe)
     return TwoViews(
         reader,
         recipe,
@@ -183,7 +321,7 @@ def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> Two
         seed=config.run.seed,
         pipeline=config.data.pipeline,
         crops_only=crops_only,
-        local=local if augment.local_crops else None,
+        local=local,
     )
 
 
@@ -195,89 +333,84 @@ def build_batches(
     total_steps: int,
     on_loss: Callable[[str], object] = LOGGER.warning,
 ) -> Iterable[ViewBatch]:
-    """Batches of this rank from `start_step` on; each starts as crops when the device does the rest.
+    """Return this rank's batches from `start_step` on; each starts as crops when the device does the rest.
 
     `on_loss` is told of each loader worker that was killed and replaced.
     """
-    data = config.data
+    batch_size = config.data.global_batch_size
     order = BatchOrder(
         num_images=len(parts.reader.source),
-        global_batch_size=data.global_batch_size,
-        own_rows=parts.layout.own_rows(data.global_batch_size),
+        global_batch_size=batch_size,
+        own_rows=parts.layout.own_rows(batch_size),
         start_step=start_step,
         total_steps=total_steps,
         seed=config.run.seed,
     )
-    views = build_views(config, parts.reader, crops_only=_leaves_color(config, parts.device))
+    views = build_views(config, parts.reader, crops_only=_leaves_color(config.augment.on, parts.device))
     in_turns = parts.device.type == "cpu"
     return build_loader(views, order, num_workers=parts.num_workers, in_turns=in_turns, on_loss=on_loss)
 
 
 MANY_CORES = 8
-"""Cores a GPU from which they make whole views faster than it trains on them."""
+"""Cores for each GPU from which on they make whole views faster than it trains on them."""
 
 
-def _leaves_color(config: Config, device: torch.device) -> bool:
-    """Whether color, blur and flip are left to the device; auto: to a GPU that has few cores beside it."""
-    if config.augment.on == "auto":
+def _leaves_color(on: str, device: torch.device) -> bool:
+    """Return True if color, blur and flip are left to the device; "auto" leaves them to a GPU with few cores."""
+    if on == "auto":
         return device.type == "cuda" and own_cores() < MANY_CORES
-    return config.augment.on == "device"
+    return on == "device"
 
 
-def _evaluated_backbone(
-    config: Config, method: AnyMethod, precision: Precision, device: torch.device, *, labelled: bool
-) -> tuple[nn.Module, Callable[[], None]]:
-    """The query backbone, or where ranks hold parts of it and there are labels, a whole one on the main rank; and what
-    brings that up to date, called on all ranks.
-    """
-    backbone = method.encoder_q.backbone
-    if not (sharded_modules(method) and labelled):
-        return backbone, lambda: None
-    whole = backbone  # on other ranks, which are not asked
-    if distributed.is_main():
-        whole = build_seeded(lambda: build_encoder(config), 0).backbone.to(device=device, dtype=precision.dtype)
+def lr_of_step(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the steps done before."""
+    optim = config.optim
+    return partial(
+        learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        epochs=optim.epochs,
+        peak_lr=optim.lr,
+        schedule=optim.schedule,
+        milestones=optim.milestones,
+        by=optim.lr_by,
+        warmup_epochs=optim.warmup_epochs,
+    )
 
-    def gather() -> None:
-        """Put the trained weights together in the main rank's copy."""
-        state = gathered(backbone.state_dict())
-        if distributed.is_main():
-            whole.load_state_dict(state)
 
-    return whole, gather
+def settings_warnings(config: Config, parts: Parts) -> list[str]:
+    """Return what the method's own file has to say of these settings on these images."""
+    facts = RunFacts(num_images=len(parts.reader.source), has_batchnorm=has_batchnorm(parts.method.encoder_q))
+    return method_of(config.method).warnings(config.method, facts)
 
 
 def _build_monitor(
     config: Config,
     reader: ImageReader,
-    embed: Callable[[Tensor], Tensor],
-    *,
+    method: Method[Any],
+    precision: Precision,
     device: torch.device,
-    num_workers: int,
-) -> Callable[[], dict[str, float]] | None:
-    """kNN on the backbone's features: bank from the training images, queries from data.test or a held-out tenth."""
+    given: Given,
+) -> Monitor | None:
     if reader.source.labels is None:
         if config.data.test:
             raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")
         return None
-    view = EvaluationView(
-        size_px=config.data.image_size,
-        crop_ratio=config.data.eval_crop_ratio,
-        num_workers=num_workers,
-    )
-    size = config.run.knn_max_images
-    seed = config.run.seed
-    drawn = draw_indices(len(reader.source), size, seed=seed)
+    workers = choose_workers(config.data.workers, threads_suffice=device.type == "cpu", location=config.data.source)
+    test = None
     if config.data.test:
-        test = ImageReader(open_source(config.data.test), max_image_px=reader.max_image_px, seed=seed)
-        asked = draw_indices(len(test.source), size // 5, seed=seed)
-        queries = choose_images(test, view, indices=asked, class_names=reader.source.class_names)
-        bank = choose_images(reader, view, indices=drawn)
-    else:
-        queries = choose_images(reader, view, indices=drawn[::10])
-        bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
-    protocol = KnnProtocol(config.run.knn_k, config.run.knn_temperature)
-
-    def evaluate() -> dict[str, float]:
-        return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
-
-    return evaluate
+        source = open_source(config.data.test)
+        test = ImageReader(source, max_image_px=reader.max_image_px, seed=config.run.seed)
+    return build_monitor(
+        method,
+        reader,
+        test,
+        build_encoder=partial(build_encoder, config, given.backbone),
+        view=EvaluationView(
+            size_px=config.data.image_size, crop_ratio=config.data.eval_crop_ratio, num_workers=workers
+        ),
+        protocol=KnnProtocol(config.run.knn_k, config.run.knn_temperature),
+        max_images=config.run.knn_max_images,
+        seed=config.run.seed,
+        precision=precision,
+        device=device,
+    )

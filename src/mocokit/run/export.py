@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mocokit.config.schema import DataConfig
+from mocokit.config.toml import from_toml
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
@@ -87,7 +88,7 @@ def _open(loaded: LoadedBackbone, data: str | Path | None) -> tuple[ImageSource,
         return open_source(data), Path(data).name
     folder = RunFolder(loaded.path.parent)
     if folder.config.is_file():
-        source = folder.load_config().data.source
+        source = from_toml(folder.read_config()).data.source
         try:
             return open_source(source), Path(source).name
         except ValueError:  # moved since: any real image will do

@@ -19,7 +19,7 @@ from mocokit.foreign.layouts import OFFICIAL, State, find_weights, recognise
 from mocokit.foreign.reading import read_checkpoint
 from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
-from mocokit.run.build import Parts, assemble
+from mocokit.run.build import Parts, build_run
 from mocokit.run.pretrain import locate_data, state_of
 
 
@@ -108,7 +108,7 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
         section, name = setting.split(".")
         if getattr(getattr(config, section), name) != value:
             raise ValueError(f"{setting}={getattr(getattr(config, section), name)}: the checkpoint's is {value}")
-    parts = assemble(config, pick_device(config.run.device, local_rank=0))
+    parts = build_run(config, pick_device(config.run.device, local_rank=0))
     own = run.content.get("mocokit", {})
     step = own.get("step", run.content["epoch"] * parts.steps_per_epoch)
     if own.get("steps_per_epoch", parts.steps_per_epoch) != parts.steps_per_epoch:
@@ -119,8 +119,8 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
     parts.optimizer.load_state_dict(_optimizer_state(run, parts))
     if "scaler" in own:
         parts.precision.scaler.load_state_dict(own["scaler"])
-    state = {**state_of(parts), "step": step, "config": to_toml(config)}
-    folder.create(config)
+    state = {**state_of(parts, config), "step": step}
+    folder.create(to_toml(config))
     save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
     origin = f"{run.path.name} ({OFFICIAL.name})"
     save_backbone(folder.backbone, parts.method.encoder_q.backbone, replace(parts.card, step=step, origin=origin))

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mocokit import distributed
+from mocokit.data.batch import ViewBatch
 from mocokit.distributed.gradients import gradient_sum
 from mocokit.engine.optimizer import build_sgd
+from mocokit.engine.precision import Precision
+from mocokit.engine.train import train_step
 from mocokit.methods import official_names
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
@@ -128,22 +131,22 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
     meta = json.loads(str(trace["meta"]))
     method = build_method(trace, micro_groups=micro_groups)
     optimizer = build_sgd(method, lr=meta["lr"], sgd_momentum=meta["sgd_momentum"], weight_decay=meta["weight_decay"])
-    gradients = gradient_sum(method)
-    rows = method.layout.own_rows(trace["views"].shape[2])
+    step_parts: dict[str, Any] = {
+        "gradients": gradient_sum(method),
+        "optimizer": optimizer,
+        "precision": Precision("fp64", torch.device("cpu")),
+    }
+    batch_size = trace["views"].shape[2]
+    rows = method.layout.own_rows(batch_size)
+    counts = method.layout.row_counts(batch_size)
+    ids = torch.arange(rows.start, rows.stop)
     losses = []
     similarities = []
     pointers = []
     for step, (query, key) in enumerate(torch.from_numpy(trace["views"])[:, :, rows.start : rows.stop]):
-        method.prepare(query, key, torch.arange(rows.start, rows.stop), step)
-        for loss in gradients.each(method.micro_losses(), len(method.layout.micro_batches_of(len(query)))):
-            gradients.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        method.remember()
-        counts = method.layout.row_counts(trace["views"].shape[2])
-        row_losses = distributed.all_gather_rows(method.row_metrics["loss"], counts)
-        losses.append(row_losses.view(meta["world_size"], -1).mean(dim=1))
-        similarities.append(distributed.all_gather_rows(method.row_metrics["positive_similarity"], counts))
+        values, _ = train_step(method, ViewBatch(query=query, key=key, image_ids=ids), step, **step_parts)
+        losses.append(distributed.all_gather_rows(values["loss"], counts).view(meta["world_size"], -1).mean(dim=1))
+        similarities.append(distributed.all_gather_rows(values["positive_similarity"], counts))
         pointers.append(method.queue.pointer)
     ours = {
         "loss": torch.stack(losses),

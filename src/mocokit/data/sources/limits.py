@@ -17,6 +17,8 @@ from PIL import Image
 
 MAX_IMAGE_BYTES = 2**30
 """One image as stored: twice 89 megapixels of 16-bit RGB without compression."""
+MAX_IMAGE_PX = 89_478_485
+"""Width x height of an image, unless a setting says otherwise: Pillow's limit for decompression bombs."""
 MAX_ENTRIES = 2**25
 """Images of one archive, list or IDX file: 33.5 million; ImageNet-21k has 14.2 million. More go into shards."""
 MAX_SHARDS = 10**6

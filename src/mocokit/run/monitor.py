@@ -1,0 +1,90 @@
+"""The kNN monitor of a run: does the backbone get better at telling classes apart?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mocokit import distributed
+from mocokit.data.views import ImageReader
+from mocokit.distributed.fsdp import gathered, sharded_modules
+from mocokit.engine.precision import Precision
+from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
+from mocokit.evaluate.knn import KnnProtocol, knn_of
+from mocokit.methods.contract import Method
+from mocokit.nets.backbones import build_seeded
+from mocokit.nets.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """The two halves of an evaluation during training."""
+
+    gather: Callable[[], None]
+    """Brings the weights that ranks hold in parts together on the main rank; called on all ranks."""
+    evaluate: Callable[[], dict[str, float]]
+    """Returns {"knn_acc": accuracy in 0..1}; called on the main rank."""
+
+
+def build_monitor(
+    method: Method[Any],
+    reader: ImageReader,
+    test: ImageReader | None,
+    *,
+    build_encoder: Callable[[], Encoder],
+    view: EvaluationView,
+    protocol: KnnProtocol,
+    max_images: int,
+    seed: int,
+    precision: Precision,
+    device: torch.device,
+) -> Monitor:
+    """Build the monitor of the query backbone.
+
+    Args:
+        method: Whose backbone is evaluated.
+        reader: Labelled training images, from which the bank comes.
+        test: Labelled images that vote is asked for; None: every tenth of the bank's images is held out for that.
+        build_encoder: Builds an encoder like the method's, to hold gathered weights.
+        view: How images are read.
+        protocol: Neighbours and temperature.
+        max_images: Largest bank; there are at most a fifth as many queries.
+        seed: Of the draw of images.
+        precision: Of the forward passes.
+        device: Where they run.
+
+    """
+    drawn = draw_indices(len(reader.source), max_images, seed=seed)
+    if test is not None:
+        asked = draw_indices(len(test.source), max_images // 5, seed=seed)
+        queries = choose_images(test, view, indices=asked, class_names=reader.source.class_names)
+        bank = choose_images(reader, view, indices=drawn)
+    else:
+        queries = choose_images(reader, view, indices=drawn[::10])
+        bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
+    backbone = method.encoder_q.backbone
+    gather: Callable[[], None] = _nothing
+    if sharded_modules(method):
+        sharded = backbone
+        if distributed.is_main():
+            backbone = build_seeded(build_encoder, 0).backbone.to(device=device, dtype=precision.dtype)
+        whole = backbone
+
+        def gather() -> None:
+            """Put the sharded weights together in the main rank's copy."""
+            state = gathered(sharded.state_dict())
+            if distributed.is_main():
+                whole.load_state_dict(state)
+
+    embed = embed_with(backbone, method.pixels, precision)
+
+    def evaluate() -> dict[str, float]:
+        """Return the kNN accuracy."""
+        return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
+
+    return Monitor(gather=gather, evaluate=evaluate)
+
+
+def _nothing() -> None:
+    """Do nothing: each rank holds the whole backbone."""
