@@ -3,7 +3,6 @@
 python benchmarks/plan_table.py
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from mocokit.config.presets import get_preset
@@ -62,7 +61,7 @@ def main() -> None:
         )
         if made.bound == "communication" and not bound_from:
             without = plan(
-                replace(config, method=replace(config.method, shuffle=False)),
+                replace_settings(config, {"method.shuffle": False}),
                 device="H100",
                 world_size=world_size,
                 num_images=10**9,

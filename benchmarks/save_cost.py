@@ -66,10 +66,10 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     num_steps = max(3, round(stretch_s / min(seconds(1) for _ in range(4))))
 
     def save() -> None:
-        """What Bookkeeper.save does."""
+        """Save as Recorder.save does."""
         begun = time.perf_counter()
         writer.wait()
-        state = copied_to_cpu({**state_of(parts), "step": 1})
+        state = copied_to_cpu({**state_of(parts, config), "step": 1})
         copying.append(time.perf_counter() - begun)
 
         def write() -> None:

@@ -107,10 +107,10 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
     shape = (2, case.batch, case.image_size, case.image_size, 3)
     query, key = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
     batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch, device=device))
-    # The loop's books without files: what it does within a step is done, what it does between steps is not.
-    books: Any = SimpleNamespace(
-        board=MeterBoard(device),
-        bad_images=SimpleNamespace(add=lambda bad: None),
+    # A recorder without files: what the loop does within a step is done, what it does between steps is not.
+    board = MeterBoard(device)
+    recorder: Any = SimpleNamespace(
+        count=lambda views, rows, *, step, finite: board.add(rows, step=step, finite=finite),
         clock=StepClock(),
         after_step=lambda step, **_: False,
     )
@@ -123,7 +123,7 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
         lr_of_step=lambda step: LR,
         start_step=0,
         seed=0,
-        books=books,
+        recorder=recorder,
         signals=StopSignal(),
     )
 

@@ -5,7 +5,7 @@ python examples/pretrain_minimal.py
 
 import torch
 
-from mocokit import Encoder, GroupLayout, MoCo, build_backbone, build_head
+from mocokit import Encoder, GroupLayout, MoCo, ViewBatch, build_backbone, build_head
 
 torch.manual_seed(0)
 backbone = build_backbone("resnet10_w32", stem="imagenet")
@@ -22,13 +22,14 @@ optimizer = torch.optim.SGD(moco.encoder_q.parameters(), lr=0.03, momentum=0.9, 
 
 for step in range(10):
     images = torch.randn(64, 3, 32, 32)
-    query = images + 0.1 * torch.randn_like(images)  # two views; use mocokit.data for real ones
+    query = images + 0.1 * torch.randn_like(images)  # two views; real ones come from mocokit.data
     key = images.flip(3)
-    moco.prepare(query, key, image_ids=torch.arange(64) + 64 * step, step=step)  # momentum update, keys
-    for loss in moco.micro_losses():  # InfoNCE against the queue; one micro-batch here
-        loss.backward()
+    views = ViewBatch(query=query, key=key, image_ids=torch.arange(64) + 64 * step)
+    batch = moco.prepare(views, step)  # momentum update, then the keys
+    (micro,) = moco.layout.micro_batches(64)  # one micro-batch here
+    loss, rows = moco.loss(batch, micro)  # InfoNCE against the keys and the queue
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    moco.remember()  # enqueue: only now, so that no key is its own negative
-    loss_now = moco.row_metrics["loss"].mean()
-    print(f"step {step}  loss {loss_now:.3f}  contrast_acc {moco.row_metrics['contrast_acc'].float().mean():.2f}")
+    moco.remember(batch, rows)  # enqueue: only now, so that no key is its own negative
+    print(f"step {step}  loss {rows['loss'].mean():.3f}  contrast_acc {rows['contrast_acc'].float().mean():.2f}")

@@ -14,7 +14,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from mocokit import distributed
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
 from mocokit.data.batch import ViewBatch
-from mocokit.distributed.gradients import BucketedGradientSum
+from mocokit.distributed.gradients import BucketedGradientSum, Loss
 from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
 from mocokit.report.text_tables import markdown_columns
@@ -54,10 +54,12 @@ class SumAfterwards(BucketedGradientSum):
             for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
-    def each(self, losses: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-        """Every micro-batch is one that does not synchronise."""
+    def forward(self, loss: Loss, *args: Any, is_last: bool) -> tuple[Tensor, Any]:
+        """Let no micro-batch synchronise."""
+        self._is_last = is_last
         with self._ddp.no_sync():
-            yield from super().each(losses, count)
+            result: tuple[Tensor, Any] = self._ddp(loss, *args)
+        return result
 
 
 def work(out: Path, steps: int) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mocokit.cli import main
-from mocokit.engine.recorder import Bookkeeper
+from mocokit.engine.recorder import Recorder
 
 Step = dict[str, int]
 
@@ -59,14 +59,14 @@ def _loopback_bytes() -> int:
 def run(out: Path, arguments: list[str]) -> int:
     """Run the command and write `out`/rank_N.json."""
     traffic = Traffic()
-    after_step = Bookkeeper.after_step
+    after_step = Recorder.after_step
 
-    def ended(self: Bookkeeper, step: int, *, lr: float, stop: bool) -> bool:
+    def ended(self: Recorder, step: int, *, lr: float, stop: bool) -> bool:
         stop = after_step(self, step, lr=lr, stop=stop)
         traffic.end_step()
         return stop
 
-    Bookkeeper.after_step = ended  # type: ignore[method-assign]
+    Recorder.after_step = ended  # type: ignore[method-assign]
     for name in ("all_reduce", "all_gather", "all_to_all_single", "all_gather_object", "barrier"):
         setattr(dist, name, traffic.count(name, getattr(dist, name)))
     code = main(arguments)

@@ -130,7 +130,7 @@ def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         if not (folder / arch).exists():
             settings = {**TINY, "data.source": str(folder / "photos.txt"), "model.arch": arch, "optim.lr": 1e-3}
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("mocokit.run.build_method.build_backbone", calm)
+                patch.setattr("mocokit.run.build.build_backbone", calm)
                 mocokit.pretrain("moco-v2-small", out=folder / arch, settings=settings)
         return folder / arch
 

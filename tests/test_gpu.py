@@ -30,8 +30,8 @@ def _losses(tiny: Callable[..., Config], photos: Path, device: str, **settings: 
     train = trainer(parts)
     losses = []
     for step, batch in enumerate(on_device(batches, parts.device)):
-        train(batch, step)
-        losses.append(parts.method.row_metrics["loss"].mean().double().cpu())
+        rows, _ = train(batch, step)
+        losses.append(rows["loss"].mean().double().cpu())
     return torch.stack(losses)
 
 

@@ -7,6 +7,7 @@ permutations are the run's. Everything happens in one process on the whole batch
 import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class Oracle:
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.config = config
-        self.method = config.method
+        self.method: Any = config.method
+        self.temperature = config.method.temperature
         self.encoder = copy.deepcopy(parts.method.encoder_q)
         self.total_steps = parts.steps_per_epoch * config.optim.epochs
         self.trained: list[nn.Parameter] = [p for p in self.encoder.parameters() if p.requires_grad]
@@ -63,7 +65,7 @@ class Oracle:
         `own` is each row's positive. Hard negatives (Robinson et al. 2021) weigh exp(beta s / T), on average 1; the
         decoupled sum (Yeh et al. 2021) is without the positive.
         """
-        t = self.method.temperature
+        t: float = self.temperature
         beta = self.method.hardness
         rows = torch.arange(len(scores))
         counts = torch.ones_like(scores) if counts is None else counts.to(scores.dtype).clone()
@@ -227,7 +229,7 @@ class MoCoV3Oracle(Oracle):
         for view, k in zip(views[:2], reversed(keys), strict=True):
             scores = [q @ k.T for q in self.queries(view)]
             total = total + torch.stack([self.cross_entropy(s, torch.arange(len(k))) for s in scores]).mean()
-        return 2 * self.method.temperature * total
+        return 2 * self.temperature * total
 
 
 ORACLES: dict[str, type[Oracle]] = {
@@ -249,7 +251,7 @@ def rate(config: Config, step: int, steps_per_epoch: int) -> float:
         if step < warm:
             return optim.lr * (step + 1) / warm
         return optim.lr * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
-    if optim.cos:
+    if optim.schedule == "cosine":
         return optim.lr * (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
     return optim.lr * math.prod(0.1 for milestone in optim.milestones if epoch >= milestone)
 

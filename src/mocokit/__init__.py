@@ -19,6 +19,8 @@ _PUBLIC = {
     "import_backbone": "mocokit.foreign.import_backbone",
     "MoCoV3": "mocokit.methods.moco_v3",
     "SimClr": "mocokit.methods.simclr",
+    "ViewBatch": "mocokit.data.batch",
+    "declare_feature_dim": "mocokit.nets.backbones",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
     "get_preset": "mocokit.config.presets",
@@ -38,8 +40,10 @@ __all__ = [
     "MoCo",
     "MoCoV3",
     "SimClr",
+    "ViewBatch",
     "build_backbone",
     "build_head",
+    "declare_feature_dim",
     "export_run",
     "get_preset",
     "import_backbone",
@@ -53,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mocokit.config.presets import get_preset
     from mocokit.config.schema import Config
+    from mocokit.data.batch import ViewBatch
     from mocokit.engine.backbone_file import load_backbone
     from mocokit.foreign.import_backbone import import_backbone
     from mocokit.losses import info_nce
@@ -62,7 +67,7 @@ if TYPE_CHECKING:
     from mocokit.methods.moco import MoCo
     from mocokit.methods.moco_v3 import MoCoV3
     from mocokit.methods.simclr import SimClr
-    from mocokit.nets.backbones import build_backbone
+    from mocokit.nets.backbones import build_backbone, declare_feature_dim
     from mocokit.nets.encoder import Encoder
     from mocokit.nets.heads import build_head
     from mocokit.run.export import export_run

@@ -2,10 +2,9 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 import torch
 
-from mocokit.engine.health import warnings_of_config, warnings_of_metrics
+from mocokit.engine.health import warnings_of_metrics
 from mocokit.engine.metrics import MeterBoard, MetricsLog
 
 CPU = torch.device("cpu")
@@ -49,34 +48,6 @@ def test_resuming_drops_lines_of_steps_that_will_be_done_again(tmp_path: Path) -
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 33.0)]
 
 
-def _config_warnings(**changes: object) -> list[str]:
-    settings = {"bn_groups": 4, "shuffle": True, "queue_size": 100, "num_images": 1000, "mask_same_image": False}
-    return warnings_of_config(**{**settings, **changes})  # type: ignore[arg-type]
-
-
-def test_settings_that_make_shuffling_batchnorm_a_no_op_are_warned_of() -> None:
-    assert _config_warnings() == []
-    assert "shuffling BN has no effect" in _config_warnings(bn_groups=1)[0]
-    assert "share BatchNorm statistics" in _config_warnings(shuffle=False)[0]
-    assert "more negatives than the 50 images" in _config_warnings(num_images=50)[0]
-    assert _config_warnings(num_images=50, mask_same_image=True) == []
-
-
-@pytest.mark.parametrize("method", ["simclr", "moco-v3", "memory-bank"])
-def test_methods_without_a_leak_are_not_warned_of_one(method: str) -> None:
-    assert _config_warnings(method=method, bn_groups=1, num_images=50) == []
-
-
-@pytest.mark.parametrize("method", ["simclr", "moco-v3"])
-def test_views_that_share_small_groups_are_warned_of(method: str) -> None:
-    assert "method.bn_groups=4: both views" in _config_warnings(method=method)[0]
-    assert _config_warnings(method=method, batchnorm=False) == []
-
-
-def test_end_to_end_keys_can_leak_as_mocos() -> None:
-    assert "shuffling BN has no effect" in _config_warnings(method="end-to-end", bn_groups=1)[0]
-
-
 def test_queries_that_know_their_group_are_called_a_leak() -> None:
     assert "BatchNorm leak" in warnings_of_metrics({"bn_leak": 0.3}, step=1000)[0]
     assert warnings_of_metrics({"bn_leak": 0.03}, step=1000) == []
@@ -90,3 +61,9 @@ def test_a_bad_gradient_counts_though_the_loss_is_finite() -> None:
     board.add(_rows(1.0), step=4, finite=~FINITE)
     board.add(_rows(1.0), step=5, finite=FINITE)
     assert board.bad_step() == 4
+
+
+def test_rows_with_more_than_a_number_an_image_are_no_metrics() -> None:
+    board = MeterBoard(CPU)
+    board.add({**_rows(1.0, 3.0), "features": torch.ones(2, 8)}, step=0, finite=FINITE)
+    assert board.means() == {"loss": 2.0, "contrast_acc": 0.5}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mocokit.config.schema import Config
+from mocokit.config.toml import to_toml
 from mocokit.engine.run_folder import RunFolder
 
 HOLD = """
@@ -35,6 +36,6 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(
         process.kill()
     folder.require_free()
     with folder.locked():
-        folder.create(tiny())
+        folder.create(to_toml(tiny()))
     with pytest.raises(ValueError, match=r"exists and is not empty; continue it with `mocokit resume"):
         folder.require_free()

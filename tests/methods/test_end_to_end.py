@@ -13,6 +13,7 @@ from tests.methods.small import (
     encoder,
     layout,
     order,
+    passes,
     step_of,
     views,
 )
@@ -38,16 +39,12 @@ def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -
 def test_both_encoders_take_the_gradient_of_the_whole_batchs_loss(noise: Noise) -> None:
     """Against autograd through one plain computation, and the loss against a slow loop."""
     method = _end_to_end(micro=1)
-    (query, key, ids) = views(noise)
+    batch = views(noise)
     f_q = copy.deepcopy(method.encoder_q)
     f_k = copy.deepcopy(method.encoder_k)
-    method.prepare(query, key, ids, 3)
-    total = 0.0
-    for loss in method.micro_losses():
-        loss.backward()
-        total += loss.item()
-    q = torch.cat([f_q(group) for group in query.chunk(4)])
-    slots = torch.cat([f_k(group) for group in key[order(3, B)].chunk(4)])
+    total = passes(method, batch, 3).total
+    q = torch.cat([f_q(group) for group in batch.query.chunk(4)])
+    slots = torch.cat([f_k(group) for group in batch.key[order(3, B)].chunk(4)])
     k = torch.empty_like(slots).index_copy(0, order(3, B), slots)
     with torch.no_grad():
         rows = [info_nce_loop(q[i : i + 1], k[i : i + 1], torch.cat([k[:i], k[i + 1 :]]), 0.2)[0] for i in range(B)]
@@ -62,7 +59,7 @@ def test_both_encoders_take_the_gradient_of_the_whole_batchs_loss(noise: Noise) 
 def test_the_first_loss_is_mocos_with_these_keys_in_its_queue(noise: Noise) -> None:
     """Same encoders, same shuffle: MoCo whose queue holds the batch's keys and masks each query's own."""
     method = _end_to_end()
-    step_of(method, noise, 0, lr=0.0)
+    ours = step_of(method, noise, 0, lr=0.0).rows
     moco = MoCo(
         encoder(),
         dim=C,
@@ -74,9 +71,9 @@ def test_the_first_loss_is_mocos_with_these_keys_in_its_queue(noise: Noise) -> N
         mask_same_image=True,
     ).double()
     step_of(moco, noise, 0, lr=0.0)  # fills the queue
-    step_of(moco, noise, 0, lr=0.0)
-    assert torch.allclose(method.row_metrics["loss"], moco.row_metrics["loss"], rtol=1e-12)
-    assert torch.allclose(method.row_metrics["mi_bound"], moco.row_metrics["mi_bound"], rtol=1e-10)
+    mocos = step_of(moco, noise, 0, lr=0.0).rows
+    assert torch.allclose(ours["loss"], mocos["loss"], rtol=1e-12)
+    assert torch.allclose(ours["mi_bound"], mocos["mi_bound"], rtol=1e-10)
 
 
 def test_encoders_start_equal_and_part(noise: Noise) -> None:

@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor
 
-from mocokit.methods.gradient_cache import cached_micro_losses
+from mocokit.methods.contract import Rows
+from mocokit.methods.gradient_cache import cache_gradient
 from mocokit.methods.groups import GroupLayout, MicroBatch
 
 
@@ -11,16 +12,19 @@ def _run(micro_groups: int) -> tuple[list[float], Tensor, list[tuple[bool, bool]
     weight = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
     passes = list[tuple[bool, bool]]()
 
-    def embed(micro: MicroBatch, moves: bool) -> Tensor:
-        passes.append((torch.is_grad_enabled(), moves))
+    def embed(micro: MicroBatch, update_bn_stats: bool) -> Tensor:
+        passes.append((torch.is_grad_enabled(), update_bn_stats))
         return (x[micro.rows] @ weight).square()[:, None]  # (rows, 1, 2)
 
-    def score(batch: Tensor, micro: MicroBatch) -> Tensor:
-        return (batch[micro.rows] - batch.mean(dim=0)).square().sum() / 8
+    def score(batch: Tensor, micro: MicroBatch) -> tuple[Tensor, Rows]:
+        losses = (batch[micro.rows] - batch.mean(dim=0)).square().sum(dim=(1, 2))
+        return losses.sum() / 8, {"loss": losses.detach()}
 
     layout = GroupLayout(bn_groups=4, micro_groups=micro_groups)
     losses = []
-    for loss in cached_micro_losses(embed, score, layout=layout, global_batch_size=8):
+    cached = cache_gradient(embed, score, layout=layout, global_batch_size=8)
+    for micro in layout.micro_batches(8):
+        loss, _ = cached.loss(micro)
         loss.backward()
         losses.append(loss.item())
     assert weight.grad is not None

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from mocokit.methods.end_to_end import EndToEnd
 from mocokit.methods.local_crops import image_losses
 from mocokit.methods.memory_bank import MemoryBank
 from mocokit.methods.moco import MoCo
-from tests.methods.small import B, C, Noise, encoder, layout, local_crops, order, views
+from tests.methods.small import B, C, Noise, encoder, layout, order, passes, views
 from tests.oracles import info_nce_loop
 
 OneWay = MoCo | EndToEnd | MemoryBank
@@ -53,14 +54,11 @@ def test_crops_that_are_the_query_view_itself_change_nothing(
     """Loss, metrics and gradient: the mean over copies of a query is the query's."""
     plain = build(micro)
     copies = build(micro)
-    query, key, ids = views(noise)
-    plain.prepare(query, key, ids, 3)
-    copies.prepare(query, key, ids, 3, query[:, None].expand(-1, 3, -1, -1, -1))
-    for method in (plain, copies):
-        for loss in method.micro_losses():
-            loss.backward()
-    for name, rows in plain.row_metrics.items():
-        assert torch.allclose(copies.row_metrics[name], rows, rtol=1e-10), name
+    batch = views(noise)
+    of_plain = passes(plain, batch, 3).rows
+    of_copies = passes(copies, replace(batch, local=batch.query[:, None].expand(-1, 3, -1, -1, -1)), 3).rows
+    for name, rows in of_plain.items():
+        assert torch.allclose(of_copies[name], rows, rtol=1e-10), name
     for parameter, want in zip(copies.parameters(), plain.parameters(), strict=True):
         if want.grad is not None:
             assert torch.allclose(parameter.grad, want.grad, rtol=1e-8, atol=1e-13)  # type: ignore[arg-type]
@@ -69,30 +67,26 @@ def test_crops_that_are_the_query_view_itself_change_nothing(
 def test_the_loss_of_moco_is_the_mean_over_an_images_queries(noise: Noise) -> None:
     """Against a slow loop over the queries of each image; own-image negatives are masked for crops as well."""
     method = _moco(mask_same_image=True)
-    (query, key, ids) = views(noise)
-    local = local_crops(noise, 2)
+    batch = views(noise, num_crops=2)
+    local = batch.local
     assert local is not None
     f_q = encoder()
-    method.queue.image_ids[:B] = ids
-    method.prepare(query, key, ids, 0, local)
-    (loss,) = method.micro_losses()
-    assert method._batch is not None
-    k = method._batch.keys[0]
-    masked = ids[:, None] == method.queue.image_ids[None]
-    asked = [torch.cat([f_q(group) for group in query.chunk(4)])]
+    method.queue.image_ids[:B] = batch.image_ids
+    done = passes(method, batch)
+    k = done.batch.keys[0]
+    masked = batch.image_ids[:, None] == method.queue.image_ids[None]
+    asked = [torch.cat([f_q(group) for group in batch.query.chunk(4)])]
     asked += torch.cat([f_q(group.flatten(0, 1)) for group in local.chunk(4)]).unflatten(0, (B, 2)).unbind(1)
     rows = [info_nce_loop(q.detach(), k, method.queue.negatives, 0.2, masked) for q in asked]
-    assert loss.item() == pytest.approx(sum(map(sum, rows)) / (3 * B), rel=1e-12)
+    assert done.total == pytest.approx(sum(map(sum, rows)) / (3 * B), rel=1e-12)
 
 
 def test_metrics_are_those_of_the_views_but_for_the_loss(noise: Noise) -> None:
     plain = _moco()
     crops = _moco()
-    for method, num_crops in ((plain, 0), (crops, 2)):
-        method.prepare(*views(noise), 0, local_crops(noise, num_crops))
-        list(method.micro_losses())
-    for name, rows in plain.row_metrics.items():
-        assert torch.equal(crops.row_metrics[name], rows) == (name != "loss"), name
+    of_crops = passes(crops, views(noise, num_crops=2)).rows
+    for name, rows in passes(plain, views(noise)).rows.items():
+        assert torch.equal(of_crops[name], rows) == (name != "loss"), name
     assert crops.chance_loss == plain.chance_loss
 
 
@@ -100,9 +94,8 @@ def test_running_statistics_and_the_queue_know_nothing_of_crops(noise: Noise) ->
     plain = _moco()
     crops = _moco()
     for method, num_crops in ((plain, 0), (crops, 2)):
-        method.prepare(*views(noise), 0, local_crops(noise, num_crops))
-        list(method.micro_losses())
-        method.remember()
+        done = passes(method, views(noise, num_crops=num_crops))
+        method.remember(done.batch, done.rows)
     for name, value in plain.state_dict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(crops.state_dict()[name], value), name

@@ -3,7 +3,17 @@ import torch
 from torch import Tensor
 
 from mocokit.methods.memory_bank import MemoryBank
-from tests.methods.small import B, C, Noise, assert_any_micro_batch_gives_the_same_run, encoder, layout, step_of, views
+from tests.methods.small import (
+    B,
+    C,
+    Noise,
+    assert_any_micro_batch_gives_the_same_run,
+    encoder,
+    layout,
+    passes,
+    step_of,
+    views,
+)
 from tests.oracles import info_nce_loop
 
 M = 64
@@ -35,21 +45,22 @@ def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops
 
 def test_the_loss_is_info_nce_against_the_images_own_feature_and_sampled_ones(noise: Noise) -> None:
     method = _bank()
-    (query, key, ids) = views(noise)
-    method.prepare(query, key, ids, 5)
-    (loss,) = method.micro_losses()
-    q = torch.cat([encoder()(group) for group in query.chunk(4)])
+    batch = views(noise)
+    ids = batch.image_ids
+    loss = passes(method, batch, 5).total
+    q = torch.cat([encoder()(group) for group in batch.query.chunk(4)])
     drawn = _sample(5)
     masked = ids[:, None] == drawn[None]
     assert masked.any()
     want = info_nce_loop(q.detach(), method.features[ids], method.features[drawn], 0.07, masked)
-    assert loss.item() == pytest.approx(sum(want) / B, rel=1e-12)
+    assert loss == pytest.approx(sum(want) / B, rel=1e-12)
 
 
 def test_features_move_half_way_and_stay_on_the_sphere(noise: Noise) -> None:
     """InstDisc sec. 3.3: v <- t v + (1 - t) f, normalised; features of other images do not move."""
     method = _bank()
-    (query, _, ids) = views(noise)
+    query = views(noise).query
+    ids = views(noise).image_ids
     before = method.features.clone()
     step_of(method, noise, 0, lr=0.0)
     q = torch.cat([encoder()(group) for group in query.chunk(4)]).detach()
@@ -62,13 +73,12 @@ def test_features_move_half_way_and_stay_on_the_sphere(noise: Noise) -> None:
 
 def test_an_image_that_comes_twice_leaves_its_later_feature(noise: Noise) -> None:
     method = _bank(feature_momentum=0.0)
-    (query, key, ids) = views(noise)
-    ids[3] = ids[9]
-    method.prepare(query, key, ids, 0)
-    list(method.micro_losses())
-    q = torch.cat([encoder()(group) for group in query.chunk(4)])
-    method.remember()
-    assert torch.allclose(method.features[ids[9]], q[9], rtol=1e-12)
+    batch = views(noise)
+    batch.image_ids[3] = batch.image_ids[9]
+    done = passes(method, batch)
+    q = torch.cat([encoder()(group) for group in batch.query.chunk(4)])
+    method.remember(done.batch, done.rows)
+    assert torch.allclose(method.features[batch.image_ids[9]], q[9], rtol=1e-12)
 
 
 def test_impossible_settings_name_themselves() -> None:

@@ -1,25 +1,21 @@
 """What a faithful MoCo does in one step, each a bug that another code base has shipped."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mocokit.data.batch import ViewBatch
 from mocokit.engine.health import MAX_BN_LEAK
-from mocokit.engine.optimizer import build_sgd
 from mocokit.methods.groups import GroupLayout
 from mocokit.methods.moco import MoCo
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
 from mocokit.run.verify import TraceBackbone
-from tests.methods.small import local_crops
+from tests.methods.small import B, C, Noise, exchanged, passes, step_of, views
 
-B = 16
-C = 8
 K = 40
-Noise = Callable[..., Tensor]
 
 
 def _moco(
@@ -52,26 +48,6 @@ def _moco(
     ).double()
 
 
-def _views(noise: Noise, step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        noise(B, seed=2 * step).double() / 255,
-        noise(B, seed=2 * step + 1).double() / 255,
-        torch.arange(B) + B * step,
-    )
-
-
-def _step(moco: MoCo, noise: Noise, step: int, lr: float = 0.05, num_crops: int = 0) -> list[float]:
-    optimizer = build_sgd(moco, lr=lr, sgd_momentum=0.0, weight_decay=0.0)
-    moco.prepare(*_views(noise, step), step, local_crops(noise, num_crops, step))
-    losses = []
-    for loss in moco.micro_losses():
-        loss.backward()
-        losses.append(loss.item())
-    optimizer.step()
-    moco.remember()
-    return losses
-
-
 def test_encoder_k_starts_equal_to_encoder_q() -> None:
     moco = _moco()
     ours = moco.encoder_q.state_dict()
@@ -85,7 +61,7 @@ def test_encoder_k_moves_by_momentum_alone(noise: Noise) -> None:
     for step in range(3):
         k_before = [parameter.clone() for parameter in moco.encoder_k.parameters()]
         q_before = [parameter.detach().clone() for parameter in moco.encoder_q.parameters()]
-        _step(moco, noise, step)
+        step_of(moco, noise, step)
         for k, k0, q0 in zip(moco.encoder_k.parameters(), k_before, q_before, strict=True):
             assert not k.requires_grad
             assert torch.allclose(k, 0.9 * k0 + 0.1 * q0, rtol=1e-12, atol=1e-15)
@@ -93,7 +69,7 @@ def test_encoder_k_moves_by_momentum_alone(noise: Noise) -> None:
 
 def test_batchnorm_statistics_of_encoder_k_are_its_own(noise: Noise) -> None:
     moco = _moco(m=0.0)  # parameters equal encoder_q's at each step, statistics must not
-    _step(moco, noise, 0, lr=0.0)
+    step_of(moco, noise, 0, lr=0.0)
     name = "backbone.bn1.running_mean"
     assert not torch.allclose(moco.encoder_k.get_buffer(name), moco.encoder_q.get_buffer(name))
 
@@ -101,11 +77,9 @@ def test_batchnorm_statistics_of_encoder_k_are_its_own(noise: Noise) -> None:
 def test_current_keys_are_not_negatives(noise: Noise) -> None:
     moco = _moco()
     for step in range(4):
-        moco.prepare(*_views(noise, step), step)
-        for loss in moco.micro_losses():
-            loss.backward()
+        done = passes(moco, views(noise, step), step)
         assert not set(moco.queue.image_ids.tolist()) & set(range(B * step, B * step + B))
-        moco.remember()
+        moco.remember(done.batch, done.rows)
         assert set(moco.queue.image_ids.tolist()) >= set(range(B * step, B * step + B))
 
 
@@ -113,19 +87,14 @@ def test_each_key_is_that_of_its_own_image(noise: Noise) -> None:
     """Un-shuffling restores the order: with group statistics switched off the order must not matter at all."""
     moco = _moco()
     moco.encoder_k.eval()
-    query, key, ids = _views(noise)
-    moco.prepare(query, key, ids, step=3)
-    assert moco._batch is not None
-    assert torch.allclose(moco._batch.keys[0], moco.encoder_k(key), rtol=1e-12)
+    batch = moco.prepare(views(noise), step=3)
+    assert torch.allclose(batch.keys[0], moco.encoder_k(views(noise).key), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("groups", "has_effect"), [(1, False), (2, True), (4, True), (8, True)])
 def test_the_shuffle_has_an_effect_exactly_with_two_groups_or_more(noise: Noise, groups: int, has_effect: bool) -> None:
     def keys(shuffle: bool) -> Tensor:
-        moco = _moco(groups=groups, shuffle=shuffle)
-        moco.prepare(*_views(noise), 0)
-        assert moco._batch is not None
-        return moco._batch.keys[0]
+        return _moco(groups=groups, shuffle=shuffle).prepare(views(noise), 0).keys[0]
 
     assert torch.allclose(keys(True), keys(False), rtol=1e-9, atol=1e-12) != has_effect
 
@@ -136,7 +105,7 @@ def test_any_micro_batch_gives_the_same_step(noise: Noise, micro: int, num_crops
     whole = _moco(symmetric=num_crops == 2)
     parts = _moco(symmetric=num_crops == 2, micro=micro)
     for step in range(4):
-        losses = [sum(_step(moco, noise, step, num_crops=num_crops)) for moco in (whole, parts)]
+        losses = [step_of(moco, noise, step, num_crops=num_crops).total for moco in (whole, parts)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     for name, value in whole.state_dict().items():
         if isinstance(value, Tensor):
@@ -147,12 +116,12 @@ def test_same_image_negatives_are_masked_and_counted(noise: Noise) -> None:
     plain = _moco()
     masked = _moco(masks=True)
     for moco in (plain, masked):
-        _step(moco, noise, 0, lr=0.0)
-        moco.prepare(*_views(noise, 0), 1)  # the same images come again, their keys are in the queue
-        list(moco.micro_losses())
-    assert masked.row_metrics["masked_negatives"].tolist() == [1.0] * B
-    assert plain.row_metrics["masked_negatives"].tolist() == [0.0] * B
-    assert (masked.row_metrics["loss"] < plain.row_metrics["loss"]).all()
+        step_of(moco, noise, 0, lr=0.0)
+    of_plain = passes(plain, views(noise, 0), 1).rows  # the same images come again, their keys are in the queue
+    of_masked = passes(masked, views(noise, 0), 1).rows
+    assert of_masked["masked_negatives"].tolist() == [1.0] * B
+    assert of_plain["masked_negatives"].tolist() == [0.0] * B
+    assert (of_masked["loss"] < of_plain["loss"]).all()
 
 
 class _GroupReader(nn.Module):
@@ -179,11 +148,10 @@ def _leak_of_a_run(*, groups: int, shuffle: bool, steps: int = 60) -> float:
     leaks = []
     for step in range(steps):
         colour = torch.rand(B, 3, 1, 1, generator=generator, dtype=torch.float64).expand(B, 3, 4, 4)
-        views = [colour + 0.02 * torch.randn(B, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in "qk"]
-        moco.prepare(views[0], views[1], torch.arange(B) + B * step, step)
-        list(moco.micro_losses())
-        moco.remember()
-        leaks.append(moco.row_metrics["bn_leak"].mean().item())
+        query, key = (colour + 0.02 * torch.randn(B, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in "qk")
+        done = passes(moco, ViewBatch(query=query, key=key, image_ids=torch.arange(B) + B * step), step)
+        moco.remember(done.batch, done.rows)
+        leaks.append(done.rows["bn_leak"].mean().item())
     return sum(leaks[1:]) / (steps - 1)  # before the second step there is no batch to compare with
 
 
@@ -197,7 +165,7 @@ def test_a_batchnorm_leak_is_visible_in_the_metrics() -> None:
 
 def test_keys_enter_the_queue_as_unit_rows_in_batch_order(noise: Noise) -> None:
     moco = _moco()
-    _step(moco, noise, 0)
+    step_of(moco, noise, 0)
     assert torch.allclose(moco.queue.keys[:B].norm(dim=1), torch.ones(B, dtype=torch.float64))
     assert moco.queue.image_ids[:B].tolist() == list(range(B))
 
@@ -213,23 +181,17 @@ def test_any_module_with_a_declared_width_is_a_backbone(noise: Noise) -> None:
 
 def test_symmetric_loss_is_the_sum_of_both_directions(noise: Noise) -> None:
     """The official notebook: loss_12 + loss_21; twice the keys enter, those of the key views last."""
-    query, key, ids = _views(noise)
-    losses = []
-    keys = []
-    for lead, follow in ((query, key), (key, query)):
-        moco = _moco()
-        moco.prepare(lead, follow, ids, 0)
-        losses.append(sum(loss.item() for loss in moco.micro_losses()))
-        assert moco._batch is not None
-        keys.append(moco._batch.keys[0])
+    one_way = [passes(_moco(), batch) for batch in (views(noise), exchanged(views(noise)))]
+    losses = sum(done.total for done in one_way)
     both = _moco(symmetric=True)
-    both.prepare(query, key, ids, 0)
-    assert sum(loss.item() for loss in both.micro_losses()) == pytest.approx(sum(losses), rel=1e-12)
-    assert both.row_metrics["loss"].mean().item() == pytest.approx(sum(losses), rel=1e-12)
+    done = passes(both, views(noise))
+    assert done.total == pytest.approx(losses, rel=1e-12)
+    assert done.rows["loss"].mean().item() == pytest.approx(losses, rel=1e-12)
     assert both.chance_loss == pytest.approx(2 * math.log(K + 1))
-    both.remember()
+    both.remember(done.batch, done.rows)
+    keys = [done.batch.keys[0] for done in one_way]
     assert torch.allclose(both.queue.newest(2 * B), torch.cat([keys[1], keys[0]]), rtol=1e-12)
-    assert both.queue.image_ids[: 2 * B].tolist() == ids.tolist() * 2
+    assert both.queue.image_ids[: 2 * B].tolist() == views(noise).image_ids.tolist() * 2
 
 
 @pytest.mark.parametrize(

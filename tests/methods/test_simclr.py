@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from mocokit.methods.simclr import SimClr
-from tests.methods.small import B, Noise, assert_any_micro_batch_gives_the_same_run, encoder, layout, step_of, views
+from tests.methods.small import (
+    B,
+    Noise,
+    assert_any_micro_batch_gives_the_same_run,
+    encoder,
+    layout,
+    passes,
+    step_of,
+    views,
+)
 from tests.oracles import nt_xent_loop
 
 
@@ -23,14 +32,11 @@ def test_the_gradient_cache_is_exact(noise: Noise, micro: int, num_crops: int) -
 def test_the_loss_is_algorithm_1s_and_its_gradient_goes_through_all_views(noise: Noise, micro: int) -> None:
     """Both views of a group's images are normalised together; against autograd through one plain computation."""
     method = _simclr(micro)
-    (query, key, ids) = views(noise)
+    batch = views(noise)
     plain = copy.deepcopy(method.encoder_q)
-    method.prepare(query, key, ids, 0)
-    total = 0.0
-    for loss in method.micro_losses():
-        loss.backward()
-        total += loss.item()
-    pairs = [plain(torch.cat(group)).chunk(2) for group in zip(query.chunk(4), key.chunk(4), strict=True)]
+    total = passes(method, batch).total
+    groups = zip(batch.query.chunk(4), batch.key.chunk(4), strict=True)
+    pairs = [plain(torch.cat(group)).chunk(2) for group in groups]
     z = torch.cat([pair[0] for pair in pairs] + [pair[1] for pair in pairs])
     assert total == pytest.approx(2 * nt_xent_loop(z[:B].detach(), z[B:].detach(), 0.1), rel=1e-12)
     scores = (z @ z.T / 0.1).fill_diagonal_(-torch.inf)
@@ -49,7 +55,7 @@ def test_running_statistics_move_once_a_step(noise: Noise) -> None:
 def test_global_batchnorm_is_one_group(noise: Noise) -> None:
     one = _simclr(groups=1)
     four = _simclr(groups=4)
-    assert sum(step_of(one, noise, 0)) != pytest.approx(sum(step_of(four, noise, 0)), rel=1e-6)
+    assert step_of(one, noise, 0).total != pytest.approx(step_of(four, noise, 0).total, rel=1e-6)
 
 
 def test_chance_and_the_bound_count_two_views_of_all_other_images() -> None:

@@ -8,11 +8,14 @@ from torchvision.models import resnet50
 from mocokit.cli import main
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
-from mocokit.methods.groups import GroupLayout
-from mocokit.nets.pixels import PixelNormalize
+from mocokit.data.batch import ViewBatch
+from mocokit.engine.precision import Precision
 from mocokit.plan.cost_model import DEVICES, Surroundings, backward_share, memory_by_part, plan
 from mocokit.plan.count_flops import count_step
-from mocokit.run.build_method import build_method
+from mocokit.run.build import build_trained
+from tests.methods.small import passes
+
+CPU = torch.device("cpu")
 
 TINY = {"model.arch": "resnet10_w16", "data.image_size": 32, "run.precision": "fp32"}
 
@@ -45,14 +48,18 @@ def test_every_method_is_counted_as_its_real_step(preset: str, settings: dict[st
     narrow = {**TINY, "data.global_batch_size": 32, "model.dim": 16}
     groups = {} if preset.startswith(("simclr", "moco-v3")) else {"method.bn_groups": 4}
     config = replace_settings(get_preset(preset), {**narrow, **groups, **settings})
-    layout = GroupLayout(bn_groups=config.method.bn_groups, micro_groups=config.method.micro_groups)
-    pixels = PixelNormalize((0.5,) * 3, (0.2,) * 3)
-    method = build_method(config, layout=layout, pixels=pixels, num_images=100, total_steps=10)
+    method, _ = build_trained(
+        config,
+        Precision("fp32", CPU),
+        CPU,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        num_images=100,
+        total_steps=10,
+    )
     query, key = torch.randint(256, (2, 32, 3, 32, 32), dtype=torch.uint8)
     with FlopCounterMode(display=False) as flops:
-        method.prepare(query, key, torch.arange(32), 0)
-        for loss in method.micro_losses():
-            loss.backward()
+        passes(method, ViewBatch(query=query, key=key, image_ids=torch.arange(32)))
     counts = count_step(config)
     assert counts.flops == pytest.approx(flops.get_total_flops(), rel=0.005)
     assert counts.num_trained == sum(p.numel() for p in method.parameters() if p.grad is not None)

@@ -63,7 +63,7 @@ def test_the_plan_has_the_ways_at_equal_batch_and_moco_over_negatives() -> None:
     for point in points:
         config = point.config
         assert config.data.global_batch_size // config.method.bn_groups == 32
-        assert config.method.name != "moco" or config.method.queue_size == point.negatives
+        assert config.method.name != "moco" or config.method.queue_size == point.negatives  # type: ignore[attr-defined]
 
 
 def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

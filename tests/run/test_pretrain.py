@@ -17,7 +17,8 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.engine.health import NonFiniteLossError
-from mocokit.methods.moco import MoCo
+from mocokit.methods.contract import Rows
+from mocokit.methods.moco import MoCo, MoCoBatch
 from mocokit.nets.backbones import build_backbone
 from tests.run_process import final_state, same
 
@@ -118,8 +119,8 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
 ) -> None:
     remember = MoCo.remember
 
-    def poison(self: MoCo) -> None:
-        remember(self)
+    def poison(self: MoCo, batch: MoCoBatch, rows: Rows) -> None:
+        remember(self, batch, rows)
         if self.queue.num_enqueued == 7 * 16:  # after the 7th step
             self.queue.keys.fill_(math.nan)
 

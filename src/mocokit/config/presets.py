@@ -138,13 +138,14 @@ SIMCLR_CIFAR = Config(
 # MoCo v3 (moco-v3 CONFIG.md and README), ResNet-50: batch 4096, LARS with lr 0.6 * 4096/256 for 100 epochs, 0.3 else;
 # m 0.99, for 1000 epochs 0.996, to 1; T 1.0; weight decay 1e-6, for 1000 epochs 1.5e-6; 10 epochs of warm-up; crops
 # from 20 %; BatchNorm over all ranks; zero-init residual branches; fp16. 68.9, 72.8 and 74.6 % linear.
+MOCO_V3_METHOD = MoCoV3Settings(temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1)
 MOCO_V3_R50_100EP = Config(
     data=DataConfig(image_size=224, global_batch_size=4096),
     augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.2, 1.0)),
     model=ModelConfig(
         arch="resnet50", dim=256, head_layers=2, head_width=4096, predictor_bn=False, zero_init_residual=True
     ),
-    method=MoCoV3Settings(temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1),
+    method=MOCO_V3_METHOD,
     optim=OptimConfig(
         name="lars",
         epochs=100,
@@ -160,7 +161,7 @@ MOCO_V3_R50_100EP = Config(
 MOCO_V3_R50_300EP = replace(MOCO_V3_R50_100EP, optim=replace(MOCO_V3_R50_100EP.optim, epochs=300, lr=4.8))
 MOCO_V3_R50_1000EP = replace(
     MOCO_V3_R50_100EP,
-    method=replace(MOCO_V3_R50_100EP.method, key_momentum=0.996),
+    method=replace(MOCO_V3_METHOD, key_momentum=0.996),
     optim=replace(MOCO_V3_R50_100EP.optim, epochs=1000, lr=4.8, weight_decay=1.5e-6),
 )
 

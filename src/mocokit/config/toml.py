@@ -53,7 +53,7 @@ def switch_method(settings: MethodSettings, name: str) -> MethodSettings:
     if isinstance(settings, kind):
         return settings
     shared = (_names(settings) & {field.name for field in dataclasses.fields(kind)}) - {"name"}
-    return kind(**{field: getattr(settings, field) for field in shared})  # type: ignore[call-arg]  # name has a default
+    return kind(**{field: getattr(settings, field) for field in shared})
 
 
 def _names(section: object) -> set[str]:

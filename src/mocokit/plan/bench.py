@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from mocokit.config.schema import Config
 from mocokit.data.augment.recipes import ViewParams
@@ -28,6 +29,7 @@ from mocokit.distributed.gradients import GradientSum, gradient_sum
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.engine.train import train_step
 from mocokit.losses import info_nce
+from mocokit.methods.contract import Rows
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
 from mocokit.run.build import Parts, build_batches, build_run, build_views
@@ -216,8 +218,8 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
     return statistics.median(times)
 
 
-def trainer(parts: Parts) -> Callable[[ViewBatch, int], object]:
-    """A function of a batch and its step that trains on it."""
+def trainer(parts: Parts) -> Callable[[ViewBatch, int], tuple[Rows, Tensor]]:
+    """Return a function of a batch and its step that trains on it, and returns what `train_step` does."""
     return functools.partial(
         train_step,
         parts.method,

@@ -47,12 +47,11 @@ def _of_small_images(paper: Config) -> dict[str, object]:
 
 
 def _of_method(paper: Config) -> dict[str, object]:
-    small = get_preset("moco-v2-small").method
     match paper.method.name:
         case "moco":
             return {
                 "method.queue_size": SETTINGS["method.queue_size"],
-                "method.key_momentum": small.key_momentum,
+                "method.key_momentum": 0.99,  # of moco-v2-small
                 "method.mask_same_image": True,
                 "optim.lr": SETTINGS["optim.lr"],
             }
