@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mocokit.distributed import collectives
-from mocokit.distributed.fsdp import Modules, sharded_modules
+from mocokit.distributed.fsdp import sharded_modules
 
 
 class GradientSum:
@@ -120,7 +120,7 @@ class ShardedGradientSum(GradientSum):
         return collectives.together()
 
 
-def gradient_sum(method: Modules) -> GradientSum:
+def gradient_sum(method: nn.Module) -> GradientSum:
     """What adds up the gradients of `method` over ranks."""
     if modules := sharded_modules(method):
         return ShardedGradientSum(modules)

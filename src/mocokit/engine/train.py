@@ -75,6 +75,7 @@ def train(
     """
     step = start_step
     stream = on_device(batches, device)
+    assert isinstance(method, torch.nn.Module)
     gradients = gradient_sum(method)
     while (batch := _next_batch(stream, books)) is not None:
         lr = lr_of_step(step)

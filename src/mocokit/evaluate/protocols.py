@@ -35,7 +35,7 @@ class Schedule:
             steps_per_epoch=steps_per_epoch,
             epochs=self.epochs,
             peak_lr=peak_lr,
-            cos=self.cos,
+            schedule="cosine" if self.cos else "step",
             milestones=self.milestones,
             by=self.by,
             drop=self.drop,

@@ -15,7 +15,7 @@ from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, LocalCrops, TwoViews
-from mocokit.distributed.fsdp import gathered, shard, sharded_modules
+from mocokit.distributed.fsdp import gather_state, shard, sharded_modules
 from mocokit.engine.backbone_file import BackboneCard
 from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
@@ -239,7 +239,7 @@ def _evaluated_backbone(
 
     def gather() -> None:
         """Put the trained weights together in the main rank's copy."""
-        state = gathered(backbone.state_dict())
+        state = gather_state(backbone.state_dict())
         if distributed.is_main():
             whole.load_state_dict(state)
 

@@ -18,7 +18,7 @@ from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.data.views import ImageReader
-from mocokit.distributed.fsdp import gathered, is_split, load_method_state, load_optimizer_state
+from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine import health
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import save_weights
@@ -199,7 +199,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
 
 def _whole_parts(method_state: Mapping[str, Any]) -> dict[str, Any]:
     """Without what ranks hold different parts of."""
-    return {name: value for name, value in method_state.items() if not is_split(value)}
+    return {name: value for name, value in method_state.items() if not is_sharded(value)}
 
 
 def _backbone_weights(method_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ def _lr(config: Config, per_epoch: int, step: int) -> float:
         steps_per_epoch=per_epoch,
         epochs=optim.epochs,
         peak_lr=optim.lr,
-        cos=optim.cos,
+        schedule="cosine" if optim.cos else "step",
         milestones=optim.milestones,
         by=optim.lr_by,
         warmup_epochs=optim.warmup_epochs,
@@ -233,8 +233,8 @@ def _lr(config: Config, per_epoch: int, step: int) -> float:
 def state_of(parts: Parts) -> dict[str, Any]:
     """All that a checkpoint holds beside the step and the config; every rank calls it, the main one gets it."""
     return {
-        "method": gathered(parts.method.state_dict()),
-        "optimizer": gathered(parts.optimizer.state_dict()),
+        "method": gather_state(parts.method.state_dict()),
+        "optimizer": gather_state(parts.optimizer.state_dict()),
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
