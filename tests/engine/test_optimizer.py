@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mocokit.engine.lars import Lars
-from mocokit.engine.optimizer import OPTIMIZERS, build_optimizer, step_if_finite
+from mocokit.engine.optimizer import OPTIMIZERS, build_optimizer, build_sgd, step_if_finite
 from tests.oracles import lars_steps
 
 
@@ -71,11 +71,10 @@ def test_an_unknown_optimizer_lists_the_known_ones() -> None:
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
-def _net() -> tuple[nn.Module, torch.optim.Optimizer]:
+def _net() -> tuple[nn.Module, torch.optim.SGD]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    sgd = build_optimizer(net, name="sgd", lr=0.1, sgd_momentum=0.9, weight_decay=1e-2, trust_coefficient=0.0)
-    return net, sgd
+    return net, build_sgd(net, lr=0.1, sgd_momentum=0.9, weight_decay=1e-2)
 
 
 def _backward(net: nn.Module, seed: int) -> None:

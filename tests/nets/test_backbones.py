@@ -76,7 +76,7 @@ def test_what_a_timm_model_can_not_do_is_told() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"model.arch='resnet51': unknown backbone; .*resnet50"):
+    with pytest.raises(ValueError, match=r"model.arch='resnet51': unknown; did you mean .*timm/NAME"):
         build_backbone("resnet51")
     with pytest.raises(ValueError, match=r"model.stem='tiny'"):
         build_backbone("resnet18", stem="tiny")

@@ -31,7 +31,7 @@ def test_features_are_means_over_each_pair_of_patches() -> None:
 
 
 def test_all_patches_combined_make_one_query() -> None:
-    assert len(CombinedPatches(2, 4).choices) == 1
+    assert len(CombinedPatches(2, 4).combinations) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,24 +20,24 @@ class Hyperparameters(NamedTuple):
     trust_coefficient: float
 
 
-def _build_sgd(parameters: list[nn.Parameter], given: Hyperparameters) -> torch.optim.SGD:
-    """Build SGD with weight decay on every parameter, BatchNorm and biases too.
+def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Return SGD of all parameters that require a gradient, with weight decay on BatchNorm and biases too.
 
     So does the official code (moco/main_moco.py). Many reimplementations exempt BatchNorm and biases, and differ from
     the paper by that.
     """
-    momentum = given.sgd_momentum
-    sgd = torch.optim.SGD(parameters, lr=given.lr, momentum=momentum, weight_decay=given.weight_decay, fused=True)
-    if momentum:
+    parameters = _trained(module)
+    sgd = torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
+    if sgd_momentum:
         # If the first step is skipped (a NaN gradient), torch would leave its momentum buffers uninitialised.
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 
-def _build_lars(parameters: list[nn.Parameter], given: Hyperparameters, *, lr_in_momentum: bool) -> Lars:
+def _build_lars(module: nn.Module, given: Hyperparameters, *, lr_in_momentum: bool) -> Lars:
     return Lars(
-        parameters,
+        _trained(module),
         lr=given.lr,
         momentum=given.sgd_momentum,
         weight_decay=given.weight_decay,
@@ -46,12 +46,14 @@ def _build_lars(parameters: list[nn.Parameter], given: Hyperparameters, *, lr_in
     )
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Hyperparameters], torch.optim.Optimizer]] = {
-    "sgd": _build_sgd,  # MoCo v1 and v2
-    "lars": lambda parameters, given: _build_lars(parameters, given, lr_in_momentum=False),  # MoCo v3 on ResNets
-    "lars-classic": lambda parameters, given: _build_lars(parameters, given, lr_in_momentum=True),  # SimCLR
-    "adamw": lambda parameters, given: torch.optim.AdamW(  # MoCo v3 on ViTs: default betas, decay on all parameters
-        parameters, lr=given.lr, weight_decay=given.weight_decay, fused=True
+OPTIMIZERS: dict[str, Callable[[nn.Module, Hyperparameters], torch.optim.Optimizer]] = {
+    "sgd": lambda module, given: build_sgd(  # MoCo v1 and v2
+        module, lr=given.lr, sgd_momentum=given.sgd_momentum, weight_decay=given.weight_decay
+    ),
+    "lars": lambda module, given: _build_lars(module, given, lr_in_momentum=False),  # MoCo v3 on ResNets
+    "lars-classic": lambda module, given: _build_lars(module, given, lr_in_momentum=True),  # SimCLR
+    "adamw": lambda module, given: torch.optim.AdamW(  # MoCo v3 on ViTs: default betas, decay on all parameters
+        _trained(module), lr=given.lr, weight_decay=given.weight_decay, fused=True
     ),
 }
 
@@ -74,8 +76,11 @@ def build_optimizer(
 
     """
     build = choose("optim.name", name, OPTIMIZERS)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return build(trained, Hyperparameters(lr, sgd_momentum, weight_decay, trust_coefficient))
+    return build(module, Hyperparameters(lr, sgd_momentum, weight_decay, trust_coefficient))
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float = 0.0) -> Tensor:
