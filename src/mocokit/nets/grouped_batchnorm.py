@@ -196,9 +196,9 @@ class _ChunkedBatchNorm(torch.autograd.Function):
 class _FormulaBatchNorm(torch.autograd.Function):
     """BatchNorm in plain tensor operations: torch.compile fuses them, and a group may span ranks.
 
-    The ranks of a group hold equally many rows each. There is one all-gather in the forward and one in the
-    backward, of (2, 1, C) float32 numbers from each rank: R * 8 * C bytes, 128 KiB for C = 2048 and R = 8. Every rank of the run takes part and
-    picks the entries of its own group, so no process groups are needed.
+    The ranks of a group hold equally many rows each. There is one all-gather in the forward and one in the backward,
+    of (2, 1, C) float32 numbers from each rank: R * 8 * C bytes, 128 KiB for C = 2048 and R = 8. Every rank of the run
+    takes part and picks the entries of its own group, so no process groups are needed.
     """
 
     @staticmethod
