@@ -54,7 +54,7 @@ def _config_warnings(**changes: object) -> list[str]:
     return warnings_of_config(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-def test_settings_that_make_shuffling_batchnorm_a_no_op_are_warned_of() -> None:
+def test_settings_that_make_shuffling_bn_useless_give_a_warning() -> None:
     assert _config_warnings() == []
     assert "shuffling BN has no effect" in _config_warnings(bn_groups=1)[0]
     assert "share BatchNorm statistics" in _config_warnings(shuffle=False)[0]
@@ -63,21 +63,21 @@ def test_settings_that_make_shuffling_batchnorm_a_no_op_are_warned_of() -> None:
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco-v3", "memory-bank"])
-def test_methods_without_a_leak_are_not_warned_of_one(method: str) -> None:
+def test_methods_without_a_leak_give_no_warning(method: str) -> None:
     assert _config_warnings(method=method, bn_groups=1, num_images=50) == []
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco-v3"])
-def test_views_that_share_small_groups_are_warned_of(method: str) -> None:
+def test_views_that_share_small_groups_give_a_warning(method: str) -> None:
     assert "method.bn_groups=4: both views" in _config_warnings(method=method)[0]
     assert _config_warnings(method=method, batchnorm=False) == []
 
 
-def test_end_to_end_keys_can_leak_as_mocos() -> None:
+def test_end_to_end_keys_can_leak_like_mocos() -> None:
     assert "shuffling BN has no effect" in _config_warnings(method="end-to-end", bn_groups=1)[0]
 
 
-def test_queries_that_know_their_group_are_called_a_leak() -> None:
+def test_queries_that_reveal_their_group_are_called_a_leak() -> None:
     assert "BatchNorm leak" in warnings_of_metrics({"bn_leak": 0.3}, step=1000)[0]
     assert warnings_of_metrics({"bn_leak": 0.03}, step=1000) == []
     assert warnings_of_metrics({"bn_leak": 0.3}, step=10) == [], "the first steps say nothing"

@@ -5,7 +5,7 @@ from torch import nn
 from mocokit.nets.patches import CombinedPatches, cut, require_patches
 
 
-def test_patches_of_an_image_lie_in_a_row_line_by_line() -> None:
+def test_the_patches_of_an_image_are_consecutive_row_by_row() -> None:
     images = torch.rand(2, 3, 12, 12)
     patches = cut(images, 3)
     assert patches.shape == (18, 3, 4, 4)

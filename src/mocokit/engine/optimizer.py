@@ -1,7 +1,6 @@
 """The optimizers of the papers, and an optimizer step that skips NaN and infinite gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +8,6 @@ from torch import Tensor, nn
 from mocokit.distributed.fsdp import full_tensor
 from mocokit.engine.lars import Lars
 from mocokit.settings import choose
-
-
-class Hyperparameters(NamedTuple):
-    """Numbers that the optimizers take; each uses those that it knows."""
-
-    lr: float
-    sgd_momentum: float
-    weight_decay: float
-    trust_coefficient: float
 
 
 def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -35,27 +25,38 @@ def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay
     return sgd
 
 
-def _build_lars(module: nn.Module, given: Hyperparameters, *, lr_in_momentum: bool) -> Lars:
+def _build_lars(
+    module: nn.Module, lr: float, momentum: float, decay: float, trust: float, *, lr_in_momentum: bool
+) -> Lars:
     return Lars(
         _trained(module),
-        lr=given.lr,
-        momentum=given.sgd_momentum,
-        weight_decay=given.weight_decay,
-        trust_coefficient=given.trust_coefficient,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=decay,
+        trust_coefficient=trust,
         lr_in_momentum=lr_in_momentum,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, Hyperparameters], torch.optim.Optimizer]] = {
-    "sgd": lambda module, given: build_sgd(  # MoCo v1 and v2
-        module, lr=given.lr, sgd_momentum=given.sgd_momentum, weight_decay=given.weight_decay
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float, float], torch.optim.Optimizer]] = {
+    # MoCo v1 and v2
+    "sgd": lambda module, lr, momentum, decay, trust: build_sgd(
+        module, lr=lr, sgd_momentum=momentum, weight_decay=decay
     ),
-    "lars": lambda module, given: _build_lars(module, given, lr_in_momentum=False),  # MoCo v3 on ResNets
-    "lars-classic": lambda module, given: _build_lars(module, given, lr_in_momentum=True),  # SimCLR
-    "adamw": lambda module, given: torch.optim.AdamW(  # MoCo v3 on ViTs: default betas, decay on all parameters
-        _trained(module), lr=given.lr, weight_decay=given.weight_decay, fused=True
+    # MoCo v3 on ResNets
+    "lars": lambda module, lr, momentum, decay, trust: _build_lars(
+        module, lr, momentum, decay, trust, lr_in_momentum=False
+    ),
+    # SimCLR
+    "lars-classic": lambda module, lr, momentum, decay, trust: _build_lars(
+        module, lr, momentum, decay, trust, lr_in_momentum=True
+    ),
+    # MoCo v3 on ViTs: default betas, decay on all parameters
+    "adamw": lambda module, lr, momentum, decay, trust: torch.optim.AdamW(
+        _trained(module), lr=lr, weight_decay=decay, fused=True
     ),
 }
+"""Builders by name: (module, learning rate, momentum, weight decay, trust coefficient) -> optimizer."""
 
 
 def build_optimizer(
@@ -76,7 +77,7 @@ def build_optimizer(
 
     """
     build = choose("optim.name", name, OPTIMIZERS)
-    return build(module, Hyperparameters(lr, sgd_momentum, weight_decay, trust_coefficient))
+    return build(module, lr, sgd_momentum, weight_decay, trust_coefficient)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -56,8 +56,7 @@ class GroupedBatchNorm(_BatchNorm):
         if len(input) % self.num_groups:
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
         momentum = self._count_batch()
-        tracks = self.updates_statistics
-        mean, var = (self.running_mean, self.running_var) if tracks else (None, None)  # (C,) each
+        mean, var = (self.running_mean, self.running_var) if self.updates_statistics else (None, None)  # (C,) each
         if self.num_groups == 1 and len(self.ranks) == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         weight, bias = self._scale_and_shift(input)

@@ -33,8 +33,8 @@ class CombinedPatches(nn.Module):
         """Return the features of all combinations: (N, 3, H, W) -> (N * P, D), an image's P rows side by side."""
         features: Tensor = backbone(cut(images, self.grid))  # (N * g * g, D)
         by_image = features.unflatten(0, (len(images), -1))  # (N, g * g, D)
-        means = [by_image[:, patches].mean(dim=1) for patches in self.combinations]  # P of (N, D)
-        return torch.stack(means, dim=1).flatten(0, 1)  # (N, P, D) -> (N * P, D)
+        # P of (N, D) -> (N, P, D) -> (N * P, D)
+        return torch.stack([by_image[:, patches].mean(dim=1) for patches in self.combinations], dim=1).flatten(0, 1)
 
 
 def cut(images: Tensor, grid: int) -> Tensor:
