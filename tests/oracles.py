@@ -24,7 +24,7 @@ def info_nce_loop(
 def weighted_info_nce_loop(
     positive: float, negatives: list[float], temperature: float, hardness: float, decoupled: bool
 ) -> float:
-    """Return the loss of one query from similarities: Robinson et al. 2021 eq. 4 with tau+ = 0, Yeh et al. 2021 eq. 6."""
+    """Return one query's loss from its similarities: Robinson et al. 2021 eq. 4 (tau+ = 0), Yeh et al. 2021 eq. 6."""
     tilts = [math.exp(hardness * s / temperature) for s in negatives]
     mean = sum(tilts) / len(tilts)
     total = sum(tilt / mean * math.exp(s / temperature) for tilt, s in zip(tilts, negatives, strict=True))
@@ -48,7 +48,7 @@ def knn_loop(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor,
 def sgd_classifier(
     rows: Tensor, labels: Tensor, batches: list[list[int]], rates: list[float], weight_decay: float, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Train a linear classifier from zero weights with torch's autograd and SGD; decay on the weights, not the biases."""
+    """Train a linear classifier from zero weights with torch's autograd and SGD; decay on weights, not on biases."""
     head = torch.nn.Linear(rows.shape[1], num_classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
