@@ -31,10 +31,7 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 
 @dataclass(frozen=True, kw_only=True)
 class NegativeTerm:
-    """How negatives enter the denominator of the softmax.
-
-    By default each counts once, beside the positive (CPC, MoCo, SimCLR).
-    """
+    """Settings of the softmax denominator; the default sums the positive and each negative (CPC, MoCo, SimCLR)."""
 
     decoupled: bool = False
     """True to leave the positive out of the denominator (DCL: Yeh et al. 2021, arXiv:2110.06848 eq. 6). The gradient of

@@ -13,7 +13,7 @@ def _shape(head: nn.Module) -> list[tuple[str, int]]:
 
 
 def test_simclr_heads_have_batchnorm_after_each_layer() -> None:
-    """2048-2048-128 (v1) and 2048-2048-2048-128 (v2), without ReLU after the last layer (RECIPES.md)."""
+    """2048-2048-128 (v1) and 2048-2048-2048-128 (v2), without ReLU after the last layer."""
     hidden = [("Linear", 2048), ("BatchNorm1d", 2048), ("ReLU", 0)]
     last = [("Linear", 128), ("BatchNorm1d", 128)]
     assert _shape(build_simclr_head(2048, 128, num_layers=2)) == hidden + last
@@ -29,7 +29,7 @@ def test_the_last_batchnorm_of_simclr_has_a_frozen_shift_in_an_encoder_too() -> 
 
 
 def test_moco_v3_projectors_and_predictors_have_the_papers_layers() -> None:
-    """R50 2048-4096-256 and 256-4096-256; ViT 384-4096-4096-256 (RECIPES.md).
+    """R50 2048-4096-256 and 256-4096-256; ViT 384-4096-4096-256.
 
     All end in a BatchNorm without scale and shift, except R50's predictor.
     """

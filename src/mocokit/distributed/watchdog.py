@@ -29,7 +29,7 @@ SILENT_BEATS = 4
 """Least number of beats without a change before a rank counts as stopped."""
 
 SILENT_SHARE = 0.1
-"""The same as a share of the timeout: 60 s of 600 s. A process on a busy machine may get no turn for many seconds."""
+"""Least time without a change, as a share of the timeout: 60 s of 600 s. A busy machine may starve a process so long."""
 
 STORE_SILENT_S = 20.0
 """Time without an answer of the store after which the network counts as gone; one request is limited to 10 s."""
