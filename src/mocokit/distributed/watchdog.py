@@ -29,7 +29,7 @@ SILENT_BEATS = 4
 """Least number of beats without a change before a rank counts as stopped."""
 
 SILENT_SHARE = 0.1
-"""Least time without a change, as a share of the timeout: 60 s of 600 s. A busy machine may starve a process so long."""
+"""The least time for that, as a share of the timeout: 60 s of 600 s, for which a busy machine may starve a process."""
 
 STORE_SILENT_S = 20.0
 """Time without an answer of the store after which the network counts as gone; one request is limited to 10 s."""
