@@ -64,14 +64,12 @@ class RankWatch:
 
     Args:
         store: Key-value store that all ranks share.
-        generation: Text that is the same on all ranks of one start. The store may outlive a start, and must not show
-            the heartbeats of the one before.
+        generation: Name of this start, the same on all ranks. The store may still hold the heartbeats of one before.
         rank: This rank.
         world_size: Number of ranks.
         timeout_s: Time that a collective may take.
         alone_timeout_s: Time that a rank may work alone.
-        end: Function that ends the process, called with a message that names the missing rank. The default is
-            `end_process`.
+        end: Function that ends the process, called with a message that names the rank; None: `end_process`.
 
     """
 
@@ -111,10 +109,7 @@ class RankWatch:
 
     @contextlib.contextmanager
     def in_collective(self) -> Iterator[None]:
-        """Context manager for a collective, or for code that issues several.
-
-        The blocks may be nested: when an inner one ends, the outer one's timeout starts anew.
-        """
+        """Context manager for a collective, or around several; the timeout restarts after each inner one."""
         outermost = self._waiting_since == float("inf")
         self._entered += 1
         self._waiting_since = time.monotonic()
@@ -125,10 +120,7 @@ class RankWatch:
 
     @contextlib.contextmanager
     def working_alone(self) -> Iterator[None]:
-        """Context manager for long work of this rank alone, such as a save.
-
-        The others wait up to `alone_timeout_s` while this process lives.
-        """
+        """Context manager for long work of this rank alone: the others wait `alone_timeout_s` if its process lives."""
         self._alone_since = time.monotonic()
         try:
             yield
@@ -142,7 +134,6 @@ class RankWatch:
             thread.join(self._silent_s)  # a thread that is stuck in a request to the store is left behind
 
     def _watch_ranks(self) -> None:
-        """Beat, and end the process if a rank is missing."""
         while not self._closed.wait(self._interval_s):
             missing = None
             try:
