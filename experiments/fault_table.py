@@ -12,13 +12,16 @@ FAILED = "FAILED"
 TEXT = """\
 # Reliability, measured
 
-Written by `make faults` (experiments/faults.py), which breaks real runs of a small ResNet on real photographs and
-compares each with one of as many steps that nothing happened to.
-Lost: bits of the final weights, optimizer and queue that differ, and images counted twice or not at all. Detection:
-from the fault until the run has ended with a message (or a second process was refused). Recovery: from
-`mocokit resume` until the first step past where the run was hit, most of which is the start of Python and of the
-ranks; the longest of all times. Load: processes that wanted a core when the row was begun, beside the run; times of a
-busy machine are that much longer.
+`make faults` (experiments/faults.py) breaks real training runs of a small ResNet on real photographs, and compares each
+with an undisturbed run of as many steps. The columns:
+
+- **times**: how often the fault was injected. The times below are the longest of these.
+- **lost**: images counted twice or not at all, and bits that differ in the final weights, optimizer state and queue.
+- **detection**: from the fault until the run has ended with a message, or a second process was refused.
+- **recovery**: from `mocokit resume` until the first step past the one where the fault hit. Most of it is the start of
+  Python and of the ranks.
+- **load**: processes that wanted a core before the row was measured, beside the run itself. A busy machine makes all
+  times longer.
 
 {table}
 {machines}
@@ -30,17 +33,18 @@ WORDS = ("how injected", "lost", "what was said")
 SOAK = """
 ## {minutes:g} minutes without a fault
 
-`python experiments/soak.py --minutes {minutes:g}`: two ranks trained, {steps:,} steps with {saves:,} saves and
-{evaluations:,} kNN evaluations between them; {samples} samples of each rank from /proc, without the first sixth of the
-time ({steps_after_warm_up:,} steps remain). Slopes are of least squares, +- two standard errors. Memory comes and goes
-with each evaluation and save by more than a line through an hour can tell; what leaks is never given back, so that
-flat means that the least in the second half is not above the least in the first (memory: by less than 5 MB an hour).
+`python experiments/soak.py --minutes {minutes:g}`: two ranks trained {steps:,} steps, with {saves:,} checkpoints and
+{evaluations:,} kNN evaluations between them. Each rank was sampled {samples} times from /proc. The first sixth of the
+time is left out as warm-up ({steps_after_warm_up:,} steps remain). Slopes are least-squares fits, +- two standard
+errors. Each evaluation and each save takes and frees so much memory that the slope of an hour can't show a small leak.
+But leaked memory is never freed, so the table compares minima: a row is flat if the minimum of the second half is not
+above that of the first half. Memory may rise by 5 MB an hour.
 
 {table}
 {medians}{machines}
 """
 
-SOAK_HEADER = ("rank", "what", "least in first half", "least in second half", "slope an hour", "flat")
+SOAK_HEADER = ("rank", "what", "minimum of first half", "minimum of second half", "slope an hour", "flat")
 
 
 def write_document(path: Path, faults: Path) -> None:
@@ -93,7 +97,7 @@ def _medians(ranks: dict[str, Any]) -> str:
         f"{rank} {line['median_of_first_half']:,.1f} and {line['median_of_second_half']:,.1f} MB"
         for rank, line in memory.items()
     )
-    return f"Medians of memory in the first half and in the second: {', '.join(halves)}.\n\n" if memory else ""
+    return f"Median memory in the first and in the second half: {', '.join(halves)}.\n\n" if memory else ""
 
 
 def _machines(machines: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Slow, independent versions of the maths, written from the papers' equations, to compare with."""
+"""Slow, independent implementations of the maths, written from the papers' equations, as references for tests."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def info_nce_loop(
     q: Tensor, k: Tensor, negatives: Tensor, temperature: float, masked: Tensor | None = None
 ) -> list[float]:
-    """MoCo v1 eq. 1, one query and one negative at a time, in Python floats."""
+    """Return MoCo v1 eq. 1, one query and one negative at a time, in Python floats."""
     losses = []
     for i in range(len(q)):
         positive = math.exp(float(q[i] @ k[i]) / temperature)
@@ -24,7 +24,7 @@ def info_nce_loop(
 def weighted_info_nce_loop(
     positive: float, negatives: list[float], temperature: float, hardness: float, decoupled: bool
 ) -> float:
-    """One row's loss: Robinson et al. 2021 eq. 4 without debiasing, Yeh et al. 2021 eq. 6; similarities in."""
+    """Return one query's loss from its similarities: Robinson et al. 2021 eq. 4 (tau+ = 0), Yeh et al. 2021 eq. 6."""
     tilts = [math.exp(hardness * s / temperature) for s in negatives]
     mean = sum(tilts) / len(tilts)
     total = sum(tilt / mean * math.exp(s / temperature) for tilt, s in zip(tilts, negatives, strict=True))
@@ -33,7 +33,7 @@ def weighted_info_nce_loop(
 
 
 def knn_loop(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float) -> float:
-    """Weighted kNN by sorting all similarities of each query."""
+    """Return the accuracy of weighted kNN, by sorting all similarities of each query."""
     bank = bank / bank.norm(dim=1, keepdim=True)
     hits = 0
     for query, label in zip(queries, labels, strict=True):
@@ -48,7 +48,7 @@ def knn_loop(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor,
 def sgd_classifier(
     rows: Tensor, labels: Tensor, batches: list[list[int]], rates: list[float], weight_decay: float, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """One linear classifier from zero weights by torch's own autograd and SGD, decay on the weights alone."""
+    """Train a linear classifier from zero weights with torch's autograd and SGD; decay on weights, not on biases."""
     head = torch.nn.Linear(rows.shape[1], num_classes)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
@@ -64,22 +64,26 @@ def sgd_classifier(
 
 
 def batchnorm_rows(x: Tensor, eps: float) -> Tensor:
-    """BatchNorm of one group (N, C, H, W), without affine, from the definition."""
+    """Return BatchNorm of one group (N, C, H, W), without scale and shift, from the definition."""
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     var = ((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
     return (x - mean) / torch.sqrt(var + eps)
 
 
 VocBox = tuple[int, int, int, int]
-"""xmin, ymin, xmax, ymax: pixels counted from 1, the last one included."""
+"""xmin, ymin, xmax, ymax in pixels, counted from 1, the last pixel included."""
 
 
 def voc07_ap_loop(
     truth: list[list[tuple[VocBox, bool]]], found: list[tuple[int, float, VocBox]], threshold: float
 ) -> float:
-    """VOC07 average precision (0..1) of one class, from the development kit's description, pixel by pixel.
+    """Return VOC07 average precision (0..1) of one class, from the description in the development kit.
 
-    `truth`: for each image its boxes, and whether each is difficult; `found`: (image, score, box), no score twice.
+    Args:
+        truth: The boxes of each image; True marks a difficult one.
+        found: (image, score, box) of each detection; all scores differ.
+        threshold: Least overlap of a correct detection.
+
     """
     taken: set[tuple[int, int]] = set()
     points: list[tuple[float, float]] = []
@@ -103,7 +107,7 @@ def voc07_ap_loop(
 
 
 def _voc_overlap(a: VocBox, b: VocBox) -> float:
-    """Share of pixels in both boxes among those in either, by counting them."""
+    """Return intersection over union, by counting pixels."""
     pixels_a, pixels_b = (
         {(x, y) for x in range(box[0], box[2] + 1) for y in range(box[1], box[3] + 1)} for box in (a, b)
     )
@@ -111,7 +115,7 @@ def _voc_overlap(a: VocBox, b: VocBox) -> float:
 
 
 def nt_xent_loop(queries: Tensor, keys: Tensor, temperature: float) -> float:
-    """SimCLR Algorithm 1: l(2k-1, 2k) + l(2k, 2k-1), mean over all 2B views, in Python floats."""
+    """Return SimCLR Algorithm 1: l(2k-1, 2k) + l(2k, 2k-1), mean over all 2B views, in Python floats."""
     z = [row for pair in zip(queries, keys, strict=True) for row in pair]  # 2k-1, 2k
     total = 0.0
     for i, row in enumerate(z):
@@ -124,7 +128,7 @@ def nt_xent_loop(queries: Tensor, keys: Tensor, temperature: float) -> float:
 def lars_steps(
     weight: Tensor, gradients: list[Tensor], rates: list[float], *, decay: float, trust: float, classic: bool
 ) -> Tensor:
-    """LARS with momentum 0.9 on one weight or bias, number by number (You et al. 2017, Algorithm 1)."""
+    """Return a weight or bias after LARS steps with momentum 0.9, number by number (You et al. 2017, Algorithm 1)."""
     w = [float(value) for value in weight.flatten()]
     v = [0.0] * len(w)
     for gradient, lr in zip(gradients, rates, strict=True):

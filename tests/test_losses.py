@@ -39,7 +39,7 @@ def test_negatives_of_the_querys_own_image_do_not_count() -> None:
     assert got.num_masked.tolist() == masked.sum(1).tolist()
 
 
-def test_a_query_whose_negatives_are_all_its_own_has_no_loss() -> None:
+def test_a_query_whose_negatives_are_all_masked_has_no_loss() -> None:
     q = _unit(2, 8)
     ids = torch.tensor([4, 5])
     got = info_nce(q, q, _unit(6, 8), temperature=0.2, ids=ids, negative_ids=torch.full((6,), 4))
@@ -56,7 +56,7 @@ def test_ids_without_negative_ids_are_an_error() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 35, 1000])
 @pytest.mark.parametrize("masks", [False, True])
 def test_chunks_change_neither_value_nor_gradient(chunk: int, masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the plain formula on whole (N, K) scores, in float64; chunks of 1 to all negatives at a time."""
+    """Compare with cross entropy on whole (N, K) scores in float64; chunks of 1 negative up to all."""
     monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk * 5)
     q = (3 * _unit(5, 8)).requires_grad_()
     k = _unit(5, 8)
@@ -84,7 +84,7 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int, masks: bool, monke
 def test_negative_terms_equal_a_slow_loop_in_value_and_gradient(
     hardness: float, decoupled: bool, masks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient against autograd of the formula on whole (N, K) scores; 7 negatives at a time."""
+    """Compare the gradient with autograd of the formula on whole (N, K) scores; chunks of 7 negatives."""
     monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 7 * 5)
     q = _unit(5, 8).requires_grad_()
     k = _unit(5, 8)
@@ -173,14 +173,14 @@ def test_info_nce_is_log_k_plus_1_when_all_keys_are_the_same() -> None:
 
 
 def test_a_perfect_query_has_no_loss_at_a_small_temperature() -> None:
-    """An implementation that has the positive among its negatives can't go below log 2 here."""
+    """If the positive were among the negatives too, the loss could not go below log 2 here."""
     q = _unit(1, 8)
     opposite = -_unit(1, 8)
     assert info_nce(q, q, torch.cat([-q, -q, -q]), temperature=0.02).row_losses.item() < 1e-12
     assert info_nce(q, q, opposite * 0, temperature=0.02).correct.item()
 
 
-def test_gradient_is_that_of_the_softmax() -> None:
+def test_the_gradient_is_that_of_the_softmax() -> None:
     """d loss / d q = (sum_j p_j n_j + (p_0 - 1) k) / T."""
     q = _unit(3, 8).requires_grad_()
     k = _unit(3, 8).requires_grad_()
@@ -212,7 +212,7 @@ def test_nt_xent_is_simclrs_algorithm_1(temperature: float) -> None:
 
 
 def test_nt_xent_is_info_nce_with_the_batchs_other_views_as_negatives() -> None:
-    """Value and gradient, for each query: K = 2B - 2."""
+    """Compare values and metrics of each query, with K = 2B - 2."""
     queries = _unit(5, 8)
     keys = _unit(5, 8)
     first, second = nt_xent(queries, keys, temperature=0.5)
@@ -228,7 +228,7 @@ def test_nt_xent_is_info_nce_with_the_batchs_other_views_as_negatives() -> None:
 
 
 def test_end_to_end_and_moco_give_the_same_loss_for_the_same_keys_and_negatives() -> None:
-    """The mechanism differs, not the objective (MoCo v1 sec. 4.1): value, metrics and the query's gradient."""
+    """The mechanism differs, not the objective (MoCo v1 sec. 4.1): same value, metrics and gradient of the query."""
     q = _unit(6, 8).requires_grad_()
     keys = _unit(6, 8)
     end_to_end = in_batch_info_nce(q, keys, torch.arange(6), temperature=0.07)
@@ -253,7 +253,7 @@ def test_in_batch_gradients_flow_into_keys_too() -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 6)])
-def test_rows_of_nt_xent_are_those_of_the_whole(rows: slice) -> None:
+def test_nt_xent_of_some_rows_equals_those_rows_of_the_whole_batch(rows: slice) -> None:
     queries = _unit(6, 8)
     keys = _unit(6, 8)
     for part, whole in zip(
@@ -263,8 +263,10 @@ def test_rows_of_nt_xent_are_those_of_the_whole(rows: slice) -> None:
 
 
 def test_closed_forms_of_the_in_batch_losses() -> None:
-    """All alike: log of the number of candidates, so a bound of 0. Orthogonal pairs at a small T: 0, so a bound of
-    log B: all that B images can tell.
+    """Check two extremes.
+
+    If all embeddings are equal, the loss is the log of the number of candidates, and the bound is 0. If the pairs are
+    orthogonal and T is small, the loss is 0, and the bound is log B, the most that B images can tell.
     """
     row = _unit(1, 8).expand(6, 8)
     same = in_batch_info_nce(row, row, torch.arange(6), temperature=0.2)
@@ -279,7 +281,7 @@ def test_closed_forms_of_the_in_batch_losses() -> None:
 
 
 def test_the_bound_stays_below_the_mutual_information() -> None:
-    """CPC eq. 5 on a world of 4 equally likely images, told apart perfectly: I = log 4, whatever K is."""
+    """Check CPC eq. 5 on 4 equally likely images that are told apart perfectly: I = log 4, for any K."""
     world = torch.eye(4, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     for num_negatives in (1, 3, 15, 63):

@@ -1,5 +1,3 @@
-"""Counter-based streams."""
-
 import numpy as np
 import pytest
 

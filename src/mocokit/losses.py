@@ -1,17 +1,19 @@
-"""InfoNCE, the loss of every method here: pure functions of tensors; no module, no state, no rank.
+"""InfoNCE, the loss of every method here, as pure functions of tensors: no module, no state, no ranks.
 
-It is CPC's (van den Oord et al. 2018, eq. 4): pick the positive among 1 + K candidates by a softmax over similarity
-divided by T. The methods differ in where candidates come from, not in the objective (MoCo v1 sec. 3.2 and fig. 2):
+InfoNCE is the loss of CPC (van den Oord et al. 2018, eq. 4): pick the positive among 1 + K candidates by a softmax
+over similarity / T. The methods differ in where the candidates come from, not in the objective (MoCo v1 sec. 3.2 and
+fig. 2):
 
-* `info_nce`: K candidates that take no gradient, a queue or a memory bank (MoCo v1 eq. 1);
+* `info_nce`: K negatives without gradient, from a queue or a memory bank (MoCo v1 eq. 1);
 * `in_batch_info_nce`: the other keys of the batch, so K = B - 1 (end-to-end; MoCo v3 without its factor 2T);
-* `nt_xent`: the other views of the batch, so K = 2B - 2 (SimCLR eq. 1), which is `in_batch_info_nce` twice.
+* `nt_xent`: the other views of the batch, so K = 2B - 2 (SimCLR eq. 1); it is `in_batch_info_nce` twice.
 
-log(K + 1) - loss bounds the mutual information of query and key from below, in nats (CPC eq. 5): `mi_bound`.
+log(K + 1) - loss is a lower bound of the mutual information of query and key, in nats (CPC eq. 5): `InfoNce.mi_bound`.
 
-`NegativeTerm` changes how negatives enter the denominator: decoupled, or the harder the more.
+`NegativeTerm` changes how negatives enter the denominator: without the positive beside them (decoupled), or with more
+weight for harder ones.
 
-Shapes: N queries of this call, C feature dimension, K negatives, c of them at a time, B global batch.
+Shapes: N queries of this call; C embedding dimension; K negatives, c of them in a chunk; M keys; B global batch.
 """
 
 import math
@@ -23,19 +25,20 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
-"""Scores held at once, N * c, whatever K is: 4 MB, near the caches; 64 MB, so that kernels outlast their launches."""
+"""Scores N * c that `info_nce` holds at a time, whatever K is. In float32, 4 MB on a CPU: about what the caches hold.
+64 MB on a GPU: so large that a kernel runs longer than its launch takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NegativeTerm:
-    """How negatives enter the denominator; as it is, each counts once beside the positive (CPC, MoCo, SimCLR)."""
+    """Settings of the softmax denominator; the default sums the positive and each negative (CPC, MoCo, SimCLR)."""
 
     decoupled: bool = False
-    """Leave the positive out of the denominator (Yeh et al. 2021, DCL, arXiv:2110.06848 eq. 6): its gradient then no
-    longer fades for queries that tell their positive already."""
+    """True to leave the positive out of the denominator (DCL: Yeh et al. 2021, arXiv:2110.06848 eq. 6). The gradient of
+    a query that already finds its positive then no longer fades."""
     hardness: float = 0.0
-    """beta: a negative counts in proportion to exp(beta * q . k- / T), on average once (Robinson et al. 2021,
-    arXiv:2010.04592 eq. 4 with tau+ = 0)."""
+    """beta >= 0: each negative has a weight in proportion to exp(beta * q . k- / T), with mean 1 over a query's
+    negatives (Robinson et al. 2021, arXiv:2010.04592 eq. 4 with tau+ = 0)."""
 
     def __post_init__(self) -> None:
         if self.hardness < 0:
@@ -43,16 +46,23 @@ class NegativeTerm:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the loss is InfoNCE itself."""
+        """True if the loss is InfoNCE itself."""
         return self == PLAIN
 
     def chance_loss(self, num_negatives: int) -> float:
-        """The loss while all similarities are the same."""
+        """Return the loss when all similarities are equal, as for a network that tells nothing apart."""
         return math.log(num_negatives + (0 if self.decoupled else 1))
 
     def row_losses(self, positive: Tensor, log_negative: Tensor) -> Tensor:
-        """(N,) losses of positive scores and logarithms of the sums over negatives, (N,) each."""
+        """Return the (N,) losses.
+
+        Args:
+            positive: (N,) q . k+ / T.
+            log_negative: (N,) logarithm of the sum over negatives of weight * exp(q . k- / T).
+
+        """
         margin = log_negative - positive
+        # -log(exp(p) / (exp(p) + sum)) = log(1 + exp(log sum - p)); DCL drops exp(p) from the denominator.
         return margin if self.decoupled else torch.logaddexp(margin, torch.zeros_like(margin))
 
 
@@ -60,23 +70,23 @@ PLAIN = NegativeTerm()
 
 
 class InfoNce(NamedTuple):
-    """What one contrast gives for each query; only the first carries a gradient."""
+    """Loss and metrics of each query; only `row_losses` has a gradient."""
 
     row_losses: Tensor
-    """(N,) cross entropy of picking the positive among 1 + K candidates, or what a `NegativeTerm` makes of it."""
+    """(N,) cross entropy of picking the positive among 1 + K candidates, as changed by a `NegativeTerm`."""
     correct: Tensor
-    """(N,) whether the positive scored above every negative; a tie is a miss. Its mean is the (K+1)-way accuracy."""
+    """(N,) True if the positive scored above every negative; a tie is a miss. Its mean is the (K+1)-way accuracy."""
     positive_similarity: Tensor
     """(N,) q . k+, before the temperature."""
     negative_similarity: Tensor
-    """(N,) mean q . k- over the negatives that count, before the temperature."""
+    """(N,) mean q . k- over the unmasked negatives, before the temperature."""
     num_masked: Tensor
-    """(N,) negatives that do not count."""
+    """(N,) number of masked negatives."""
     num_kept: Tensor
-    """(N,) negatives that count: K, less those masked."""
+    """(N,) number of unmasked negatives, K - num_masked."""
 
     def per_image(self, queries: int) -> "InfoNce":
-        """Means over each image's `queries` consecutive rows."""
+        """Return the means over each image's `queries` consecutive rows: (N,) -> (N / queries,)."""
         if queries == 1:
             return self
         floats = (field.to(self.row_losses.dtype).unflatten(0, (-1, queries)).mean(dim=1) for field in self)
@@ -84,17 +94,17 @@ class InfoNce(NamedTuple):
 
     @property
     def mi_bound(self) -> Tensor:
-        """(N,) log(K + 1) - loss, in nats: its mean bounds I(query; key) from below (CPC eq. 5); of the plain loss."""
+        """(N,) log(K + 1) - loss, in nats. The mean bounds I(query; key) from below (CPC eq. 5), for the plain loss."""
         return (self.num_kept + 1).log() - self.row_losses.detach()
 
 
 def row_metrics(directions: Sequence[InfoNce], losses: Tensor, *, term: NegativeTerm = PLAIN) -> dict[str, Tensor]:
-    """What a run is judged by, one value a row; no gradient.
+    """Return the (N,) metrics that a run logs, by name; no gradient.
 
     Args:
-        directions: One contrast, or the two of a symmetric loss, whose means are taken.
-        losses: (N,) what the run minimises.
-        term: What the losses were taken with; only the plain one bounds the mutual information.
+        directions: The result of one contrast, or the two of a symmetric loss, whose metrics are averaged.
+        losses: (N,) the losses that the run minimises.
+        term: How negatives entered those losses; without the plain one, `mi_bound` is left out: it would be no bound.
 
     """
     values: dict[str, list[Tensor]] = {
@@ -118,20 +128,23 @@ def info_nce(
     negative_ids: Tensor | None = None,
     term: NegativeTerm = PLAIN,
 ) -> InfoNce:
-    """InfoNCE with one positive and K negatives a query (MoCo v1 eq. 1; CPC eq. 4).
+    """Return InfoNCE with one positive and K negatives a query (MoCo v1 eq. 1; CPC eq. 4).
 
-    The (N, K) scores are never held: they are summed up a chunk of negatives at a time, and the gradient along with
-    them (as attention kernels do: Milakov and Gimelshein 2018; Dao et al. 2022), so extra memory does not grow with K
-    and a backward pass costs nothing more.
+    The (N, K) scores are never in memory at once. One pass over chunks of negatives sums up both the loss and its
+    gradient (as attention kernels do: Milakov and Gimelshein 2018; Dao et al. 2022). So extra memory does not grow
+    with K (with N = 256 and K = 65,536, all float32 scores would be 64 MiB), and the backward pass is one product.
 
     Args:
         q: (N, C) unit rows.
         k: (N, C) unit rows, the positive of each query; no gradient flows into it.
         negatives: (K, C) unit rows; no gradient flows into them.
         temperature: Softmax temperature T > 0.
-        ids: (N,) image of each query; with `negative_ids`, negatives of a query's own image do not count.
+        ids: (N,) image of each query. With `negative_ids`, negatives of a query's own image are masked.
         negative_ids: (K,) image of each negative.
         term: How negatives enter the denominator.
+
+    Raises:
+        ValueError: Only one of `ids` and `negative_ids` is given.
 
     """
     if (ids is None) != (negative_ids is None):
@@ -148,27 +161,28 @@ def in_batch_info_nce(
     excluded: Tensor | None = None,
     term: NegativeTerm = PLAIN,
 ) -> InfoNce:
-    """InfoNCE whose negatives are the other keys of the batch; a gradient flows into queries and keys.
+    """Return InfoNCE whose negatives are the other keys of the batch; the gradient flows into queries and keys.
 
     Args:
         q: (N, C) unit rows.
         keys: (M, C) unit rows: positives and negatives of all queries.
         positives: (N,) index of each query's positive in `keys`.
         temperature: Softmax temperature T > 0.
-        excluded: (N,) index of the one key that is no candidate, in SimCLR the query itself.
+        excluded: (N,) index of one key that is not a candidate (in SimCLR the query itself); None: all are.
         term: How negatives enter the denominator.
 
     """
     similarity = q @ keys.T  # (N, M)
     positive = similarity.gather(1, positives[:, None])[:, 0]  # (N,)
-    left_out = positives[:, None] if excluded is None else torch.stack([positives, excluded], dim=1)
-    negatives = similarity.scatter(1, left_out, -torch.inf)  # (N, M)
+    left_out = positives[:, None] if excluded is None else torch.stack([positives, excluded], dim=1)  # (N, 1 or 2)
+    negatives = similarity.scatter(1, left_out, -torch.inf)  # (N, M); exp(-inf) = 0 takes these out of each sum
     num_kept = torch.full_like(positive, keys.shape[0] - left_out.shape[1])  # (N,)
-    log_negative = (negatives * ((1 + term.hardness) / temperature)).logsumexp(dim=1)
+    log_negative = (negatives * ((1 + term.hardness) / temperature)).logsumexp(dim=1)  # (N,)
     if term.hardness:
+        # Z = K * sum exp((1 + beta) s / T) / sum exp(beta s / T): the weights exp(beta s / T), scaled to mean 1
         log_negative = log_negative + num_kept.log() - (negatives * (term.hardness / temperature)).logsumexp(dim=1)
     row_losses = term.row_losses(positive / temperature, log_negative)
-    others = negatives.detach()
+    others = negatives.detach()  # (N, M)
     return InfoNce(
         row_losses=row_losses,
         correct=positive.detach() > others.amax(dim=1),
@@ -186,29 +200,31 @@ def nt_xent(
     temperature: float,
     rows: slice = slice(None),
     term: NegativeTerm = PLAIN,
-    instead: Tensor | None = None,
+    crops: Tensor | None = None,
 ) -> tuple[InfoNce, InfoNce]:
-    """SimCLR's NT-Xent (eq. 1): each view against its other view and the 2B - 2 views of the other images.
+    """Return SimCLR's NT-Xent (eq. 1) in both directions: the positive of a view is the image's other view.
 
-    The official loss adds the means over both directions, which is twice the mean over all 2B views.
+    The negatives are the 2B - 2 views of the other images. The official loss adds the means over both directions,
+    which is twice the mean over all 2B views.
 
     Args:
         queries: (B, C) unit rows, first views.
         keys: (B, C) unit rows, second views of the same images.
         temperature: Softmax temperature T > 0.
-        rows: Images that are contrasted in this call; all are candidates.
+        rows: Images of this call, N of them; the candidates are always the views of all B images.
         term: How negatives enter the denominator.
-        instead: (N, C) other views of `rows`, contrasted in the place of both of theirs; None: no others.
+        crops: (N, C) further views of the images `rows`, which take the place of their queries and of their keys as
+            the views that look for a positive; None: the queries and keys themselves.
 
     Returns:
-        The contrasts of those images' queries, and of their keys.
+        InfoNCE of those images' queries against the keys, and of their keys against the queries.
 
     """
     own = torch.arange(len(queries), device=queries.device)[rows]  # (N,)
     first, second = (
         in_batch_info_nce(
-            lead[rows] if instead is None else instead,
-            torch.cat([follow, lead]),
+            lead[rows] if crops is None else crops,  # (N, C)
+            torch.cat([follow, lead]),  # (2B, C): row i is the positive of image i, row B + i its own view
             own,
             temperature=temperature,
             excluded=own + len(keys),
@@ -220,39 +236,51 @@ def nt_xent(
 
 
 class _RunningSoftmax:
-    """Sum of exp(logit) over candidates, and their mean weighted by it, a chunk of them at a time.
+    """Sum of exp(logit) over candidates, and their softmax-weighted mean, over one chunk of candidates after another.
 
-    Both are kept relative to the highest logit so far and rescaled whenever a higher one turns up, so that nothing
-    overflows.
+    Both are stored divided by exp(highest logit so far), and rescaled when a chunk has a higher one. So no exp gets an
+    argument above 0, and nothing overflows: with T = 0.07, logits reach 14, and with a large beta exp would pass
+    float32's limit at 88.
     """
 
     def __init__(self, q: Tensor) -> None:
-        self._highest = torch.full_like(q[:, 0], -1e30)  # (N,); finite, so that all may be masked
-        self._total = torch.zeros_like(self._highest)  # (N,), (N, C)
-        self._pull = torch.zeros_like(q)
+        # (N,) finite, not -inf: in a chunk with all of a query's candidates masked, -inf - -inf would be NaN
+        self._highest = torch.full_like(q[:, 0], -1e30)
+        self._total = torch.zeros_like(self._highest)  # (N,) sum of exp(logit - highest)
+        self._weighted = torch.zeros_like(q)  # (N, C) sum of exp(logit - highest) * candidate
 
     def add(self, logits: Tensor, candidates: Tensor) -> None:
-        """Take in (c, C) candidates with (N, c) logits, which are overwritten."""
-        higher = torch.maximum(self._highest, logits.amax(dim=1))
-        shrink = (self._highest - higher).exp()
-        weights = logits.sub_(higher[:, None]).exp_()
+        """Add (c, C) candidates with (N, c) logits; overwrites `logits`, which saves a copy of the largest tensor."""
+        higher = torch.maximum(self._highest, logits.amax(dim=1))  # (N,)
+        shrink = (self._highest - higher).exp()  # (N,) rescales what was summed so far
+        weights = logits.sub_(higher[:, None]).exp_()  # (N, c)
         self._total = self._total * shrink + weights.sum(dim=1)
-        self._pull = torch.addmm(self._pull * shrink[:, None], weights, candidates)
+        self._weighted = torch.addmm(self._weighted * shrink[:, None], weights, candidates)  # (N, C) + (N, c) @ (c, C)
         self._highest = higher
 
     @property
     def log_total(self) -> Tensor:
-        """(N,) logarithm of the sum; -inf without candidates."""
+        """(N,) logarithm of the sum of exp(logit); -inf if all candidates were masked."""
         return self._highest + self._total.log()
 
     @property
     def mean(self) -> Tensor:
-        """(N, C) weighted mean of the candidates; zero without any."""
-        return self._pull / self._total.clamp(min=torch.finfo(self._total.dtype).tiny)[:, None]
+        """(N, C) softmax-weighted mean of the candidates; 0 if all were masked."""
+        return self._weighted / self._total.clamp(min=torch.finfo(self._total.dtype).tiny)[:, None]
 
 
 class _InfoNceFunction(torch.autograd.Function):
-    """The loss and its derivative with respect to q in one pass over chunks of negatives."""
+    """InfoNCE and its derivative with respect to q, in one pass over chunks of negatives.
+
+    With s_j = q . n_j, p = q . k+ / T and Z = sum_j w_j exp(s_j / T) (w_j = 1 for the plain loss),
+
+        loss       = log(exp(p) + Z) - p,    or log Z - p if decoupled
+        d loss/d q = share * (pull - k) / T, share = Z / (exp(p) + Z), or 1 if decoupled
+        pull       = T * d log Z / d q       the mean of the negatives, weighted by exp(s_j / T) for the plain loss
+
+    With hardness beta, log Z = log sum exp((1 + beta) s / T) - log sum exp(beta s / T) + log K, so
+    pull = (1 + beta) * mean weighted by exp((1 + beta) s / T) - beta * mean weighted by exp(beta s / T).
+    """
 
     @staticmethod
     def forward(
@@ -265,13 +293,14 @@ class _InfoNceFunction(torch.autograd.Function):
         ids: Tensor | None,
         negative_ids: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """The fields of InfoNce; the first keeps its slope for `backward`."""
+        """Return the fields of InfoNce, and save d loss / d q for `backward`."""
         similarity = (q * k).sum(dim=1)  # (N,)
-        highest_negative = torch.full_like(similarity, -torch.inf)
-        sum_negative = torch.zeros_like(similarity)
-        num_masked = torch.zeros_like(similarity)
-        tilted = _RunningSoftmax(q)  # by (1 + beta) / T and, where beta is not 0, beta / T
-        tilt = _RunningSoftmax(q)
+        highest_negative = torch.full_like(similarity, -torch.inf)  # (N,)
+        sum_negative = torch.zeros_like(similarity)  # (N,)
+        num_masked = torch.zeros_like(similarity)  # (N,)
+        # log Z = log numerator - log denominator + log K if beta > 0; else log numerator
+        numerator = _RunningSoftmax(q)  # of logits (1 + beta) s / T
+        denominator = _RunningSoftmax(q)  # of logits beta s / T; unused if beta is 0
         step = max(1, CHUNK_ELEMENTS.get(q.device.type, 2**20) // len(q))
         for start in range(0, len(negatives), step):
             part = slice(start, start + step)
@@ -281,23 +310,23 @@ class _InfoNceFunction(torch.autograd.Function):
                 masked = ids[:, None] == negative_ids[None, part]  # (N, c)
                 num_masked += masked.sum(dim=1)
                 sum_negative += scores.masked_fill(masked, 0.0).sum(dim=1)
-                scores = scores.masked_fill_(masked, -torch.inf)
+                scores = scores.masked_fill_(masked, -torch.inf)  # exp(-inf) = 0
             else:
                 sum_negative += scores.sum(dim=1)
             highest_negative = torch.maximum(highest_negative, scores.amax(dim=1))
             if term.hardness:
-                tilt.add(scores * (term.hardness / temperature), chunk)
-            tilted.add(scores.mul_((1 + term.hardness) / temperature), chunk)
+                denominator.add(scores * (term.hardness / temperature), chunk)
+            numerator.add(scores.mul_((1 + term.hardness) / temperature), chunk)  # last: overwrites the scores
         num_kept = len(negatives) - num_masked
-        log_negative = tilted.log_total  # (N,), (N, C)
-        pull = tilted.mean
+        log_negative = numerator.log_total  # (N,) log Z
+        pull = numerator.mean  # (N, C)
         if term.hardness:
-            log_negative = log_negative - tilt.log_total + num_kept.log()
-            pull = (1 + term.hardness) * pull - term.hardness * tilt.mean
-        positive = similarity / temperature
-        # d row_loss / dq; DCL's point is that the negatives' share of the softmax does not scale it
+            log_negative = log_negative - denominator.log_total + num_kept.log()
+            pull = (1 + term.hardness) * pull - term.hardness * denominator.mean
+        positive = similarity / temperature  # (N,) p
+        # (N, 1) Z / (exp(p) + Z). DCL's point is to drop it: it goes to 0 for queries that find their positive.
         share = 1.0 if term.decoupled else torch.sigmoid(log_negative - positive)[:, None]
-        ctx.save_for_backward(share * (pull - k) / temperature)  # (N, C)
+        ctx.save_for_backward(share * (pull - k) / temperature)  # (N, C) d loss / d q: all that `backward` needs
         metrics = (
             similarity > highest_negative,
             similarity,
@@ -310,6 +339,6 @@ class _InfoNceFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The slope of each row times the gradient of its loss."""
-        (slope,) = ctx.saved_tensors
+        """Return d loss / d q of each row times the gradient of its loss."""
+        (slope,) = ctx.saved_tensors  # (N, C)
         return grads[0][:, None] * slope, None, None, None, None, None, None

@@ -1,4 +1,3 @@
-import contextlib
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ with distributed.session("cpu"):
             rows = batch[own].to(dtype=dtype, memory_format=torch.channels_last)
             got = distributed.permute_rows(rows, counts, order)
             assert torch.equal(got, batch.to(dtype)[order][own]), (seed, got)
-            assert torch.equal(rows, batch[own].to(dtype)), "what was held stays"
+            assert torch.equal(rows, batch[own].to(dtype)), "the input is unchanged"
 """
 
 
@@ -80,7 +79,7 @@ def test_gradients_are_the_sum_over_ranks_and_micro_batches_always_in_one_order(
 
 
 def _run(source: str, work: Path, *, ranks: int) -> str:
-    """What ranks print that run `source` to a good end."""
+    """Run `source` on each rank and return what they print; fails if one fails."""
     script = work / "ranks.py"
     script.write_text(source, encoding="utf-8")
     code, output = finish(start([], ranks=ranks, program=(str(script),)))
@@ -88,13 +87,12 @@ def _run(source: str, work: Path, *, ranks: int) -> str:
     return output
 
 
-def test_only_an_error_of_the_network_is_put_down_to_another_rank() -> None:
+def test_only_an_error_of_the_network_is_blamed_on_another_rank() -> None:
     lost = "[/gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:26340: Connection reset by peer. GLHF!"
-    with pytest.raises(ConnectionError, match=r"machine is gone \(Read error .*reset by peer\)"), _arrive():
+    with (
+        pytest.raises(ConnectionError, match=r"machine is gone \(Read error .*reset by peer\)"),
+        distributed.together(),
+    ):
         raise RuntimeError(lost)
-    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"), _arrive():
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"), distributed.together():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-
-def _arrive() -> contextlib.AbstractContextManager[None]:
-    return distributed._arrive(computes=True)

@@ -1,4 +1,4 @@
-"""Parts of encoders on real ranks; the trajectory on 1, 2 and 4 ranks is in test_presets.py."""
+"""Sharded encoders on real ranks; test_presets.py compares the trajectories of 1, 2 and 4 ranks."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.dist
 
 @pytest.fixture
 def config(photos: Path) -> Config:
-    """A ViT for 20 steps, watched and saved every 5th."""
+    """A ViT for 20 steps, with a kNN evaluation and a checkpoint every 5."""
     return replace_settings(small("moco-v3-vit-s", photos), {"run.shard": True, "run.knn_every": 1})
 
 
@@ -27,8 +27,8 @@ def _lines(run: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def test_a_run_in_parts_goes_on_in_one_process_and_back(config: Config, tmp_path: Path) -> None:
-    """One checkpoint for all: what one process saved, two ranks split, and the other way round."""
+def test_a_sharded_run_continues_in_one_process_and_back(config: Config, tmp_path: Path) -> None:
+    """Two ranks shard the checkpoint of one process, and the other way round."""
     whole = tmp_path / "whole"
     run = tmp_path / "run"
     command = ["pretrain", "moco-v3-vit-s", *flags_of(config), "--out"]
@@ -69,7 +69,7 @@ with distributed.session("cpu"):
     train = trainer(parts)
     for step, batch in enumerate(build_batches(config, parts, start_step=0, total_steps=2)):
         assert train(batch, step)
-    with open(os.path.join({str(tmp_path)!r}, "held" + os.environ["RANK"]), "w") as file:  # lines may mix
+    with open(os.path.join({str(tmp_path)!r}, "held" + os.environ["RANK"]), "w") as file:  # not printed: lines mix
         print(held, sum(p.numel() for p in parts.method.parameters()), file=file)
 """
     (tmp_path / "c.toml").write_text(to_toml(replace_settings(config, {"run.precision": "fp32"})))
@@ -81,7 +81,7 @@ with distributed.session("cpu"):
     assert max(own for own, _ in held) < 0.55 * held[0][1]
 
 
-def test_only_adamw_takes_parts(tiny: Callable[..., Config]) -> None:
+def test_only_adamw_takes_sharded_parameters(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match=r"optim.name='sgd': run.shard needs adamw"):
         build_run(tiny(**{"run.shard": True}), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"run.compile=on: not with run.shard"):

@@ -1,11 +1,11 @@
-"""The watch alone, with threads for ranks; real processes are in test_faults.py."""
+"""The watchdog alone, with threads as ranks; test_faults.py tries it on real processes."""
 
 import threading
 import time
 
 import pytest
 
-from mocokit.distributed import watchdog as rank_watch
+from mocokit.distributed import watchdog
 from mocokit.distributed.watchdog import RankWatch
 
 TIMEOUT_S = 0.4
@@ -30,7 +30,7 @@ class _Store:
 
 
 class _Ranks:
-    """Three watches on one store."""
+    """Watchdogs of three ranks, on one store."""
 
     def __init__(self) -> None:
         self.store = _Store()
@@ -57,8 +57,8 @@ class _Ranks:
         return end
 
     def wait(self, *, ranks: tuple[int, ...], seconds: float) -> str:
-        """Let `ranks` stand in a collective until a watch ends them; the message."""
-        with self.watches[ranks[0]].arrive(), self.watches[ranks[-1]].arrive():
+        """Hold `ranks` in a collective until a watchdog ends them; return its message, or "" after `seconds`."""
+        with self.watches[ranks[0]].in_collective(), self.watches[ranks[-1]].in_collective():
             self.ended.wait(seconds)
         for watch in self.watches:
             watch.close()
@@ -79,21 +79,21 @@ def test_a_rank_that_no_longer_beats_is_named_as_stopped() -> None:
 
 def test_a_rank_that_works_alone_is_waited_for() -> None:
     ranks = _Ranks()
-    with ranks.watches[0].excuse():
+    with ranks.watches[0].working_alone():
         assert ranks.wait(ranks=(1, 2), seconds=6 * TIMEOUT_S) == ""
 
 
-def test_a_rank_that_works_alone_beyond_all_patience_is_named() -> None:
+def test_a_rank_that_works_alone_for_too_long_is_named() -> None:
     ranks = _Ranks()
     begun = time.monotonic()
-    with ranks.watches[0].excuse():
+    with ranks.watches[0].working_alone():
         message = ranks.wait(ranks=(1, 2), seconds=20)
     assert message.startswith("rank 0 evaluates or saves for more than 3 s (run.alone_timeout_s)")
     assert time.monotonic() - begun > ALONE_TIMEOUT_S
 
 
 class _Beats(_Store):
-    """What another rank says, one word after the other."""
+    """A store that returns the given heartbeats of another rank, one after the other."""
 
     def __init__(self, *beats: str) -> None:
         super().__init__()
@@ -116,10 +116,10 @@ def test_a_rank_that_has_just_ended_its_work_alone_is_waited_for(then: str, ende
         alone_timeout_s=ALONE_TIMEOUT_S,
         end=messages.append,
     )
-    with watch.arrive():
+    with watch.in_collective():
         while len(store.beats) > 1:
             time.sleep(0.01)
-        time.sleep(TIMEOUT_S * 1.2)  # four beats lie between its two looks
+        time.sleep(TIMEOUT_S * 1.2)  # it looks twice, four beats apart
     watch.close()
     assert bool(messages) == ended, messages
 
@@ -128,14 +128,14 @@ def test_collectives_that_end_in_time_end_nothing() -> None:
     ranks = _Ranks()
     deadline = time.monotonic() + 4 * TIMEOUT_S
     while time.monotonic() < deadline:
-        with ranks.watches[0].arrive(), ranks.watches[1].arrive():
+        with ranks.watches[0].in_collective(), ranks.watches[1].in_collective():
             time.sleep(TIMEOUT_S / 8)
     for watch in ranks.watches:
         watch.close()
     assert ranks.messages == {}
 
 
-def test_a_store_that_is_gone_ends_only_who_waits() -> None:
+def test_a_store_that_is_gone_ends_only_a_rank_that_waits() -> None:
     ranks = _Ranks()
     ranks.store.broken = True
     time.sleep(2 * TIMEOUT_S)
@@ -143,7 +143,7 @@ def test_a_store_that_is_gone_ends_only_who_waits() -> None:
     assert "store does not answer (connection reset)" in ranks.wait(ranks=(0, 1), seconds=10)
 
 
-def test_a_store_that_never_answers_ends_who_waits() -> None:
+def test_a_store_that_never_answers_ends_a_rank_that_waits() -> None:
     ranks = _Ranks()
     ranks.store.network.clear()
     message = ranks.wait(ranks=(0, 1), seconds=10)
@@ -156,8 +156,8 @@ def test_a_start_that_never_comes_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, seconds: float, ended: bool
 ) -> None:
     messages = list[str]()
-    monkeypatch.setattr(rank_watch, "end_process", messages.append)
-    with rank_watch.limited(0.3, "not all ranks came to the start"):
+    monkeypatch.setattr(watchdog, "end_process", messages.append)
+    with watchdog.time_limit(0.3, "not all ranks came to the start"):
         time.sleep(seconds)
     time.sleep(0.5 - seconds / 2)
     assert messages == ["not all ranks came to the start; waited 0.3 s (run.rank_timeout_s)"] * ended
@@ -167,8 +167,8 @@ def test_the_process_ends_with_a_message_and_the_code_for_try_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = list[int]()
-    monkeypatch.setattr(rank_watch.os, "_exit", codes.append)  # type: ignore[attr-defined]
-    monkeypatch.setattr(rank_watch, "BEAT_S", 0.0)
-    rank_watch.end_process("rank 3 did not arrive")
+    monkeypatch.setattr(watchdog.os, "_exit", codes.append)  # type: ignore[attr-defined]
+    monkeypatch.setattr(watchdog, "BEAT_S", 0.0)
+    watchdog.end_process("rank 3 did not arrive")
     assert codes == [75]
     assert "mocokit: rank 3 did not arrive; continue with `mocokit resume`" in capsys.readouterr().err

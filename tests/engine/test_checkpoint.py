@@ -58,7 +58,9 @@ def test_every_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path: Path)
     _save(tmp_path, 1)
     newest = _save(tmp_path, 2)
     raw = newest.read_bytes()
-    for place in sorted({*range(0, len(raw), 97), *range(len(raw) - 95, len(raw))}):  # all of the archive's end too
+    for place in sorted(
+        {*range(0, len(raw), 97), *range(len(raw) - 95, len(raw))}
+    ):  # and every byte of the archive's end
         flipped = bytearray(raw)
         flipped[place] ^= 1 << place % 8
         newest.write_bytes(flipped)
@@ -78,13 +80,13 @@ def test_a_checkpoint_is_a_zip_archive_whose_comment_is_the_digest_of_all_before
     assert torch.load(path, weights_only=True)["step"] == 1
 
 
-def test_a_file_of_before_there_were_checksums_still_loads(tmp_path: Path) -> None:
+def test_a_file_from_before_checksums_existed_still_loads(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path, 4)
     torch.save({**STATE, "step": 4}, path)
     assert load_checkpoint(path)["step"] == 4
 
 
-def test_a_half_written_file_of_a_killed_writer_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+def test_a_partial_file_of_a_killed_writer_is_no_checkpoint_and_can_be_removed(tmp_path: Path) -> None:
     path = _save(tmp_path, 1)
     path.with_name("step_000000002.pt.partial").write_bytes(path.read_bytes()[:500])
     assert list_checkpoints(tmp_path) == [path]

@@ -21,7 +21,7 @@ GPU = torch.device("cuda")
 def test_auto_compiles_long_runs_on_a_gpu(
     asked: str, device: torch.device, total_steps: int, answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "_has_code_generator", lambda: True)
+    monkeypatch.setattr(compilation, "has_code_generator", lambda: True)
     assert should_compile(asked, device, total_steps=total_steps) is answer
 
 

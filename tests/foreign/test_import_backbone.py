@@ -284,7 +284,7 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
             r"other shapes: layer1.0.conv1.weight \(64, 64, 5, 5\), not \(64, 64, 3, 3\)",
         ),
         (lambda s: s, {"arch": "resnet50"}, r"arch=resnet50: a plain state dict's weights are not of this backbone"),
-        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown backbone"),
+        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown"),
         (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
         (lambda s: {"step": 3, "method": s}, {}, r"a checkpoint of mocokit's own; use the run folder"),
     ],

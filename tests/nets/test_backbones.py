@@ -38,7 +38,7 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 
 
 @pytest.mark.parametrize("arch", [*VITS, "timm/mobilenetv3_small_100"])
-def test_timm_models_give_timms_features_at_any_size(arch: str) -> None:
+def test_timm_models_give_the_features_that_timm_gives_at_any_size(arch: str) -> None:
     backbone = build_backbone(arch).eval()
     model = find_timm(arch)
     assert model is not None
@@ -50,18 +50,18 @@ def test_timm_models_give_timms_features_at_any_size(arch: str) -> None:
         assert backbone(torch.randn(2, 3, 48, 48)).shape == (2, feature_dim(backbone))
 
 
-def test_a_vit_fixed_to_a_size_computes_the_same_there() -> None:
+def test_a_vit_fixed_to_one_image_size_computes_the_same_there() -> None:
     backbone = build_backbone("vit_tiny_patch16_224").eval()
     torch.nn.init.normal_(backbone.get_parameter("pos_embed"))
     fixed = at_image_size(backbone, 48).eval()
     images = torch.randn(2, 3, 48, 48)
     assert fixed.get_parameter("pos_embed").shape == (1, 1 + 3 * 3, 192)
-    assert backbone.get_parameter("pos_embed").shape == (1, 197, 192), "a copy"
+    assert backbone.get_parameter("pos_embed").shape == (1, 197, 192), "the original is unchanged"
     with torch.no_grad():
         assert torch.allclose(fixed(images), backbone(images), atol=1e-5)
 
 
-def test_what_a_timm_model_can_not_do_is_told() -> None:
+def test_settings_that_a_backbone_does_not_support_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.stem='small': vit_tiny_patch16_224 has a stem of its own"):
         build_backbone("vit_tiny_patch16_224", stem="small")
     with pytest.raises(ValueError, match=r"model.arch='timm/resnet-18': timm .* has no such model; near: \['resnet18'"):
@@ -76,13 +76,13 @@ def test_what_a_timm_model_can_not_do_is_told() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"model.arch='resnet51': unknown backbone; .*resnet50"):
+    with pytest.raises(ValueError, match=r"model.arch='resnet51': unknown; did you mean .*timm/NAME"):
         build_backbone("resnet51")
     with pytest.raises(ValueError, match=r"model.stem='tiny'"):
         build_backbone("resnet18", stem="tiny")
 
 
-def test_a_width_is_declared_never_probed() -> None:
+def test_a_feature_width_must_be_declared() -> None:
     with pytest.raises(ValueError, match="feature_dim is not declared"):
         feature_dim(torch.nn.Linear(3, 4))
     assert feature_dim(declare_feature_dim(torch.nn.Linear(3, 4), 4)) == 4
@@ -96,7 +96,7 @@ def test_seeded_building_is_repeatable_and_leaves_the_random_state_alone() -> No
     assert torch.equal(first.get_parameter("conv1.weight"), second.get_parameter("conv1.weight"))
 
 
-def test_pixels_are_normalised_as_torchvision_does() -> None:
+def test_pixels_are_normalised_like_torchvisions() -> None:
     from torchvision.transforms import functional
 
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)

@@ -37,7 +37,7 @@ def test_gradients_equal_those_of_separate_layers() -> None:
     assert torch.allclose(grouped.weight.grad, plain.weight.grad, rtol=1e-10)  # type: ignore[arg-type]
 
 
-def test_running_statistics_are_those_of_group_0_and_only_where_it_is() -> None:
+def test_running_statistics_follow_group_0_and_only_if_asked() -> None:
     x = torch.randn(8, 5, 3, 3)
     layer = GroupedBatchNorm(5)
     plain = nn.BatchNorm2d(5)
@@ -93,7 +93,7 @@ def test_rows_that_do_not_split_are_an_error() -> None:
         layer(torch.randn(6, 5, 3, 3))
 
 
-def test_timms_activation_inside_batchnorm_is_kept() -> None:
+def test_the_activation_inside_timms_batchnorm_is_kept() -> None:
     from timm.layers.norm_act import BatchNormAct2d
 
     theirs = BatchNormAct2d(4, act_layer=torch.nn.PReLU, inplace=False)
@@ -108,7 +108,7 @@ def test_timms_activation_inside_batchnorm_is_kept() -> None:
     assert torch.allclose(ours.eval()(x), theirs.eval()(x), atol=1e-6)
 
 
-def test_a_batchnorm_with_parts_of_its_own_is_refused() -> None:
+def test_a_batchnorm_with_unknown_layers_inside_is_refused() -> None:
     class Strange(torch.nn.BatchNorm2d):
         def __init__(self) -> None:
             super().__init__(4)
@@ -138,7 +138,7 @@ def test_a_frozen_shift_stays_frozen_when_converted() -> None:
 
 
 class _Ranks:
-    """Two ranks in one process: each call of `all_gather_rows` waits for both, as a collective does."""
+    """Two threads as ranks: each call of `all_gather_rows` waits for both, like a collective."""
 
     def __init__(self) -> None:
         self.barrier = threading.Barrier(2)
@@ -158,7 +158,7 @@ class _Ranks:
 def test_a_group_over_two_ranks_is_a_group_in_one_process(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs, all gradients and running statistics, in float64; real processes: tests/test_presets.py."""
+    """Compare outputs, all gradients and running statistics in float64; test_presets.py has real processes."""
     x = torch.randn(shape, dtype=torch.float64)
     ranks = _Ranks()
     weights = torch.randn(shape, dtype=torch.float64)
@@ -206,7 +206,7 @@ def test_compiled_networks_equal_eager_ones(ranks: range, monkeypatch: pytest.Mo
     eager = convert_batchnorm(nn.Sequential(*layers)).double()
     compiled = copy.deepcopy(eager)
     groups = 1 if len(ranks) > 1 else 2
-    # "aot_eager": all of torch.compile but the code that it would generate
+    # "aot_eager": everything of torch.compile except the generated code
     compiled.compile(backend="aot_eager", fullgraph=len(ranks) == 1)
     x = torch.randn(8, 3, 9, 9, dtype=torch.float64)
     results = list[list[torch.Tensor]]()

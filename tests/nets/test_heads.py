@@ -13,14 +13,14 @@ def _shape(head: nn.Module) -> list[tuple[str, int]]:
 
 
 def test_simclr_heads_have_batchnorm_after_each_layer() -> None:
-    """recipes: 2048-2048-128 (v1), 2048-2048-2048-128 (v2); last layer without ReLU."""
+    """2048-2048-128 (v1) and 2048-2048-2048-128 (v2), without ReLU after the last layer."""
     hidden = [("Linear", 2048), ("BatchNorm1d", 2048), ("ReLU", 0)]
     last = [("Linear", 128), ("BatchNorm1d", 128)]
     assert _shape(build_simclr_head(2048, 128, num_layers=2)) == hidden + last
     assert _shape(build_simclr_head(2048, 128, num_layers=3)) == hidden + hidden + last
 
 
-def test_the_last_batchnorm_of_simclr_has_no_shift_also_after_training() -> None:
+def test_the_last_batchnorm_of_simclr_has_a_frozen_shift_in_an_encoder_too() -> None:
     encoder = Encoder(nn.Flatten(), build_simclr_head(12, 4, num_layers=2))
     last = encoder.head.get_submodule("4")
     assert not last.bias.requires_grad
@@ -28,9 +28,10 @@ def test_the_last_batchnorm_of_simclr_has_no_shift_also_after_training() -> None
     assert not any(layer.bias is not None for layer in encoder.head.modules() if isinstance(layer, nn.Linear))
 
 
-def test_moco_v3_projectors_and_predictors_are_the_recipes() -> None:
-    """recipes: R50 2048-4096-256 and 256-4096-256; ViT 384-4096-4096-256; affine-less BatchNorm last, but for R50's
-    predictor.
+def test_moco_v3_projectors_and_predictors_have_the_papers_layers() -> None:
+    """R50 2048-4096-256 and 256-4096-256; ViT 384-4096-4096-256.
+
+    All end in a BatchNorm without scale and shift, except R50's predictor.
     """
     hidden = [("Linear", 4096), ("BatchNorm1d", 4096), ("ReLU", 0)]
     projector = build_v3_mlp(384, 256, width=4096, num_layers=3, ends_in_bn=True)

@@ -5,7 +5,7 @@ from torch import nn
 from mocokit.nets.patches import CombinedPatches, cut, require_patches
 
 
-def test_patches_of_an_image_lie_in_a_row_line_by_line() -> None:
+def test_the_patches_of_an_image_are_consecutive_row_by_row() -> None:
     images = torch.rand(2, 3, 12, 12)
     patches = cut(images, 3)
     assert patches.shape == (18, 3, 4, 4)
@@ -31,7 +31,7 @@ def test_features_are_means_over_each_pair_of_patches() -> None:
 
 
 def test_all_patches_combined_make_one_query() -> None:
-    assert len(CombinedPatches(2, 4).choices) == 1
+    assert len(CombinedPatches(2, 4).combinations) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3, sincos
 
 
 def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
-    """Against the formula, number by number: the class token has none."""
+    """Compare with the formula, number by number; the class token has zeros."""
     positions = sincos_positions((3, 4), 8)[0]
     assert positions[0].abs().max() == 0
     for row in range(3):
@@ -20,7 +20,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
             assert positions[1 + 4 * row + column].tolist() == pytest.approx(want, abs=1e-12)
 
 
-def test_a_moco_v3_vit_starts_as_described_and_keeps_what_is_fixed() -> None:
+def test_a_moco_v3_vit_is_initialised_and_frozen_as_in_the_paper() -> None:
     vit = build_backbone("timm/test_vit")
     init_as_moco_v3(vit)
     freeze_patch_embed(vit)

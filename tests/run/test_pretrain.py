@@ -96,7 +96,7 @@ def test_an_out_folder_in_use_is_an_error_that_names_resume(tiny: Tiny, tmp_path
         ({"run.device": "cuda"}, r"run.device='cuda': torch sees no GPU"),
         ({"run.device": "gpu"}, r"run.device='gpu': not a device"),
         ({"run.precision": "fp16"}, r"run.precision='fp16': needs a GPU"),
-        ({"model.arch": "resnet19"}, r"model.arch='resnet19': unknown backbone"),
+        ({"model.arch": "resnet19"}, r"model.arch='resnet19': unknown"),
         ({"data.source": "/nowhere"}, r"data=/nowhere: no such file or folder"),
         (
             {"augment.local_crops": 2, "augment.local_size": 24, "model.arch": "timm/test_vit"},

@@ -1,6 +1,7 @@
-"""What ranks do together: collectives, sums of gradients, sharded encoders, finding a hung rank.
+"""Everything that ranks do together: collectives, gradient sums, FSDP2, and a watchdog that finds hung ranks.
 
-The only room that imports torch.distributed; imports no other room. Everything works without a process group too.
+The only room that imports torch.distributed; it imports no other room. Every function also works in a single process
+without a process group.
 """
 
 from mocokit.distributed.collectives import (

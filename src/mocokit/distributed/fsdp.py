@@ -1,12 +1,15 @@
-"""Encoders in parts: each rank keeps a part of every parameter, of its gradient and of its optimizer state.
+"""Sharded encoders (torch's FSDP2): each rank keeps a shard of every parameter, its gradient and its optimizer state.
 
-torch's FSDP2 does the work; here is what a run needs around it. A block's parameters are put together when the block
-computes, and let go of afterwards. Checkpoints are put together too, so that they are the same single file that any
-number of ranks, sharded or not, resumes from.
+FSDP2 gathers the parameters of a block just before the block computes, and frees them afterwards. So with R ranks a
+rank holds 1/R of all of them, and the whole parameters only of the blocks that compute at the moment. Each forward and
+each backward of a block all-gathers its parameters; the last backward of a step reduce-scatters the gradients.
+
+Checkpoints are gathered into whole tensors: one file, the same as of an unsharded run, that any number of ranks,
+sharded or not, resumes from.
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +21,14 @@ from mocokit.distributed import collectives
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Split `encoder`, whole and the same on all ranks, in place; each of its repeated blocks computes by itself.
+    """Shard `encoder` in place over all ranks, each of its repeated blocks as a unit of its own.
+
+    Args:
+        encoder: Unsharded network with the same weights on all ranks.
+        device: Device of this rank.
 
     Raises:
-        ValueError: This torch's FSDP2 can't add up without scaling.
+        ValueError: This torch's FSDP2 can't sum gradients without scaling them.
 
     """
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
@@ -30,14 +37,19 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
     for block in _blocks_of(encoder):
         fully_shard(block, mesh=mesh)
-    fully_shard(encoder, mesh=mesh, reshard_after_forward=True)  # keys have no backward pass that would let go
+    # The rest of the encoder (stem, head) is one more unit, the root. By default FSDP2 keeps a root's parameters whole
+    # from its forward until its backward. The key encoder has no backward, so they must be freed after each forward.
+    fully_shard(encoder, mesh=mesh, reshard_after_forward=True)
     for module in sharded_modules(encoder):
-        module.set_gradient_divide_factor(1.0)  # sums over ranks, as everywhere here
-        module.set_force_sum_reduction_for_comms(enable=True)  # and no scaled ones, which gloo does not know
+        module.set_gradient_divide_factor(1.0)  # sum over ranks, not mean: losses are divided by the global batch
+        module.set_force_sum_reduction_for_comms(enable=True)  # a plain sum; gloo has no reduction that also scales
 
 
 def _blocks_of(encoder: nn.Module) -> Iterator[nn.Module]:
-    """Children of lists whose entries are of one kind: a ViT's blocks, a ResNet's residual blocks."""
+    """Yield the repeated blocks: a ViT's blocks, a ResNet's residual blocks.
+
+    These are the children of every Sequential or ModuleList with two or more children, all of one type.
+    """
     for module in encoder.modules():
         children = list(module.children())
         if (
@@ -48,30 +60,21 @@ def _blocks_of(encoder: nn.Module) -> Iterator[nn.Module]:
             yield from (child for child in children if next(child.parameters(), None) is not None)
 
 
-class Modules(Protocol):
-    """What is asked here of a method or an encoder; `nn.Module` has it."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Itself and all that is inside."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters."""
-        ...
-
-
-def sharded_modules(module: Modules) -> list[FSDPModule]:
-    """Those inside `module` that FSDP2 splits; none on a single rank, or unless run.shard asks for it."""
+def sharded_modules(module: nn.Module) -> list[FSDPModule]:
+    """Return the modules inside `module` that FSDP2 shards; empty on a single rank and without run.shard."""
     return [child for child in module.modules() if isinstance(child, FSDPModule)]
 
 
-def is_split(value: object) -> bool:
-    """Whether ranks hold parts of it."""
+def is_sharded(value: object) -> bool:
+    """Return True if `value` is a tensor of which each rank holds a shard."""
     return isinstance(value, DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, put together when ranks hold parts of it; then all must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the whole of a sharded tensor on every rank; an unsharded one as it is.
+
+    All ranks must call this for a sharded tensor: it is one collective.
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     with collectives.together():
@@ -79,46 +82,51 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def gathered(state: Any) -> Any:
-    """`state`, nested as it is, with whole tensors; those that ranks hold parts of in the main rank's host memory.
+def gather_state(state: Any) -> Any:
+    """Return `state`, nested as it is, with whole tensors in place of sharded ones; all ranks must call this.
 
-    Elsewhere they come out empty.
+    The main rank gets them in CPU memory, the other ranks get empty tensors. One tensor is gathered at a time, so a
+    GPU holds at most one whole tensor beside its shards.
     """
     if isinstance(state, DTensor):
-        full = whole(state.detach())
+        full = full_tensor(state.detach())
         return full.cpu() if collectives.is_main() else full.new_empty(0)
     if isinstance(state, dict):
         copied = state.copy()  # keeps the versions that torch attaches to a state dict
-        copied.update((name, gathered(value)) for name, value in state.items())
+        copied.update((name, gather_state(value)) for name, value in state.items())
         return copied
     if isinstance(state, list | tuple):
-        return type(state)(gathered(value) for value in state)
+        return type(state)(gather_state(value) for value in state)
     return state
 
 
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """The whole `tensor` split as `model` is, which may be whole; nothing travels."""
+def shard_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """Shard `tensor` like `model`, without communication; no-op if `model` is unsharded or has another shape.
+
+    Every rank must hold the same whole `tensor`, as each does after reading the checkpoint.
+    """
     if not isinstance(model, DTensor) or tensor.shape != model.shape:
         return tensor
-    return distribute_tensor(
-        tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None
-    )  # every rank has read all of it
+    # src_data_rank=None: each rank cuts its shard out of its own copy instead of receiving it from rank 0.
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
 
 
 def load_method_state(method: nn.Module, state: dict[str, Any]) -> None:
-    """Load whole tensors into a method that may be split."""
+    """Load a state of whole tensors into a method, sharded or not."""
     own = method.state_dict()
-    method.load_state_dict({name: like(value, own[name]) if name in own else value for name, value in state.items()})
+    method.load_state_dict(
+        {name: shard_like(value, own[name]) if name in own else value for name, value in state.items()}
+    )
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load whole tensors into the optimizer of a method that may be split."""
+    """Load a state of whole tensors into the optimizer of a method, sharded or not."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    split = {
+    sharded = {
         number: {
-            name: like(value, parameters[number]) if isinstance(value, Tensor) else value
+            name: shard_like(value, parameters[number]) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
         for number, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": split})
+    optimizer.load_state_dict({**state, "state": sharded})

@@ -1,7 +1,13 @@
-"""Finds the rank that others wait for in vain, and ends the run instead of letting all hang.
+"""Watchdog: finds the rank that the others wait for in vain, and ends the run instead of letting all ranks hang.
 
-Each rank has a thread that beats in the launcher's store, and counts the collectives that its rank has entered. Who
-waits too long looks up who entered fewer: that is the one that did not come. A process that is stopped does not beat.
+Each rank has two threads. The first writes a heartbeat to the launcher's store: a running number, and how many
+collectives the rank has entered. If its own rank waits in a collective for longer than the timeout, it reads the
+heartbeats of all ranks twice, several beats apart:
+
+* a rank whose number did not change is stopped (SIGSTOP), dead, or its machine is gone;
+* a rank that has entered fewer collectives is alive but blocked elsewhere, or works alone and has said so.
+
+The second thread ends the process if the first is itself stuck, waiting for a store that does not answer.
 """
 
 import contextlib
@@ -17,20 +23,20 @@ from typing import Protocol
 LOGGER = logging.getLogger("mocokit")
 
 BEAT_S = 2.0
-"""Between beats, at most; one small message each."""
+"""Time between two heartbeats, one small message each; a quarter of the timeout if that is less."""
 
 SILENT_BEATS = 4
-"""Beats that may be missed before a process counts as stopped, at least."""
+"""Least number of beats without a change before a rank counts as stopped."""
 
 SILENT_SHARE = 0.1
-"""The same as a share of the timeout: a process on a crowded machine may get no turn for many seconds."""
+"""The least time for that, as a share of the timeout: 60 s of 600 s, for which a busy machine may starve a process."""
 
 STORE_SILENT_S = 20.0
-"""Without an answer of the store after which the network counts as gone; its own limit is 10 s."""
+"""Time without an answer of the store after which the network counts as gone; one request is limited to 10 s."""
 
 
 class Store(Protocol):
-    """What a watch needs of torch's TCPStore; RuntimeError when it does not answer."""
+    """The part of torch's TCPStore that a watchdog uses; raises RuntimeError if it does not answer."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write `value`."""
@@ -43,26 +49,27 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank says of itself."""
+    """Heartbeat of a rank."""
 
     number: int
+    """Running number; it stays the same if the process is stopped."""
     entered: int
-    """Collectives that it has entered so far."""
+    """Collectives that the rank has entered so far."""
     alone_s: float
-    """Time for which it has worked alone so far, having said that the others should wait; 0: it does not."""
+    """Time that the rank has spent in its current `working_alone` block; 0 outside of one."""
 
 
 class RankWatch:
-    """Beats for this rank and watches the others while it waits for them.
+    """Watchdog of one rank.
 
     Args:
-        store: Shared by all ranks.
-        generation: The same text on all ranks that were started together; the store may outlive them.
+        store: Key-value store that all ranks share.
+        generation: Name of this start, the same on all ranks. The store may still hold the heartbeats of one before.
         rank: This rank.
         world_size: Number of ranks.
         timeout_s: Time that a collective may take.
-        alone_timeout_s: Time for which a rank may work alone.
-        end: Called with a message that names the rank; ends the process.
+        alone_timeout_s: Time that a rank may work alone.
+        end: Function that ends the process, called with a message that names the rank; None: `end_process`.
 
     """
 
@@ -88,8 +95,8 @@ class RankWatch:
         self._silent_s = min(STORE_SILENT_S, timeout_s)
         self._number = 0
         self._entered = 0
-        self._since = float("inf")
-        self._alone_since = float("inf")
+        self._waiting_since = float("inf")  # inf: not in a collective
+        self._alone_since = float("inf")  # inf: not working alone
         self._closed = threading.Event()
         self._ending = threading.Lock()
         self._beat()
@@ -101,19 +108,19 @@ class RankWatch:
             thread.start()
 
     @contextlib.contextmanager
-    def arrive(self) -> Iterator[None]:
-        """Around each collective; and around work that holds some, which starts to wait anew after each of them."""
-        outermost = self._since == float("inf")
+    def in_collective(self) -> Iterator[None]:
+        """Context manager for a collective, or around several; the timeout restarts after each inner one."""
+        outermost = self._waiting_since == float("inf")
         self._entered += 1
-        self._since = time.monotonic()
+        self._waiting_since = time.monotonic()
         try:
             yield
         finally:
-            self._since = float("inf") if outermost else time.monotonic()
+            self._waiting_since = float("inf") if outermost else time.monotonic()
 
     @contextlib.contextmanager
-    def excuse(self) -> Iterator[None]:
-        """Around long work of this rank alone: the others wait while its process lives, until `alone_timeout_s`."""
+    def working_alone(self) -> Iterator[None]:
+        """Context manager for long work of this rank alone: the others wait `alone_timeout_s` if its process lives."""
         self._alone_since = time.monotonic()
         try:
             yield
@@ -124,7 +131,7 @@ class RankWatch:
         """Stop watching."""
         self._closed.set()
         for thread in self._threads:
-            thread.join(self._silent_s)  # one that the store keeps waiting is left behind
+            thread.join(self._silent_s)  # a thread that is stuck in a request to the store is left behind
 
     def _watch_ranks(self) -> None:
         while not self._closed.wait(self._interval_s):
@@ -133,21 +140,21 @@ class RankWatch:
                 self._beat()
                 if self._waits_too_long():
                     missing = self._find_missing()
-            except RuntimeError as error:  # the launcher's end is noticed elsewhere; a hang is not
+            except RuntimeError as error:  # ends the run only if it hangs; stop_signal.py notices a dead launcher
                 missing = f"the launcher's store does not answer ({str(error).splitlines()[0]})"
             if missing is not None and self._waits_too_long():
                 self._give_up(missing)
                 return
 
     def _watch_store(self) -> None:
-        """The store's client waits for ever when the network goes while it waits; the other thread is stuck then."""
+        """End the process if `_watch_ranks` is stuck: a request to the store never returns if the network goes."""
         while not self._closed.wait(self._interval_s):
             if self._waits_too_long() and time.monotonic() - self._beat_at > self._silent_s:
                 self._give_up("the launcher's store does not answer")
                 return
 
     def _give_up(self, missing: str) -> None:
-        if self._ending.acquire(blocking=False):  # once
+        if self._ending.acquire(blocking=False):  # only the first of the two threads to come here
             self._end(f"{missing}; waited {self._timeout_s:g} s (run.rank_timeout_s); the last checkpoint is good")
 
     def _beat(self) -> None:
@@ -157,12 +164,16 @@ class RankWatch:
         self._store.set(self._key(self._rank), f"{self._number} {self._entered} {alone_s}")
 
     def _waits_too_long(self) -> bool:
-        return time.monotonic() - self._since > self._timeout_s
+        return time.monotonic() - self._waiting_since > self._timeout_s
 
     def _find_missing(self) -> str | None:
-        """Who keeps this rank waiting; None: someone who asked for patience, or who came meanwhile."""
+        """Return a message that names the rank that this one waits for.
+
+        None if that rank works alone and has time left, or if the collective ended meanwhile.
+        """
         entered = self._entered
         before = self._read_beats()
+        # Look twice, max(4 beats, a tenth of the timeout) apart: 8 s at least, 60 s at the default timeout of 600 s.
         for _ in range(max(SILENT_BEATS, round(SILENT_SHARE * self._timeout_s / self._interval_s))):
             self._closed.wait(self._interval_s)
             self._beat()
@@ -173,24 +184,25 @@ class RankWatch:
         late = [rank for rank, beat in after.items() if beat.entered < entered and rank not in stopped]
         if stopped:
             return f"{_ranks(stopped)} did not arrive: the process is stopped, or its machine is gone"
-        alone = [rank for rank in late if max(before[rank].alone_s, after[rank].alone_s) > 0]  # or has just ended it
+        # Both looks count: a rank that ended its work alone between them is on its way to the collective.
+        alone = [rank for rank in late if max(before[rank].alone_s, after[rank].alone_s) > 0]
         if alone:
-            return self._find_lost(after, alone)
+            return self._find_overdue(after, alone)
         if late:
             return f"{_ranks(late)} did not arrive: the process lives, but is blocked elsewhere (data? disk?)"
         return "all ranks arrived, but nothing comes through the network"
 
-    def _find_lost(self, beats: dict[int, Beat], alone: list[int]) -> str | None:
-        """Who has worked alone for too long."""
-        lost = [rank for rank in alone if beats[rank].alone_s > self._alone_timeout_s]
+    def _find_overdue(self, beats: dict[int, Beat], alone: list[int]) -> str | None:
+        """Return a message that names the ranks that have worked alone for too long; None if there are none."""
+        overdue = [rank for rank in alone if beats[rank].alone_s > self._alone_timeout_s]
         limit = f"{self._alone_timeout_s:g} s (run.alone_timeout_s)"
-        return f"{_ranks(lost)} evaluates or saves for more than {limit}: blocked (data? disk?)" if lost else None
+        return f"{_ranks(overdue)} evaluates or saves for more than {limit}: blocked (data? disk?)" if overdue else None
 
     def _key(self, rank: int) -> str:
         return f"mocokit/beat/{self._generation}/{rank}"
 
     def _read_beats(self) -> dict[int, Beat]:
-        """Of all other ranks."""
+        """Return the last heartbeat of each other rank."""
         beats = {}
         for rank in range(self._world_size):
             if rank != self._rank:
@@ -204,9 +216,12 @@ def _ranks(numbers: list[int]) -> str:
 
 
 @contextlib.contextmanager
-def limited(timeout_s: float, what: str) -> Iterator[None]:
-    """End the process unless the block ends in time: it waits where nothing can interrupt it."""
-    message = f"{what}; waited {timeout_s:g} s (run.rank_timeout_s)"
+def time_limit(timeout_s: float, problem: str) -> Iterator[None]:
+    """Context manager that ends the process, with the message `problem`, unless the block ends within `timeout_s`.
+
+    For calls that wait in native code, where no exception of Python can interrupt them.
+    """
+    message = f"{problem}; waited {timeout_s:g} s (run.rank_timeout_s)"
     timer = threading.Timer(timeout_s, lambda: end_process(message))
     timer.daemon = True
     timer.start()
@@ -217,9 +232,11 @@ def limited(timeout_s: float, what: str) -> Iterator[None]:
 
 
 def end_process(message: str) -> None:
-    """Say `message` and end this process with EX_TEMPFAIL (75: try again), whatever its other threads wait for."""
+    """Log `message` and end this process with exit code 75 (EX_TEMPFAIL: try again), without waiting for threads."""
     LOGGER.error(message)
     sys.stderr.write(f"mocokit: {message}; continue with `mocokit resume`\n")
     sys.stderr.flush()
-    time.sleep(2 * BEAT_S)  # the others find out by themselves, before the broken connection tells them less
+    # Give the other ranks time to find the missing rank themselves: once this process is gone, all they see is a
+    # broken connection.
+    time.sleep(2 * BEAT_S)
     os._exit(os.EX_TEMPFAIL)

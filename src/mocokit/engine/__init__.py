@@ -1,4 +1,4 @@
-"""Train a method: the loop and the step, the optimizer, schedules, checkpoints, metrics and the files of a run.
+"""Training of a method: loop and step, optimizer, schedules, checkpoints, metrics and the files of a run.
 
-May import `methods`, `data`, `nets` and `distributed`; never `config`.
+May import `methods`, `data`, `nets`, `distributed` and `config`.
 """

@@ -1,4 +1,4 @@
-"""What all ranks of a run must have in common, as short texts that are compared at the start."""
+"""Check at the start that all ranks have the same code, config, data and weights, by comparing short texts."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from mocokit import distributed
 
 @functools.cache
 def code_version() -> str:
-    """Versions of mocokit and torch, and a hash of the package's sources as they are on this machine."""
+    """Return the versions of mocokit and torch, and the SHA-256 of the package's source files on this machine."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -24,19 +24,19 @@ def code_version() -> str:
     return f"mocokit {importlib.metadata.version('mocokit')} {digest.hexdigest()}, torch {torch.__version__}"
 
 
-def bits_of(tensor: Tensor) -> memoryview:
-    """The tensor's bits in memory, for a hash."""
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's values, for a hash; a tensor on a GPU is copied to the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each part of a method's state: `encoder_q`, `encoder_k`, `queue` and `queue pointer`."""
+    """Return the SHA-256 of each part of a method's state: `encoder_q`, `encoder_k`, `queue` and `queue pointer`."""
     digests: dict[str, Any] = {}
     for name, value in method_state.items():
         part = name.partition(".")[0]
         if isinstance(value, Tensor):
-            content = bits_of(value)
-        else:  # the queue's only: how many keys it has seen
+            content = tensor_bytes(value)
+        else:  # the only other value of a state: the number of keys that the queue has received
             part = f"{part} pointer"
             content = memoryview(repr(value).encode())
         digest = digests.setdefault(part, hashlib.sha256())
@@ -46,9 +46,10 @@ def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def raise_on_disagreement(describe: Callable[[], Mapping[str, str]]) -> None:
-    """Raise ValueError on every rank when one of the values that `describe` names is not the same on all ranks.
+    """Raise ValueError on every rank if a value of `describe()` is not the same on all ranks.
 
-    The message names the ranks that differ from what most have, and in what. A single process describes nothing.
+    The message names the ranks that differ from the majority, and the values in which they differ. A single process
+    does not call `describe`, which may be slow.
     """
     if distributed.world_size() == 1:
         return

@@ -1,4 +1,4 @@
-"""Counts images that could not be read, names each once, and stops the run when there are too many."""
+"""Count of the images that could not be read: each is named once, and too many stop the run."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ class BadImageCounter:
 
     Args:
         num_images: Size of the data set.
-        max_share: Share of it that may be bad.
+        max_share: Largest share of the data set that may be bad.
 
     """
 
@@ -22,16 +22,18 @@ class BadImageCounter:
         self._new: dict[int, BadImage] = {}
 
     def add(self, bad: Iterable[BadImage]) -> None:
-        """Note what a batch reported."""
+        """Record the bad images of a batch; no communication."""
         for image in bad:
             if image.index not in self._known:
                 self._new[image.index] = image
 
-    def share_out(self) -> list[BadImage]:
-        """Bad images first seen since the last call, on any rank; every rank must call it.
+    def exchange(self) -> list[BadImage]:
+        """Exchange new bad images between ranks; return those that no rank had seen before the last call.
+
+        All ranks must call it: it is a collective, and they all get the same list, in order of the image's index.
 
         Raises:
-            ValueError: More than the allowed share of the data set is bad.
+            ValueError: More than `max_share` of the data set is bad.
 
         """
         found = {image.index: image for part in distributed.all_gather_objects(self._new) for image in part.values()}

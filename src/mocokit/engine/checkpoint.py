@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run is, written so that a crash never leaves less than the one before.
+"""Checkpoints: the whole state of a run, written so that a crash never damages the checkpoint before.
 
-A file is complete or absent: it is written beside its place, flushed to the disk, then renamed. It ends in the SHA-256
-of all before, as the comment of the zip archive that torch writes, so that a flipped bit is noticed and the file stays
-one that `torch.load` and `unzip` read. Loading executes nothing from the file.
+A file is complete or absent: it is written under a temporary name, flushed to the disk, then renamed. It ends in the
+SHA-256 of all bytes before it, so that a flipped bit is found. The digest is the comment of the zip archive that torch
+writes, so `torch.load` and `unzip` still read the file. Loading runs no code from the file.
 """
 
 import copy
@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-STEM = re.compile(r"step_(\d{9})\.pt")
+CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.pt")
 
 PARTIAL = ".partial"
-"""Ending of a file that is still being written, or whose writer was killed."""
+"""Suffix of a file that is being written, or whose writer was killed."""
 
 COMMENT = b"sha256:"
-"""What the archive's comment starts with; the digest in hex follows."""
+"""Start of the archive's comment; the digest follows, 64 characters of hex."""
 
 COMMENT_BYTES = len(COMMENT) + 64
 
@@ -45,28 +45,28 @@ UNREADABLE = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
 )
-"""What `load_tensors` raises for a file that is cut, damaged, no checkpoint, or would run code."""
+"""Errors that `load_tensors` raises for a file that is cut, damaged, not a checkpoint, or would run code."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint can't be read; the message names the file and what is wrong with it."""
+    """Error of a checkpoint that can't be read; the message names the file and the reason."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the state after `step` optimizer steps lies."""
+    """Return the path of the checkpoint after `step` optimizer steps."""
     return folder / f"step_{step:09d}.pt"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*.pt") if STEM.fullmatch(path.name))
+    """Return the paths of the complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)`, flush it to the disk, and only then give it its name.
+    """Call `write(temporary path)`, flush that file to the disk, then rename it to `path`.
 
     Raises:
-        OSError: The disk is full or gone; what was at `path` is untouched and the temporary file is removed.
+        OSError: The disk is full or gone. An older file at `path` is untouched, and the temporary file is removed.
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +75,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        _flush(path.parent)  # the folder too: else a crash of the machine could undo the renaming
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """The same for a text."""
+    """Write a text file like `write_atomically`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last
     """Write the state after `step` steps and delete all but the newest `keep_last` checkpoints.
 
     Raises:
-        OSError: It could not be written; older checkpoints are untouched. The message names what to do.
+        OSError: It could not be written; older checkpoints are untouched. The message says what to do.
 
     """
     path = checkpoint_path(folder, step)
@@ -117,13 +117,13 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep_last
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a writer that was killed left half-written in `folder`; call while nobody writes there."""
+    """Delete the partial files of killed writers in `folder`; call it only while no process writes there."""
     for path in folder.glob("*" + PARTIAL):
         path.unlink(missing_ok=True)
 
 
 def copied_to_cpu(state: Any) -> Any:
-    """`state`, nested as it is, with copies of its tensors in memory that training does not touch."""
+    """Return `state`, nested as it is, with copies of its tensors in CPU memory, which training does not change."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -136,19 +136,24 @@ def copied_to_cpu(state: Any) -> Any:
 
 
 def _torch_save(state: dict[str, Any], path: Path) -> None:
+    """Write torch.save's archive, then its comment with the digest.
+
+    A zip archive ends in 2 bytes with the length of its comment, then the comment. Both are written here: 2 bytes in
+    place of torch's 0, then "sha256:" and the digest of all bytes up to here.
+    """
     try:
         with path.open("w+b") as file:
             torch.save(state, file)
-            file.seek(-2, os.SEEK_END)  # the length of the comment ends the archive
+            file.seek(-2, os.SEEK_END)
             file.write(COMMENT_BYTES.to_bytes(2, "little") + COMMENT)
             file.write(_digest(file, num_bytes=file.tell()))
-    except RuntimeError as error:  # torch's zip writer reports a full disk so when it closes a cut file
+    except RuntimeError as error:  # so torch's zip writer reports a full disk, when it closes the file
         cause = error.__context__
         raise cause if isinstance(cause, OSError) else OSError(None, str(error).splitlines()[0]) from error
 
 
 def _digest(file: BinaryIO, *, num_bytes: int) -> bytes:
-    """SHA-256, in hex, of the first `num_bytes` of a file; leaves the file's position after them."""
+    """Return the SHA-256, in hex, of the first `num_bytes` of a file; leave the file's position after them."""
     digest = hashlib.sha256()
     file.seek(0)
     while num_bytes and (chunk := file.read(min(num_bytes, 1 << 20))):
@@ -158,12 +163,14 @@ def _digest(file: BinaryIO, *, num_bytes: int) -> bytes:
 
 
 def _verify(path: Path) -> None:
-    """Raise ValueError unless the file is as it was written; one of before there were checksums passes."""
+    """Raise ValueError if the file has changed since it was written; a file from before checksums existed passes."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(-min(size, COMMENT_BYTES), os.SEEK_END)
         end = file.read()
-        if end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0":  # an archive's end of 22 bytes, without a comment
+        if (
+            end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0"
+        ):  # an archive without a comment: its last record has 22 bytes
             return
         if not end.startswith(COMMENT):
             raise ValueError("cut off or damaged at its end")
@@ -172,17 +179,18 @@ def _verify(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> object:
-    """What torch.save wrote, on the CPU, without running anything.
+    """Return the object in a file of torch.save, on the CPU, without running code from it.
 
     Raises:
-        UNREADABLE: Any of these.
+        UNREADABLE: Any of these errors.
 
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
         size = path.stat().st_size
-        # torch.save stores; what is packed, or named many times, could fill the memory from a few bytes.
+        # A hostile archive of a few bytes could fill the memory, if its entries are compressed, or many entries share
+        # the same bytes. torch.save does neither: it stores entries uncompressed, one after the other.
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("its parts are compressed, which torch.save never does")
         if sum(member.file_size for member in members) > size:
@@ -191,10 +199,10 @@ def load_tensors(path: Path) -> object:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in one file, on the CPU.
+    """Return the state in one checkpoint file, on the CPU.
 
     Raises:
-        CheckpointError: Truncated, damaged, not a checkpoint, or a pickle that would run code.
+        CheckpointError: The file is cut, damaged, not a checkpoint, or a pickle that would run code.
 
     """
     try:
@@ -209,10 +217,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The newest state that can be read, and a line about each newer file that can't.
+    """Return the newest state that can be read, and a line about each newer file that can't.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: No file can be read.
 
     """
     problems: list[str] = []

@@ -1,11 +1,11 @@
 """LARS: each weight matrix moves by a fixed share of its own length (You et al. 2017), in the two forms in use.
 
-    g <- gradient + decay * w;  g <- trust * |w| / |g| * g  (1 where a length is 0)
-    SimCLR ("classic"):  v <- m v + lr g;  w <- w - v          the rate of each step stays in the momentum
-    MoCo v3:             v <- m v + g;     w <- w - lr v       a change of rate acts on the whole momentum at once
+    g <- gradient + decay * w;  g <- trust * |w| / |g| * g        (factor 1 if either length is 0)
+    SimCLR ("classic"):  v <- m v + lr g;  w <- w - v             momentum keeps the learning rate of each step
+    MoCo v3:             v <- m v + g;     w <- w - lr v          a new learning rate applies to all of the momentum
 
-Biases and BatchNorm parameters (one dimension) take neither decay nor trust in both. timm's Lars puts |gradient| +
-decay |w| where these have |g|, and knows only the second form.
+In both, biases and BatchNorm parameters (one dimension) take neither decay nor trust. timm's Lars has |gradient| +
+decay * |w| in place of |g|, and only the second form.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with layer-wise rates.
+    """SGD with a learning rate for each layer.
 
     Args:
-        parameters: What to train.
+        parameters: Parameters to train.
         lr: Learning rate.
         momentum: m.
-        weight_decay: Decay of weights with two dimensions or more.
-        trust_coefficient: Share of its own length by which a weight moves at rate 1 (0.001 in the papers).
-        lr_in_momentum: SimCLR's form; off: MoCo v3's.
+        weight_decay: Weight decay of parameters with two dimensions or more.
+        trust_coefficient: Share of its own length by which a weight moves at learning rate 1 (0.001 in the papers).
+        lr_in_momentum: True for SimCLR's form, False for MoCo v3's.
 
     """
 
@@ -56,9 +56,10 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move each parameter that has a gradient; never waits for the device. A closure is not supported.
+        """Update each parameter that has a gradient, without waiting for the device; takes no closure.
 
-        With `found_inf` set (a scalar; 1: a gradient is not finite), as loss scalers set it, 1 moves nothing.
+        If `found_inf` is a scalar 1 (a gradient is not finite), nothing changes. Loss scalers and `step_if_finite` set
+        it.
         """
         assert closure is None, "one gradient a step"
         for group in self.param_groups:
@@ -68,6 +69,7 @@ class Lars(torch.optim.Optimizer):
         return None
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update one parameter; decisions are `torch.where`, because `if` would wait for the device."""
         gradient = gradient + group["weight_decay"] * parameter
         if group["adapts"]:
             length = parameter.norm()

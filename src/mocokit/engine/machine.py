@@ -1,4 +1,4 @@
-"""What a number was measured on: hardware, versions and the commit of the code."""
+"""Description of the hardware, the versions and the commit that a number was measured with."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def describe_machine() -> dict[str, Any]:
-    """Names no place, user or command, so that it can be published."""
+    """Return the description; it names no path, user or host, so that it can be published."""
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -31,14 +31,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Short hash of the working tree that the package lies in, with a + when the package was changed; else empty."""
+    """Return the short hash of the package's git commit, with a + if the package has changes; "" outside a checkout."""
 
     def git(*command: str) -> str:
         asked = subprocess.run(["git", *command], cwd=PACKAGE, capture_output=True, text=True, check=False)
         return asked.stdout.strip()
 
     try:
-        if not git("ls-files", "__init__.py"):  # installed, perhaps below someone else's repository
+        if not git("ls-files", "__init__.py"):  # an installed package, which may lie inside another repository
             return ""
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except FileNotFoundError:  # no git
@@ -52,6 +52,6 @@ def _processor() -> str:
 
 
 def _cores() -> int:
-    """Of this process."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What is measured during a run: summed on the device, read back only when it is logged."""
+"""Metrics of a run: summed on the device, and read back only when they are logged."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ class MeterBoard:
     """Means of per-row metrics between two log lines, over all ranks.
 
     Args:
-        device: Where sums are kept; adding never waits for the device.
+        device: Device of the sums. Adding to them never waits for the device.
 
     """
 
@@ -29,41 +29,50 @@ class MeterBoard:
         self._num_rows = 0
 
     def add(self, rows: Mapping[str, Tensor], *, step: int, finite: Tensor) -> None:
-        """Count one step's rows; remember the first step whose loss, or gradient (`finite`), is not finite.
+        """Add the metrics of one step's rows, and remember the first step with a NaN or infinite loss or gradient.
 
-        Entries that hold more than one number an image, (n, C) for example, are no metrics and are left out.
+        Args:
+            rows: (N,) values of each metric, one an image; `loss` at least. Entries with more than one number an image,
+                (N, C) for example, are no metrics and are left out.
+            step: The step.
+            finite: Scalar on the device, True if the step's gradient was finite.
+
         """
         for name, values in rows.items():
             if values.ndim != 1:
                 continue
-            total = values.sum(dtype=torch.float64)
+            total = values.sum(dtype=torch.float64)  # scalar; stays on the device
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._num_rows += len(rows["loss"])
         bad = (self.first_bad_step < 0) & ~(torch.isfinite(rows["loss"]).all() & finite)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
 
     def bad_step(self) -> int | None:
-        """First step with a NaN or infinite loss or gradient on any rank, or None; waits for the device."""
-        sentinel = 2**62
+        """Return the first step with a NaN or infinite loss or gradient on any rank, or None.
+
+        A collective that waits for the device.
+        """
+        sentinel = 2**62  # no bad step here; greater than any step
         own = int(self.first_bad_step)
-        bad = -distributed.max_over_ranks(-own if own >= 0 else -sentinel)
+        bad = -distributed.max_over_ranks(-own if own >= 0 else -sentinel)  # the minimum over ranks
         return None if bad == sentinel else bad
 
     def means(self) -> dict[str, float]:
-        """Mean of each metric since the last call, over all ranks' rows; waits for the device."""
+        """Return the mean of each metric since the last call, over the rows of all ranks.
+
+        A collective that waits for the device.
+        """
         names = sorted(self._sums)
-        sums = torch.stack([self._sums[name] for name in names] + [self._rows_tensor()])
+        num_rows_here = torch.tensor(self._num_rows, dtype=torch.float64, device=self.device)
+        sums = torch.stack([*(self._sums[name] for name in names), num_rows_here])  # (metrics + 1,): one collective
         *totals, num_rows = distributed.sum_over_ranks(sums).tolist()
         self._sums.clear()
         self._num_rows = 0
         return {name: total / num_rows for name, total in zip(names, totals, strict=True)}
 
-    def _rows_tensor(self) -> Tensor:
-        return torch.tensor(self._num_rows, dtype=torch.float64, device=self.device)
-
 
 class StepClock:
-    """Throughput and the share of time spent waiting for data, between two log lines."""
+    """Throughput, and the share of time spent waiting for data, between two log lines."""
 
     def __init__(self) -> None:
         self.restart()
@@ -83,7 +92,7 @@ class StepClock:
         self._num_images += num_images
 
     def read(self) -> dict[str, float]:
-        """Images per second and the data-wait share (0..1) of the interval, which ends."""
+        """Return images per second and the share of time (0..1) spent waiting for data; start a new interval."""
         elapsed = time.perf_counter() - self._start
         values = {"images_per_s": self._num_images / elapsed, "data_wait_share": self._waited_s / elapsed}
         self.restart()
@@ -91,11 +100,12 @@ class StepClock:
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and TensorBoard, on the main rank only.
+    """Writer of `metrics.jsonl` and TensorBoard events, on the main rank only.
 
     Args:
         folder: The run folder.
-        from_step: Resuming here: lines of later steps, written by a run that was cut off, are dropped.
+        from_step: Step at which the run resumes, 0 for a new run. Lines of later steps are dropped: a run that was cut
+            off wrote them after its last checkpoint.
 
     """
 
@@ -108,11 +118,11 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= from_step]
         self._path.write_text("".join(kept), encoding="utf-8")
-        self._file = self._path.open("ab", buffering=0)  # so that nothing is left to fail once more in `close`
+        self._file = self._path.open("ab", buffering=0)  # unbuffered: `close` has nothing to write, so it can't fail
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a line about the run after `step` steps.
+        """Append a line with the metrics after `step` steps.
 
         Raises:
             OSError: The disk is full or gone; the message says what to do.
@@ -123,7 +133,7 @@ class MetricsLog:
         rounded = {name: float(f"{value:.12g}") for name, value in values.items()}
         try:
             line = json.dumps({"step": step, **rounded}).encode() + b"\n"
-            if self._file.write(line) != len(line):  # what a disk does with the line that fills it
+            if self._file.write(line) != len(line):  # a disk that becomes full takes part of the line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -133,14 +143,15 @@ class MetricsLog:
             raise OSError(error.errno, message, str(self._path)) from error
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close both files."""
         if self._file is not None:
             self._file.close()
             self._board.close()
 
 
 def _whole_lines(path: Path) -> list[str]:
+    """Return the complete lines of a file, if it exists; a crash can cut the last one."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("}\n")]  # a crash can cut the last one
+    return [line for line in lines if line.endswith("}\n")]

@@ -1,58 +1,83 @@
-"""The optimizers of the papers."""
+"""The optimizers of the papers, and an optimizer step that skips NaN and infinite gradients."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from mocokit.distributed.fsdp import whole
+from mocokit.distributed.fsdp import full_tensor
 from mocokit.engine.lars import Lars
+from mocokit.settings import choose
 
 
 def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD on all parameters that take a gradient, weight decay on every one of them, BatchNorm and biases too.
+    """Return SGD of all parameters that require a gradient, with weight decay on BatchNorm and biases too.
 
-    So does the official code (moco/main_moco.py); many reimplementations exempt BatchNorm and are off by that.
+    So does the official code (moco/main_moco.py). Many reimplementations exempt BatchNorm and biases, and differ from
+    the paper by that.
     """
     parameters = _trained(module)
-    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
+    sgd = torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
     if sgd_momentum:
-        for parameter in parameters:  # torch leaves its own uninitialised when the first step is skipped
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        # If the first step is skipped (a NaN gradient), torch would leave its momentum buffers uninitialised.
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
+
+
+def _build_lars(
+    module: nn.Module, lr: float, momentum: float, decay: float, trust: float, *, lr_in_momentum: bool
+) -> Lars:
+    return Lars(
+        _trained(module),
+        lr=lr,
+        momentum=momentum,
+        weight_decay=decay,
+        trust_coefficient=trust,
+        lr_in_momentum=lr_in_momentum,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float, float], torch.optim.Optimizer]] = {
+    # MoCo v1 and v2
+    "sgd": lambda module, lr, momentum, decay, trust: build_sgd(
+        module, lr=lr, sgd_momentum=momentum, weight_decay=decay
+    ),
+    # MoCo v3 on ResNets
+    "lars": lambda module, lr, momentum, decay, trust: _build_lars(
+        module, lr, momentum, decay, trust, lr_in_momentum=False
+    ),
+    # SimCLR
+    "lars-classic": lambda module, lr, momentum, decay, trust: _build_lars(
+        module, lr, momentum, decay, trust, lr_in_momentum=True
+    ),
+    # MoCo v3 on ViTs: default betas, decay on all parameters
+    "adamw": lambda module, lr, momentum, decay, trust: torch.optim.AdamW(
+        _trained(module), lr=lr, weight_decay=decay, fused=True
+    ),
+}
+"""Builders by name: (module, learning rate, momentum, weight decay, trust coefficient) -> optimizer."""
 
 
 def build_optimizer(
     module: nn.Module, *, name: str, lr: float, sgd_momentum: float, weight_decay: float, trust_coefficient: float
 ) -> torch.optim.Optimizer:
-    """The optimizer of one of the papers, on all parameters that take a gradient.
+    """Return an optimizer of all parameters of `module` that require a gradient.
 
     Args:
         module: The method.
-        name: "sgd" (MoCo v1, v2), "lars" (MoCo v3 on ResNets), "lars-classic" (SimCLR) or "adamw" (MoCo v3 on ViTs:
-            default betas, decay on all parameters).
+        name: A key of OPTIMIZERS.
         lr: Learning rate.
         sgd_momentum: Momentum of SGD and LARS.
-        weight_decay: Weight decay; LARS leaves out biases and BatchNorm.
-        trust_coefficient: Of LARS.
+        weight_decay: Weight decay. LARS leaves out biases and BatchNorm; the others decay every parameter.
+        trust_coefficient: Trust coefficient of LARS.
 
     Raises:
         ValueError: Unknown name.
 
     """
-    match name:
-        case "sgd":
-            return build_sgd(module, lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
-        case "lars" | "lars-classic":
-            return Lars(
-                _trained(module),
-                lr=lr,
-                momentum=sgd_momentum,
-                weight_decay=weight_decay,
-                trust_coefficient=trust_coefficient,
-                lr_in_momentum=name == "lars-classic",
-            )
-        case "adamw":
-            return torch.optim.AdamW(_trained(module), lr=lr, weight_decay=weight_decay, fused=True)
-    raise ValueError(f"optim.name={name!r}: unknown; choose sgd, lars, lars-classic or adamw")
+    build = choose("optim.name", name, OPTIMIZERS)
+    return build(module, lr, sgd_momentum, weight_decay, trust_coefficient)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -60,12 +85,19 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float = 0.0) -> Tensor:
-    """An optimizer step that changes nothing when a gradient is NaN or infinite; whether all were finite.
+    """Take an optimizer step that changes nothing if a gradient is NaN or infinite; return True if all were finite.
 
-    A gradient longer than `clip_norm`, over all parameters, is scaled down to that length first; 0: never.
+    Neither the step nor the returned flag, a scalar on the device, makes the host wait for the device. The flag is
+    the same on all ranks, because they all step with the same summed gradient.
 
-    The answer is a scalar on the device: neither it nor the step waits for the host. It is the same on all ranks,
-    which step with the same sum of gradients. A loss scaler does the like, expects it, and mends it by itself.
+    An enabled loss scaler (fp16) skips bad steps itself and lowers its scale, so the flag is always True then: an
+    overflow is expected there and is no error of the run.
+
+    Args:
+        optimizer: An optimizer of `build_optimizer`, or a fused one of torch's.
+        scaler: The run's loss scaler, enabled or not.
+        clip_norm: Scale the gradient, over all parameters, down to this norm if it is longer; 0: never.
+
     """
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if scaler.is_enabled():
@@ -75,16 +107,18 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
         scaler.step(optimizer)
         scaler.update()
         return torch.ones((), dtype=torch.bool, device=optimizer.param_groups[0]["params"][0].device)
+    # One norm over all gradients serves both purposes: it is NaN or infinite if any entry is, and clipping needs it.
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    finite = torch.isfinite(whole(norm))
+    finite = torch.isfinite(full_tensor(norm))  # with FSDP2 the norm is sharded: one all-reduce of a scalar
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a loss scaler tells fused optimizers
+    # A loss scaler sets this attribute to tell a fused optimizer, and our Lars, to skip the step on the device.
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     return finite
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` for the next step."""
+    """Use `lr` for the next step, in all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr

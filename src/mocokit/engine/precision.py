@@ -1,43 +1,56 @@
-"""Number formats: autocast for forwards, loss scaling for float16, and what the hardware can do."""
+"""Number formats: autocast for forwards, loss scaling for float16, and the choice that fits the hardware."""
 
 import contextlib
 
 import torch
 
+from mocokit.settings import choose
+
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = ("auto", "fp32", "fp64", *AUTOCAST_TYPES)
+
+WEIGHT_TYPES = {
+    "auto": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "bf16": torch.float32,
+    "fp16": torch.float32,
+}
+"""Number format of the weights and the optimizer state for each value of run.precision."""
 
 
 class Precision:
-    """How forwards and backwards of one run are computed.
+    """Number formats of one run.
 
     Args:
-        name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (autocast); "auto": bf16 where the
-            hardware has it, else fp32.
-        device: Where the run computes.
+        name: "fp32", "fp64" (for proofs), "bf16" or "fp16" (float32 weights under autocast), or "auto": bf16 if the
+            hardware computes in it, else fp32.
+        device: Device of the run.
+
+    Raises:
+        ValueError: Unknown name, or fp16 without a GPU.
 
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name not in PRECISIONS:
-            raise ValueError(f"run.precision={name!r}: unknown; choose one of {list(PRECISIONS)}")
+        self.dtype = choose("run.precision", name, WEIGHT_TYPES)
         if name == "fp16" and device.type != "cuda":
             raise ValueError("run.precision='fp16': needs a GPU for loss scaling; use bf16 or fp32 on the CPU")
-        self.name = _choose(device) if name == "auto" else name
-        self.dtype = torch.float64 if name == "fp64" else torch.float32
+        self.name = _choose_for(device) if name == "auto" else name
         self._autocast_type = AUTOCAST_TYPES.get(self.name)
         self._device_type = device.type
+        # Only float16 needs loss scaling: its smallest positive number is 6e-8; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Context of a forward pass."""
+        """Return the context manager for a forward pass."""
         if self._autocast_type is None:
             return contextlib.nullcontext()
-        # The weight cache would keep the half-precision key weights of before the momentum update.
+        # Without the cache: it would keep half-precision copies of the key weights from before the momentum update.
         return torch.autocast(self._device_type, dtype=self._autocast_type, cache_enabled=False)
 
 
-def _choose(device: torch.device) -> str:
+def _choose_for(device: torch.device) -> str:
+    """Return "bf16" if the hardware computes in bfloat16 (emulation does not count), else "fp32"."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -47,7 +60,14 @@ def _choose(device: torch.device) -> str:
 
 
 def pick_device(name: str, *, local_rank: int) -> torch.device:
-    """The device to compute on; "auto" is this rank's GPU where there is one, else the CPU."""
+    """Return the device to compute on; "auto" is this rank's GPU if torch sees one, else the CPU.
+
+    Makes a GPU the current device of this process.
+
+    Raises:
+        ValueError: Not a device, or torch sees no GPU.
+
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

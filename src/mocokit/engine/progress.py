@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress display of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ class _Numbers(ProgressColumn):
 
 
 class ProgressView:
-    """Shows steps and metrics; silent on ranks other than the main one.
+    """Display of steps and metrics on the main rank; the other ranks show nothing.
 
     Args:
         total_steps: Length of the run.
-        done_steps: Steps done before.
+        done_steps: Steps done before this start.
         steps_per_epoch: Steps in an epoch.
-        chance_loss: Loss of a method that tells nothing apart, shown beside the loss.
+        chance_loss: Loss of a network that tells nothing apart, shown beside the loss.
 
     """
 
@@ -55,11 +55,11 @@ class ProgressView:
         self._progress.stop()
 
     def step(self, step: int) -> None:
-        """`step` steps are done."""
+        """Show that `step` steps are done."""
         self._progress.update(self._task, completed=step, description=self._position(step))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a log line's numbers."""
+        """Show the metrics of a log line; without a terminal, at most every 30 s and at the end."""
         numbers = (
             f"loss {values['loss']:.3f} (chance {self.chance_loss:.2f})  "
             f"contrast_acc {values['contrast_acc']:.1%}  {values['images_per_s']:,.0f} img/s  "

@@ -162,7 +162,7 @@ class Recorder:
         bad_step = self.board.bad_step()
         if bad_step is not None:
             raise health.NonFiniteLossError(bad_step, self._last_good())
-        for image in self.bad_images.share_out():
+        for image in self.bad_images.exchange():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
         values["epoch"] = step / self.rhythm.steps_per_epoch

@@ -1,17 +1,34 @@
-"""Schedules of the learning rate: pure functions of the step."""
+"""Schedules of the learning rate, as pure functions of the training progress."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mocokit.settings import choose
 
 
-def cosine_lr(progress: float, *, peak_lr: float) -> float:
-    """Half cosine from `peak_lr` at progress 0 to 0 at progress 1 (MoCo v2 sec. 3, column "cos")."""
-    return 0.5 * peak_lr * (1.0 + math.cos(math.pi * progress))
+class Progress(NamedTuple):
+    """Position in a schedule, and the parameters of the step schedule."""
+
+    epoch: float
+    """Epochs done, warm-up included; fractional within an epoch."""
+    fraction: float
+    """Done fraction of the epochs after the warm-up, 0 to 1."""
+    milestones: Sequence[float]
+    drop: float
 
 
-def step_lr(epoch: float, *, peak_lr: float, milestones: Sequence[float], drop: float = 0.1) -> float:
-    """`peak_lr`, times `drop` from each milestone epoch on (MoCo v1: 0.1 at 120 and 160 of 200)."""
-    return peak_lr * drop ** sum(epoch >= milestone for milestone in milestones)
+def half_cosine(fraction: float) -> float:
+    """Return the half cosine that falls from 1 at `fraction` 0 to 0 at `fraction` 1 (MoCo v2 sec. 3, column "cos")."""
+    return 0.5 * (1.0 + math.cos(math.pi * fraction))
+
+
+SCHEDULES: dict[str, Callable[[Progress], float]] = {
+    "cosine": lambda at: half_cosine(at.fraction),
+    "step": lambda at: at.drop ** sum(at.epoch >= milestone for milestone in at.milestones),  # MoCo v1
+    "constant": lambda at: 1.0,
+}
+"""Learning rate after the warm-up, as a factor of the peak rate."""
 
 
 def learning_rate(
@@ -26,28 +43,31 @@ def learning_rate(
     warmup_epochs: float = 0.0,
     drop: float = 0.1,
 ) -> float:
-    """Learning rate of one optimizer step.
+    """Return the learning rate of one optimizer step.
 
     Args:
         step: Steps done before this one.
         steps_per_epoch: Steps in an epoch.
-        epochs: Length of the schedule.
-        peak_lr: The rate at the start, or after the warm-up.
-        schedule: "cosine", "step" or "constant".
-        milestones: Epochs at which the rate drops.
-        by: "epoch": the cosine is constant within an epoch, as officially; "step": smooth. A milestone that is no
-            whole epoch, of a schedule made shorter, lies within one.
-        warmup_epochs: Linear rise from 0 over this many epochs (0 in the MoCo papers).
+        epochs: Length of the schedule, warm-up included.
+        peak_lr: Rate at the end of the warm-up, or at the start if there is no warm-up.
+        schedule: "cosine", "step" (times `drop` at each milestone; MoCo v1: 0.1 at epochs 120 and 160 of 200) or
+            "constant".
+        milestones: Epochs at which the step schedule drops the rate. They may be fractional: shortening a schedule
+            scales them.
+        by: "epoch" keeps the cosine constant within an epoch, as the official code does; "step" updates it each step.
+        warmup_epochs: Length of the linear rise from 0 to `peak_lr` (0 in the MoCo v1 and v2 papers).
         drop: Factor at each milestone.
 
+    Raises:
+        ValueError: Unknown schedule.
+
     """
+    factor = choose("optim.schedule", schedule, SCHEDULES)
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:
         return peak_lr * (step + 1) / (warmup_epochs * steps_per_epoch)
-    if schedule == "constant":
-        return peak_lr
-    if schedule == "cosine":
-        done = math.floor(epoch) if by == "epoch" else epoch
-        progress = (done - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
-        return cosine_lr(max(0.0, progress), peak_lr=peak_lr)
-    return step_lr(epoch, peak_lr=peak_lr, milestones=milestones, drop=drop)
+    done = math.floor(epoch) if by == "epoch" else epoch
+    # 1e-9: a run that is all warm-up has no epochs left to divide by. max: by epoch, `done` may be before the
+    # (fractional) end of the warm-up.
+    fraction = max(0.0, (done - warmup_epochs) / max(epochs - warmup_epochs, 1e-9))
+    return peak_lr * factor(Progress(epoch, fraction, milestones, drop))

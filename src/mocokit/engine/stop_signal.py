@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGUSR1 and the death of torchrun ask for an orderly end; a second Ctrl-C insists."""
+"""Orderly end of a run on Ctrl-C, SIGTERM, SIGUSR1 or the death of torchrun; a second Ctrl-C ends it at once."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, remembers that SIGINT, SIGTERM or SIGUSR1 came instead of dying of it.
+    """Context manager that records SIGINT, SIGTERM or SIGUSR1 instead of letting them end the process.
 
     Slurm sends SIGUSR1 before a job's time is up, if asked to (`--signal=USR1@120`).
     """
@@ -15,12 +15,12 @@ class StopSignal:
     def __init__(self) -> None:
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
-        # A rank whose launcher was killed would train on, with nobody to end it, and keep its GPU.
+        # If torchrun is killed, nobody ends its ranks: they would train on and keep their GPUs. So watch for it.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     @property
     def received(self) -> int | None:
-        """Number of the first signal; SIGHUP when the launcher is gone; None: go on."""
+        """Number of the first signal; SIGHUP if torchrun is gone; None if the run should go on."""
         if self._received is None and self._launcher is not None and os.getppid() != self._launcher:
             self._received = signal.SIGHUP
         return self._received
@@ -36,5 +36,5 @@ class StopSignal:
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C: don't wait for the step and the save
+            raise KeyboardInterrupt  # second Ctrl-C: wait neither for the step nor for the save
         self._received = number

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from mocokit.engine.agreement import bits_of
+from mocokit.engine.agreement import tensor_bytes
 
 
 class FrozenWeightsMovedError(RuntimeError):
@@ -15,7 +15,7 @@ class FrozenWeightsMovedError(RuntimeError):
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor's bits."""
-    return {name: hashlib.sha256(bits_of(tensor)).hexdigest() for name, tensor in tensors.items()}
+    return {name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in tensors.items()}
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -80,7 +80,7 @@ class SimClr(Method[CachedGradient]):
         rows = self.layout.batch_rows(micro, len(embeddings))
         q, k, *crops = embeddings.unbind(dim=1)  # (B, C) each
         contrasts = [
-            nt_xent(q, k, temperature=self.temperature, rows=rows, term=self.term, instead=instead)
+            nt_xent(q, k, temperature=self.temperature, rows=rows, term=self.term, crops=instead)
             for instead in (None, *(crop[rows] for crop in crops))
         ]
         losses = image_losses(contrasts)  # (m,)

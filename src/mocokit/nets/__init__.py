@@ -1,4 +1,4 @@
-"""Backbones, heads and the layers they need.
+"""Backbones, heads, and the layers they need.
 
-May import `distributed`, over which BatchNorm groups can span ranks.
+May import `settings`, and `distributed` because BatchNorm groups can span ranks.
 """

@@ -9,15 +9,17 @@ from torchvision.models import resnet as torchvision_resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mocokit.nets.timm_models import VITS, build_timm, find_timm
+from mocokit.settings import choose
 
 M = TypeVar("M", bound=nn.Module)
 
 STEMS = ("imagenet", "small")
-"""`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, no max-pool (32 px and the like; SimCLR app. B.9)."""
+"""`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, no max-pool, for images of about 32 px (SimCLR app.
+B.9)."""
 
 
 def _narrow_resnet10(width: int) -> ResNet:
-    """Four BasicBlocks of `width`, 2, 4 and 8 times `width` channels, for small images on a CPU."""
+    """Return a ResNet of four BasicBlocks with 1, 2, 4 and 8 times `width` channels, for small images on a CPU."""
     net = ResNet(BasicBlock, [1, 1, 1, 1])
     net.inplanes = width
     net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
@@ -25,9 +27,9 @@ def _narrow_resnet10(width: int) -> ResNet:
     for number in range(4):
         layer = net._make_layer(BasicBlock, width * 2**number, 1, stride=1 if number == 0 else 2)
         setattr(net, f"layer{number + 1}", layer)
-    net.fc = nn.Linear(width * 8, 1)  # declares the feature width; replaced by build_backbone
+    net.fc = nn.Linear(width * 8, 1)  # only declares the feature width; build_backbone removes it
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision initialises its ResNets
+        if isinstance(module, nn.Conv2d):  # torchvision's initialisation of its ResNets
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net
 
@@ -47,25 +49,22 @@ BACKBONES: dict[str, Callable[[], ResNet]] = {
 
 
 def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
-    """A torchvision ResNet, a ViT, or any timm model (`timm/NAME`), without classifier; `feature_dim(...)` tells D.
+    """Return a torchvision ResNet, a ViT or any timm model (`timm/NAME`), without classifier.
 
-    Parameter names are the library's own, so `backbone.state_dict()` loads into its model with only the classifier
-    missing (stem `imagenet`).
+    `feature_dim(backbone)` tells its width D. Parameter names are the library's own, so with the stem `imagenet`,
+    `backbone.state_dict()` loads into the library's model with only the classifier missing.
 
     Raises:
         ValueError: Unknown `arch` or `stem`; the message lists the known ones.
 
     """
-    if stem not in STEMS:
-        raise ValueError(f"model.stem={stem!r}: unknown stem; choose one of {list(STEMS)}")
+    choose("model.stem", stem, dict.fromkeys(STEMS))
     if model := find_timm(arch):
         if stem != "imagenet":
             raise ValueError(f"model.stem={stem!r}: {arch} has a stem of its own; leave out model.stem")
         net = build_timm(model)
         return declare_feature_dim(net, int(net.head_hidden_size))
-    if arch not in BACKBONES:
-        known = [*sorted(BACKBONES), *VITS]
-        raise ValueError(f"model.arch={arch!r}: unknown backbone; choose one of {known}, or timm/NAME")
+    choose("model.arch", arch, dict.fromkeys([*sorted(BACKBONES), *VITS, "timm/NAME"]))
     net = BACKBONES[arch]()
     if stem == "small":
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
@@ -75,10 +74,12 @@ def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
 
 
 def zero_init_residual(backbone: nn.Module) -> None:
-    """Let each residual branch of a ResNet start as zero, by the scale of its last BatchNorm (Goyal et al. 2017).
+    """Set the scale of the last BatchNorm of each residual branch to 0, so that each block starts as the identity.
+
+    Goyal et al. 2017, sec. 5.1.
 
     Raises:
-        ValueError: No ResNet of torchvision's.
+        ValueError: Not a torchvision ResNet.
 
     """
     blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
@@ -90,7 +91,7 @@ def zero_init_residual(backbone: nn.Module) -> None:
 
 
 def declare_feature_dim(backbone: nn.Module, feature_dim: int) -> nn.Module:
-    """Say how wide the (N, D) features of any module are; a classifier named `fc` is removed."""
+    """Record on any module that its features are (N, feature_dim); return it, without a classifier named `fc`."""
     if hasattr(backbone, "fc"):
         backbone.fc = nn.Identity()
     backbone.feature_dim = feature_dim  # type: ignore[assignment]
@@ -98,10 +99,11 @@ def declare_feature_dim(backbone: nn.Module, feature_dim: int) -> nn.Module:
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Width D of the backbone's features.
+    """Return the width D of the backbone's features.
 
     Raises:
-        ValueError: The module never declared it (it is not probed: a forward pass would move BatchNorm statistics).
+        ValueError: `declare_feature_dim` was never called. D is not probed, because a forward pass would change the
+            running statistics of BatchNorm.
 
     """
     width = getattr(backbone, "feature_dim", None)
@@ -111,11 +113,11 @@ def feature_dim(backbone: nn.Module) -> int:
 
 
 def require_image_size(backbone: nn.Module, image_size: int, *, setting: str = "data.image_size") -> None:
-    """Raise ValueError about `setting` when `backbone` can't read images of `image_size` pixels."""
+    """Raise ValueError about `setting` if `backbone` can't read images of `image_size` pixels."""
     patch_px = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch_px and image_size % patch_px[0]:
         raise ValueError(f"{setting}={image_size}: not a multiple of the backbone's patches of {patch_px[0]} px")
-    declared = getattr(backbone, "default_cfg", {})
+    declared = getattr(backbone, "default_cfg", {})  # timm's description of the model
     native_px = declared.get("input_size", (3, image_size))[1]
     if (
         declared.get("fixed_input_size")
@@ -126,7 +128,7 @@ def require_image_size(backbone: nn.Module, image_size: int, *, setting: str = "
 
 
 def build_seeded(build: Callable[[], M], seed: int) -> M:
-    """Call `build` with torch's generator seeded, and leave the caller's random state as it was."""
+    """Return `build()`, called with torch's CPU generator seeded; the caller's random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()

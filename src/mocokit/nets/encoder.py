@@ -1,4 +1,4 @@
-"""An encoder f: backbone and head, ending on the unit sphere."""
+"""The encoder f: backbone and head, with output rows of length 1."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,13 +8,14 @@ from mocokit.nets.patches import CombinedPatches
 
 
 class Encoder(nn.Module):
-    """Images (N, 3, H, W) -> unit rows (N, C), in float32 at least.
+    """Network from images (N, 3, H, W) to unit rows (N, C), float32 at least.
 
     Args:
-        backbone: Any module that gives (N, D) features; its BatchNorm layers become grouped ones, in place.
+        backbone: Module from images to (N, D) features. Its BatchNorm layers are replaced by grouped ones, in place.
         head: Module from (N, D) to (N, C).
-        predictor: Module from (N, C) to (N, C) that comes after the head (MoCo v3's queries); None: none.
-        patches: Embed combinations of an image's patches (Fast-MoCo's queries), several rows an image, instead of it.
+        predictor: Module from (N, C) to (N, C) after the head, for MoCo v3's queries; None: none.
+        patches: Embed combinations of each image's patches instead of the image (Fast-MoCo's queries), which gives
+            `queries_per_image` consecutive rows an image; None: embed the image.
 
     """
 
@@ -34,13 +35,13 @@ class Encoder(nn.Module):
 
     @property
     def queries_per_image(self) -> int:
-        """Rows that an image comes to."""
-        return 1 if self.patches is None else len(self.patches.choices)
+        """Queries per image: 1 without patches."""
+        return 1 if self.patches is None else len(self.patches.combinations)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed `images`; the norm is taken outside half precision, whose rows would not have length 1."""
+        """Embed `images`."""
         features = self.backbone(images) if self.patches is None else self.patches(self.backbone, images)  # (N, D)
         embedding: Tensor = self.predictor(self.head(features))  # (N, C)
         if embedding.element_size() < 4:
-            embedding = embedding.float()
+            embedding = embedding.float()  # in half precision, rounding would leave rows whose length is not 1
         return F.normalize(embedding, dim=1)

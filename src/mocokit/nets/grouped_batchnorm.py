@@ -1,10 +1,18 @@
-"""BatchNorm whose statistics are shared by a group of images, not by whatever happens to be in the batch.
+"""BatchNorm whose statistics are those of a group of images, whatever the batch of the forward pass.
 
-The paper's 8-GPU run normalises 8 groups of 32 images. A forward pass here may hold several such groups in
-consecutive rows; each is normalised on its own, whoever computes it. A group may also span several ranks, which then
-put their statistics together, forwards and backwards (torch's SyncBatchNorm does so on GPUs only).
+The paper's 8-GPU run normalises 8 groups of 32 images, one on each GPU. A forward pass here may hold several such
+groups in consecutive rows, and normalises each by itself. So the number of groups, and with it the result, does not
+depend on the number of GPUs. The opposite case exists too: one group may span several ranks, which then combine their
+statistics, forward and backward. (torch's SyncBatchNorm does that on GPUs only.)
 
-Shapes: g groups in this forward, N images a group (or this rank's part of it); input (g*N, C, ...); r ranks a group.
+Three implementations of the same formulas; `GroupedBatchNorm.forward` picks one:
+
+* one group on one rank: `F.batch_norm`, bit-equal to torch;
+* several groups, eager: `_ChunkedBatchNorm`, torch's kernel on each group;
+* torch.compile, or a group over several ranks: `_FormulaBatchNorm`, plain tensor operations.
+
+Shapes: g groups in this forward; N images a group (or this rank's part of one group); C channels; input (g*N, C, ...);
+R ranks in all, r of them in a group.
 """
 
 import contextlib
@@ -22,15 +30,19 @@ from mocokit import distributed
 class GroupedBatchNorm(_BatchNorm):
     """BatchNorm over each of `num_groups` equal chunks of rows; in eval mode an ordinary BatchNorm.
 
-    The state is that of `nn.BatchNorm2d`: names and (C,) shapes, so torchvision loads it. Running statistics follow
-    the first chunk alone and only while `updates_statistics` is set: in the official run DistributedDataParallel
-    broadcasts rank 0's buffers before each forward, so what is saved there is what group 0 saw.
+    The state has the names and (C,) shapes of `nn.BatchNorm2d`, so torchvision loads it.
+
+    Running statistics follow the first group only, and only while `updates_statistics` is True. This is what the
+    official run saves: DistributedDataParallel broadcasts rank 0's buffers before each forward, so the saved ones
+    have seen group 0 only.
+
+    `batchnorm_groups` sets the three attributes for the forwards in its block.
     """
 
     num_groups: int = 1
     updates_statistics: bool = True
     ranks: range = range(1)
-    """Ranks that share the one group of this forward."""
+    """Ranks that share the one group of this forward; `range(1)`: the groups of this forward are this rank's alone."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002, the base class's name
         if input.dim() < 2:
@@ -43,9 +55,8 @@ class GroupedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if len(input) % self.num_groups:
             raise ValueError(f"input: {len(input)} rows do not split into {self.num_groups} BatchNorm groups")
-        momentum = self._count()
-        tracks = self.updates_statistics
-        mean, var = (self.running_mean, self.running_var) if tracks else (None, None)
+        momentum = self._count_batch()
+        mean, var = (self.running_mean, self.running_var) if self.updates_statistics else (None, None)  # (C,) each
         if self.num_groups == 1 and len(self.ranks) == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         weight, bias = self._scale_and_shift(input)
@@ -53,12 +64,14 @@ class GroupedBatchNorm(_BatchNorm):
             across: Tensor = self._across_ranks(input, weight, bias, momentum)
             return across
         if torch.compiler.is_compiling():
-            return self._in_formulas(input, weight, bias, momentum)
-        normalized: Tensor = _NormalizeGroups.apply(input, weight, bias, mean, var, self.num_groups, momentum, self.eps)
+            return self._by_formulas(input, weight, bias, momentum)
+        normalized: Tensor = _ChunkedBatchNorm.apply(
+            input, weight, bias, mean, var, self.num_groups, momentum, self.eps
+        )
         return normalized
 
     def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(C,) weight and bias: the layer's, or 1 and 0."""
+        """Return the (C,) weight and bias: the layer's own, or 1 and 0 for a layer without them."""
         if self.affine:
             return self.weight, self.bias
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -66,48 +79,51 @@ class GroupedBatchNorm(_BatchNorm):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _across_ranks(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
-        """Normalise this rank's part of the one group that `ranks` share: no compiler sees the collectives."""
+        """Normalise this rank's (N, C, ...) rows of the group that `ranks` share; the collectives are not compiled."""
         assert self.num_groups == 1, "a group that spans ranks is the only one in a forward"
-        return self._in_formulas(x, weight, bias, momentum)
+        return self._by_formulas(x, weight, bias, momentum)
 
-    def _in_formulas(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
-        """Normalise this rank's groups, or its part of one."""
+    def _by_formulas(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
+        """Normalise (g*N, C, ...), g groups or this rank's part of one, and update the running statistics."""
         normalized: Tensor
-        normalized, means, variances = _NormalizeInFormulas.apply(
+        normalized, means, variances = _FormulaBatchNorm.apply(  # (g, N, C, ...), (g, C), (g, C)
             x.unflatten(0, (self.num_groups, -1)), weight, bias, self.ranks, self.eps
         )
         if self.updates_statistics and self.running_mean is not None and self.running_var is not None:
+            # Like torch: normalise with the biased variance (divided by the count n of values in a channel of a
+            # group), but keep a running average of the unbiased one (n - 1).
             count = x.numel() // x.shape[1] // self.num_groups * len(self.ranks)
-            unbiased = variances[0] * (count / (count - 1))  # as torch keeps it
+            unbiased = variances[0] * (count / (count - 1))  # (C,) of group 0
             self.running_mean.lerp_(means[0].to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        return normalized.flatten(0, 1)
+        return normalized.flatten(0, 1)  # (g*N, C, ...)
 
-    def _count(self) -> float:
-        """Count the batch if it is tracked; the weight of its statistics."""
+    def _count_batch(self) -> float:
+        """Count this batch if statistics are tracked; return its weight in the running statistics."""
         if self.updates_statistics and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # cumulative average, as nn.BatchNorm2d does
+            if self.momentum is None:  # cumulative average, as nn.BatchNorm2d has it
                 return 1.0 / float(self.num_batches_tracked)
         return self.momentum or 0.0
 
 
 class GroupedBatchNormAct(GroupedBatchNorm):
-    """The same, followed by the `drop` and `act` that timm keeps inside its BatchNormAct2d."""
+    """GroupedBatchNorm followed by the `drop` and `act` layers that timm keeps inside its BatchNormAct2d."""
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Normalise (g*N, C, ...) group by group and activate; same shape out."""
+        """Normalise (g*N, C, ...) group by group, then apply drop and act; same shape out."""
         activated: Tensor = self.act(self.drop(super().forward(input)))
         return activated
 
 
-class _NormalizeGroups(torch.autograd.Function):
-    """Batch normalization of each chunk of rows, written in place into one result: no copies to put chunks together.
+class _ChunkedBatchNorm(torch.autograd.Function):
+    """torch's BatchNorm kernel on each group in turn, each writing into its rows of one preallocated result.
 
-    Chunk by chunk costs next to nothing against one pass over the batch: the working set stays in cache.
+    So no copy is needed to concatenate the groups. The loop costs next to nothing against one pass over the whole
+    batch, because the rows of one group stay in the cache.
     """
 
     @staticmethod
@@ -122,9 +138,9 @@ class _NormalizeGroups(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """Normalised rows; `mean` and `var`, if given, follow the first chunk."""
-        result = torch.empty_like(x)
-        saved: list[Tensor] = []
+        """Return the normalised (g*N, C, ...); the running `mean` and `var`, if given, follow the first group."""
+        result = torch.empty_like(x)  # (g*N, C, ...)
+        saved: list[Tensor] = []  # 2g of (C,)
         for number, (rows, out) in enumerate(zip(x.chunk(num_groups), result.chunk(num_groups), strict=True)):
             running = (mean, var) if number == 0 else (None, None)
             statistics = torch.empty_like(weight), torch.empty_like(weight)  # (C,) mean, 1 / standard deviation
@@ -147,13 +163,13 @@ class _NormalizeGroups(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, chunk by chunk, and of weight and bias, summed over chunks."""
+        """Return the gradients of x, group by group, and of weight and bias, summed over the groups."""
         x, weight, *saved = ctx.saved_tensors
         num_groups = len(saved) // 2
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
+        grad_x = torch.empty_like(x)  # (g*N, C, ...)
+        grad_weight = torch.zeros_like(weight)  # (C,)
         grad_bias = torch.zeros_like(weight)
-        own_weight = torch.empty_like(weight)
+        own_weight = torch.empty_like(weight)  # (C,) of one group; the kernel overwrites it each time
         own_bias = torch.empty_like(weight)
         chunks = zip(x.chunk(num_groups), grad.chunk(num_groups), grad_x.chunk(num_groups), strict=True)
         for number, (rows, grad_rows, out) in enumerate(chunks):
@@ -176,26 +192,29 @@ class _NormalizeGroups(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
-class _NormalizeInFormulas(torch.autograd.Function):
-    """The same in plain formulas: for torch.compile, which fuses them with what follows, and for a group of ranks.
+class _FormulaBatchNorm(torch.autograd.Function):
+    """BatchNorm in plain tensor operations: torch.compile fuses them, and a group may span ranks.
 
-    The ranks of a group hold equally many rows each; two collectives, both of (R, 2, 1, C). Every rank takes part in
-    both and picks its own group's entries, so no process groups are made.
+    The ranks of a group hold equally many rows each. There is one all-gather in the forward and one in the backward,
+    of (2, 1, C) float32 numbers from each rank: R * 8 * C bytes, 128 KiB for C = 2048 and R = 8. Every rank of the run
+    takes part and picks the entries of its own group, so no process groups are needed.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised (g, N, C, ...), and the groups' means and biased variances (g, C)."""
-        exact = _exact(x)
-        dims = [dim for dim in range(x.dim()) if dim not in (0, 2)]
-        var, mean = torch.var_mean(exact, dims, correction=0)  # (g, C)
+        """Return the normalised (g, N, C, ...), and the (g, C) means and biased variances of the groups."""
+        exact = _at_least_float32(x)  # (g, N, C, ...)
+        dims = [dim for dim in range(x.dim()) if dim not in (0, 2)]  # all but groups and channels
+        var, mean = torch.var_mean(exact, dims, correction=0)  # (g, C) each
         if len(ranks) > 1:
-            means, variances = _of_ranks(torch.stack([mean, var]), ranks)  # (r, 1, C)
-            mean = means.mean(dim=0)
-            var = (variances + (means - mean).square()).mean(dim=0)  # within ranks, and between them
-        shape = (len(x), 1, -1) + (1,) * (x.dim() - 3)
+            means, variances = _gather_from(ranks, torch.stack([mean, var]))  # (2, r, 1, C) -> (r, 1, C) each
+            mean = means.mean(dim=0)  # (1, C)
+            # Total variance = mean of the variances within ranks + variance of the means between ranks, because ranks
+            # hold equally many rows. (E[x^2] - E[x]^2 would lose digits to cancellation.)
+            var = (variances + (means - mean).square()).mean(dim=0)  # (1, C)
+        shape = (len(x), 1, -1) + (1,) * (x.dim() - 3)  # broadcasts (g, C) over (g, N, C, ...)
         scale = (var + eps).rsqrt()  # (g, C)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.ranks = ranks
@@ -207,40 +226,44 @@ class _NormalizeInFormulas(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, through the groups' statistics, and of this rank's weight and bias."""
+        """Return the gradients of x, through the statistics of the whole group, and of this rank's weight and bias.
+
+        With y = x_hat * weight + bias and means over all n values of a channel in the group (all of its ranks):
+            d x = weight / std * (dy - mean(dy) - x_hat * mean(dy * x_hat))
+        The gradients of weight and bias stay this rank's own: they are summed over ranks with all others.
+        """
         x, weight, mean, scale = ctx.saved_tensors
         shape = ctx.shape
         dims = ctx.dims
-        grad = _exact(grad)  # (g, N, C, ...)
-        x_hat = (_exact(x) - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, g, C) d bias, d weight
-        total = _of_ranks(own, ctx.ranks).sum(dim=1) if len(ctx.ranks) > 1 else own
+        grad = _at_least_float32(grad)  # (g, N, C, ...)
+        x_hat = (_at_least_float32(x) - mean.view(shape)) * scale.view(shape)  # (g, N, C, ...)
+        own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, g, C): d bias, d weight
+        total = _gather_from(ctx.ranks, own).sum(dim=1) if len(ctx.ranks) > 1 else own  # (2, g, C) of the whole group
         mean_grad, mean_product = total / (x_hat.numel() // mean.numel() * len(ctx.ranks))  # (g, C) each
-        centered = grad - mean_grad.view(shape) - x_hat * mean_product.view(shape)
+        centered = grad - mean_grad.view(shape) - x_hat * mean_product.view(shape)  # (g, N, C, ...)
         grad_x = (centered * (scale * weight).view(shape)).to(x.dtype)
-        grad_bias, grad_weight = own.sum(dim=1).to(weight.dtype)
+        grad_bias, grad_weight = own.sum(dim=1).to(weight.dtype)  # (C,) each
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def _exact(x: Tensor) -> Tensor:
-    """In float32 at least."""
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _of_ranks(values: Tensor, ranks: range) -> Tensor:
-    """(k, ...) of this rank -> (k, r, ...) of each of `ranks`."""
+def _gather_from(ranks: range, values: Tensor) -> Tensor:
+    """Gather this rank's (k, ...) `values` from all `ranks`: (k, r, ...)."""
     gathered = distributed.all_gather_rows(values[None], [1] * distributed.world_size())  # (R, k, ...)
-    return gathered[ranks.start : ranks.stop].transpose(0, 1)
+    return gathered[ranks.start : ranks.stop].transpose(0, 1)  # (k, r, ...)
 
 
 def convert_batchnorm(module: nn.Module) -> nn.Module:
     """Replace each BatchNorm inside `module` by a GroupedBatchNorm with the same state, in place.
 
     Returns:
-        `module`, or its replacement when it is itself a BatchNorm.
+        `module`, or its replacement if it is itself a BatchNorm.
 
     Raises:
-        ValueError: A BatchNorm with parts of its own, which are not timm's `drop` and `act`.
+        ValueError: A BatchNorm contains layers other than timm's `drop` and `act`.
 
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, GroupedBatchNorm):
@@ -265,7 +288,7 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def has_batchnorm(module: nn.Module) -> bool:
-    """Whether anything inside `module` is normalised over a batch."""
+    """Return True if `module` contains a BatchNorm layer."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
@@ -273,13 +296,13 @@ def has_batchnorm(module: nn.Module) -> bool:
 def batchnorm_groups(
     module: nn.Module, num_groups: int, *, updates_statistics: bool, ranks: range = range(1)
 ) -> Iterator[None]:
-    """Within the context, forwards of `module` hold `num_groups` BatchNorm groups in consecutive rows.
+    """Context manager in which forwards of `module` hold `num_groups` BatchNorm groups in consecutive rows.
 
     Args:
-        module: A network whose BatchNorm layers were converted.
-        num_groups: g; 1 where several ranks share the group.
-        updates_statistics: Whether running statistics follow the first group.
-        ranks: Ranks that hold equal parts of the group.
+        module: A network after `convert_batchnorm`.
+        num_groups: g; must be 1 if several ranks share the group.
+        updates_statistics: True if running statistics follow the first group.
+        ranks: Ranks that hold equal parts of the group; a range of length 1 if each rank has whole groups.
 
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm)]

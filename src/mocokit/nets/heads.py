@@ -4,12 +4,12 @@ from torch import nn
 
 
 def build_head(feature_dim: int, dim: int, *, mlp: bool) -> nn.Module:
-    """The fc head of MoCo v1, or the two-layer MLP head of MoCo v2 (MoCo v2 sec. 2; with biases, without BN).
+    """Return the linear head of MoCo v1 or the two-layer MLP head of MoCo v2 (sec. 2), with biases, without BatchNorm.
 
     Args:
         feature_dim: Width D of the backbone's output, also the MLP's hidden width.
         dim: Width C of the embedding (128 in the papers).
-        mlp: The paper's ablation column "MLP".
+        mlp: True for the MLP head (the column "MLP" of MoCo v2's tables).
 
     """
     if not mlp:
@@ -18,9 +18,9 @@ def build_head(feature_dim: int, dim: int, *, mlp: bool) -> nn.Module:
 
 
 def build_simclr_head(feature_dim: int, dim: int, *, num_layers: int) -> nn.Module:
-    """SimCLR's head: D-D-C (v1) or D-D-D-C (v2 sec. 2.1), BatchNorm after each layer, ReLU between them.
+    """Return SimCLR's head: D-D-C (v1) or D-D-D-C (v2 sec. 2.1), BatchNorm after each layer, ReLU between them.
 
-    No layer has a bias, and the last BatchNorm no shift: it is held at 0.
+    The linear layers have no bias. The last BatchNorm has a scale but no shift: its bias is frozen at 0.
     """
     head = _bn_mlp([*[feature_dim] * num_layers, dim])
     last = nn.BatchNorm1d(dim)
@@ -29,14 +29,16 @@ def build_simclr_head(feature_dim: int, dim: int, *, num_layers: int) -> nn.Modu
 
 
 def build_v3_mlp(in_dim: int, dim: int, *, width: int, num_layers: int, ends_in_bn: bool) -> nn.Module:
-    """MoCo v3's projector or predictor: layers without bias, BatchNorm and ReLU between them (sec. 3, "Encoder").
+    """Return MoCo v3's projector or predictor: linear layers without bias, BatchNorm and ReLU between them.
+
+    MoCo v3 sec. 3, "Encoder".
 
     Args:
-        in_dim: Width of the input: D, or C for a predictor.
+        in_dim: Width of the input: D for a projector, C for a predictor.
         dim: Width C of the embedding (256 in the paper).
         width: Hidden width (4096 in the paper).
         num_layers: Projector: 2 for ResNets, 3 for ViTs. Predictor: 2.
-        ends_in_bn: Whether a BatchNorm without scale and shift comes last; not in a ResNet's predictor.
+        ends_in_bn: True to end in a BatchNorm without scale and shift, as all do except a ResNet's predictor.
 
     """
     mlp = _bn_mlp([in_dim, *[width] * (num_layers - 1), dim])
@@ -44,6 +46,7 @@ def build_v3_mlp(in_dim: int, dim: int, *, width: int, num_layers: int, ends_in_
 
 
 def _bn_mlp(widths: list[int]) -> nn.Sequential:
+    """Return linear layers without bias, with BatchNorm and ReLU after each but the last."""
     layers = list[nn.Module]()
     for number in range(1, len(widths)):
         layers.append(nn.Linear(widths[number - 1], widths[number], bias=False))

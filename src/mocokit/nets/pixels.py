@@ -1,4 +1,4 @@
-"""uint8 pixels -> what a network reads."""
+"""Normalise uint8 pixels into the float images that a network reads."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class PixelNormalize(nn.Module):
-    """(N, 3, H, W) uint8 in 0..255 -> float32, (x / 255 - mean) / std; float input passes unchanged.
+    """Layer from uint8 pixels (N, 3, H, W) in 0..255 to float32, (x / 255 - mean) / std; float input is unchanged.
 
     Views stay uint8 until here: a quarter of the bytes through worker queues, over the bus and between ranks.
 
     Args:
         mean: Mean of each channel, of pixels scaled to 0..1.
-        std: Standard deviation of each channel, likewise.
-        channels_last: Give the result in channels_last memory, which convolutions prefer.
+        std: Standard deviation of each channel, of pixels scaled to 0..1.
+        channels_last: Return images in channels_last memory format, in which convolutions are faster.
 
     """
 
@@ -25,7 +25,7 @@ class PixelNormalize(nn.Module):
         super().__init__()
         if min(std) <= 0:
             raise ValueError(f"data.std={tuple(std)}: must be positive; measure it with data.mean=() data.std=()")
-        # Not part of the state: checkpoints hold the config, which holds both.
+        # Not in the state dict: a checkpoint holds the config, and the config holds both.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

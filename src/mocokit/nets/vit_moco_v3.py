@@ -1,4 +1,4 @@
-"""MoCo v3's changes to a ViT: how it starts, and what of it stays as it started (MoCo v3 sec. 4.2 and 4.3)."""
+"""MoCo v3's changes to a ViT: its initialisation, and the parameters that stay frozen (MoCo v3 sec. 4.2 and 4.3)."""
 
 import math
 from typing import Any, cast
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 def init_as_moco_v3(vit: nn.Module) -> None:
-    """Positions as fixed sines and cosines; Xavier-uniform weights, query, key and value apart; zero biases.
+    """Initialise a ViT as MoCo v3 does, in place.
+
+    Fixed sine-cosine position embedding; Xavier-uniform weights, with query, key and value as separate matrices; zero
+    biases; class token from a normal distribution of standard deviation 1e-6.
 
     Raises:
         ValueError: Not a ViT with a class token.
@@ -19,13 +22,14 @@ def init_as_moco_v3(vit: nn.Module) -> None:
     with torch.no_grad():
         for name, module in vit.named_modules():
             if isinstance(module, nn.Linear):
-                # A fused layer is three of (width, width): Xavier's bound would count its fan-out threefold.
-                bound = math.sqrt(6 / (2 * width)) if name.endswith("qkv") else _xavier(module)
+                # timm fuses query, key and value into one (3 * width, width) layer. Xavier's bound of the fused layer
+                # would count its fan-out threefold, so take the bound of one (width, width) matrix.
+                bound = math.sqrt(6 / (2 * width)) if name.endswith("qkv") else _xavier_bound(module)
                 module.weight.uniform_(-bound, bound)
                 if module.bias is not None:
                     module.bias.zero_()
         net.cls_token.normal_(std=1e-6)
-        patch = net.patch_embed.proj
+        patch = net.patch_embed.proj  # a convolution (width, 3, 16, 16), initialised as a linear layer 768 -> width
         bound = math.sqrt(6 / (patch.weight[0].numel() + width))
         patch.weight.uniform_(-bound, bound)
         patch.bias.zero_()
@@ -34,7 +38,7 @@ def init_as_moco_v3(vit: nn.Module) -> None:
 
 
 def freeze_patch_embed(vit: nn.Module) -> None:
-    """Leave the patch projection as it is: its gradient comes in spikes, which destabilise training (sec. 4.2).
+    """Freeze the patch projection: its gradient has spikes, which destabilise training (MoCo v3 sec. 4.2).
 
     Raises:
         ValueError: Not a ViT.
@@ -44,20 +48,21 @@ def freeze_patch_embed(vit: nn.Module) -> None:
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """(1, 1 + height * width, dim) position embedding of a `grid`: zero for the class token, then row by row.
+    """Return the (1, 1 + height * width, dim) position embedding of a `grid`: zeros for the class token, then by rows.
 
-    A quarter of `dim` each: sine and cosine of the row and of the column, at wavelengths from 2 pi to 10000 * 2 pi.
+    Each quarter of `dim` holds one of: sine of the column, cosine of the column, sine of the row, cosine of the row,
+    at wavelengths from 2 pi to 10000 * 2 pi.
     """
     if dim % 4:
         raise ValueError(f"model.arch: a width of {dim} does not split into sines and cosines of two coordinates")
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))  # (dim / 4,)
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")  # (height, width) each
     angles = [place.flatten()[:, None] * frequencies for place in (columns, rows)]  # (height * width, dim / 4) each
-    places = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-    return torch.cat([torch.zeros(1, dim, dtype=places.dtype), places])[None]
+    places = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)  # (..., dim)
+    return torch.cat([torch.zeros(1, dim, dtype=places.dtype), places])[None]  # (1, 1 + height * width, dim)
 
 
-def _xavier(layer: nn.Linear) -> float:
+def _xavier_bound(layer: nn.Linear) -> float:
     return math.sqrt(6 / (layer.in_features + layer.out_features))
 
 

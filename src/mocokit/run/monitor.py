@@ -8,7 +8,7 @@ import torch
 
 from mocokit import distributed
 from mocokit.data.views import ImageReader
-from mocokit.distributed.fsdp import gathered, sharded_modules
+from mocokit.distributed.fsdp import gather_state, sharded_modules
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
 from mocokit.evaluate.knn import KnnProtocol, knn_of
@@ -46,7 +46,7 @@ def build_monitor(
         method: Whose backbone is evaluated.
         reader: Labelled training images, from which the bank comes.
         test: Labelled images that vote is asked for; None: every tenth of the bank's images is held out for that.
-        build_encoder: Builds an encoder like the method's, to hold gathered weights.
+        build_encoder: Builds an encoder like the method's, to hold gather_state weights.
         view: How images are read.
         protocol: Neighbours and temperature.
         max_images: Largest bank; there are at most a fifth as many queries.
@@ -73,7 +73,7 @@ def build_monitor(
 
         def gather() -> None:
             """Put the sharded weights together in the main rank's copy."""
-            state = gathered(sharded.state_dict())
+            state = gather_state(sharded.state_dict())
             if distributed.is_main():
                 whole.load_state_dict(state)
 

@@ -19,7 +19,7 @@ from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader
-from mocokit.distributed.fsdp import gathered, is_split, load_method_state, load_optimizer_state
+from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import save_weights
 from mocokit.engine.bad_images import BadImageCounter
@@ -233,7 +233,7 @@ def _build_recorder(
 
 def _state_to_compare(parts: Parts, start_step: int, names_sha256: str) -> dict[str, str]:
     """Return what all ranks must have in common; tensors of which they hold different parts are left out."""
-    whole = {name: value for name, value in parts.method.state_dict().items() if not is_split(value)}
+    whole = {name: value for name, value in parts.method.state_dict().items() if not is_sharded(value)}
     return {"step": str(start_step), "data": names_sha256, **fingerprints(whole)}
 
 
@@ -254,8 +254,8 @@ def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewB
 def state_of(parts: Parts, config: Config) -> dict[str, Any]:
     """Return all that a checkpoint holds beside the step; every rank calls it, the main one gets whole tensors."""
     return {
-        "method": gathered(parts.method.state_dict()),
-        "optimizer": gathered(parts.optimizer.state_dict()),
+        "method": gather_state(parts.method.state_dict()),
+        "optimizer": gather_state(parts.optimizer.state_dict()),
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
