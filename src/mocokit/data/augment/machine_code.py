@@ -14,8 +14,3 @@ def compiled(function: F) -> F:
     No fast-math: results must be those of Pillow's C code, rounding included.
     """
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-def inlined(function: F) -> F:
-    """`function` as a part of the compiled one that calls it, for loops in which a call is too dear."""
-    return cast(F, numba.njit(inline="always", nogil=True, error_model="numpy")(function))
