@@ -136,6 +136,9 @@ PIPELINES: dict[str, Pipeline] = {"fast": fast_views, "reference": reference_vie
 def warm_up() -> None:
     """Compile the fast pipeline's code or load it from disk, for this process and the workers it forks later."""
     gray = np.zeros((16, 16, 3), np.uint8)
+    read_only = gray.copy()  # as Pillow returns pixels; numba compiles read-only inputs separately
+    read_only.flags.writeable = False
     jitter = Jitter(order=(0, 1, 2, 3), brightness=1.1, contrast=1.1, saturation=1.1, hue=0.1)
-    params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, flip=True)
-    apply_params_compiled(gray, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))
+    params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, solarize=True)
+    for image in (gray, read_only):
+        apply_params_compiled(image, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))
