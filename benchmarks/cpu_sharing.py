@@ -1,10 +1,10 @@
-"""What the loop of a CPU run gains from workers that take turns with the step, and from memory that is kept.
+"""Measure what the loop of a CPU run gains because glibc keeps the memory that a step frees.
 
-Each side is `mocokit pretrain` as it is but for one thing. Rounds are interleaved, every other one in the opposite
-order. The seconds are the loop's, without start and end.
+Both sides run `mocokit pretrain`; one of them gives freed memory back to the kernel. Rounds are interleaved, and every
+other round runs in the opposite order. The times are those of the training loop, without start and end of the command.
 
     python benchmarks/cpu_sharing.py --repeats 5
-    python benchmarks/cpu_sharing.py --case r18_64 --side "as it is" "workers beside the step" --repeats 10
+    python benchmarks/cpu_sharing.py --case r18_64 --repeats 10
 """
 
 import argparse
@@ -22,11 +22,9 @@ from mocokit.report.text_tables import markdown_columns
 
 CHANGES = {
     "as it is": "",
-    "workers beside the step": "import mocokit.data.turns as turns; turns.PATIENCE_S = -1.0",
-    "workers always in turns": "import mocokit.data.turns as turns; turns.PATIENCE_S = float('inf')",
     "freed memory given back": "import mocokit.run.pretrain as p; p.keep_freed_memory = lambda device: None",
 }
-"""What is done before the command."""
+"""Side -> Python code to run before the command."""
 
 SHORT = {
     "r18_64": replace(CASES["r18_64"], precision="fp32", epochs=1),
@@ -36,21 +34,21 @@ SHORT = {
 
 
 def changed(command: Sequence[str], change: str) -> list[str]:
-    """`python -m mocokit ...` with something done before it."""
+    """Return the command with Python code to run before it."""
     arguments = command[command.index("mocokit") + 1 :]
     return [sys.executable, "-c", f"{change}\nimport sys; from mocokit.cli import main; sys.exit(main())", *arguments]
 
 
 def seconds_of(side: Side, *parts: str) -> list[float]:
-    """What the parts of `end_to_end.shares_of` took, of each run."""
+    """Return the seconds of each run that the named parts of `end_to_end.shares_of` took."""
     runs = zip(side.seconds, side.shares, strict=True)
     return [wall_s * sum(shares[part] for part in parts) for wall_s, shares in runs]
 
 
-def measure(case: Case, data: Path, work: Path, *, names: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Seconds of the loop and those of them spent waiting, for each side of `names`."""
+def measure(case: Case, data: Path, work: Path, *, repeats: int) -> dict[str, Any]:
+    """Return the seconds of the loop, and how many of them were spent waiting, for each side."""
     command = mocokit_command(case, data, work / "run")
-    sides = [Side(name, changed(command, CHANGES[name]), work / "run") for name in names]
+    sides = [Side(name, changed(command, CHANGES[name]), work / "run") for name in CHANGES]
     for number in range(repeats):
         for side in sides if number % 2 == 0 else reversed(sides):
             side.run(case.batch)
@@ -70,7 +68,7 @@ def measure(case: Case, data: Path, work: Path, *, names: Sequence[str], repeats
 
 
 def report(name: str, result: dict[str, Any]) -> str:
-    """A row a side."""
+    """Return a table with one row per side."""
     rows = [
         (
             side,
@@ -87,10 +85,9 @@ def report(name: str, result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the cases, a JSON file for each."""
+    """Measure the cases and write a JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=SHORT, nargs="+", default=list(SHORT))
-    parser.add_argument("--side", choices=CHANGES, nargs="+", default=list(CHANGES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for images and runs")
@@ -100,7 +97,7 @@ def main() -> None:
     work = args.work.absolute()
     for name in args.case:
         case = SHORT[name]
-        result = measure(case, make_images(case, work), work, names=args.side, repeats=args.repeats)
+        result = measure(case, make_images(case, work), work, repeats=args.repeats)
         print("\n" + report(name, result), flush=True)
         measuring.save_result(args.results / f"cpu_sharing_{name}.json", result)
 

@@ -13,7 +13,7 @@ import torch
 
 from mocokit.engine.machine import describe_machine
 
-PEERS = ("lightly", "numpy", "Pillow", "opencv-python-headless")
+PEERS = ("lightly", "numpy", "Pillow")
 
 
 def use_cores(count: int) -> None:

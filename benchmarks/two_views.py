@@ -15,7 +15,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import measuring
 import numpy as np
 import photographs
@@ -120,7 +119,6 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "two_views.json")
     args = parser.parse_args()
     measuring.use_cores(1)
-    cv2.setNumThreads(1)
     torch.manual_seed(0)
     warm_up()
     result: dict[str, Any] = {"rounds": args.rounds}

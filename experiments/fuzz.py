@@ -5,10 +5,6 @@
 Inputs are real files of each kind with bytes flipped, cut, copied, filled with extremes or spliced with another file;
 where a checksum would stop them at the door it is made right again. Allowed outcomes: read, ValueError, OSError. The
 result file counts inputs, and tells time and memory; a run that was stopped goes on from it with other inputs.
-
-Our machine code checks no index; here it can, in a cache of its own, as it is kept on disk without them:
-
-    NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=/tmp/checked python experiments/fuzz.py --readers "large JPEG" --result b.json
 """
 
 import argparse
@@ -40,8 +36,6 @@ from mocokit.config.presets import get_preset
 from mocokit.config.toml import from_toml, to_toml
 from mocokit.data.decode.decode import decode
 from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
-from mocokit.data.jpeg_layout import read_layout
-from mocokit.data.jpeg_small import decode_small
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.shard_index import ShardIndex, load_index
 from mocokit.engine.backbone_file import load_backbone
@@ -112,17 +106,6 @@ def _decode(path: Path) -> None:
     decode(raw, max_image_px=MAX_PX)
 
 
-def _decode_small(path: Path) -> None:
-    """As jpeg.py reads plain files at a quarter."""
-    raw = path.read_bytes()
-    layout = read_layout(raw)
-    if layout is None or layout.height * layout.width > MAX_PX:
-        raise ValueError("not a plain JPEG")
-    whole = (0, 0, layout.height, layout.width)
-    if decode_small(raw, layout, fraction=4, part=whole) is None:
-        raise ValueError("damaged")
-
-
 def _mend_tar(raw: bytes) -> bytes:
     """The same with right checksums in every block that could be a header."""
     blocks = bytearray(raw)
@@ -173,16 +156,6 @@ def _images() -> tuple[bytes, ...]:
         image.save(file, kind, **options)  # type: ignore[arg-type]
         files.append(file.getvalue())
     return tuple(files)
-
-
-def _plain_jpegs(images: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """In every arrangement of colors, with and without restarts."""
-    image = Image.open(io.BytesIO(images[0])).resize((70, 50))
-    files = [io.BytesIO() for _ in range(4)]
-    for number in range(3):
-        image.save(files[number], "JPEG", subsampling=number, restart_marker_blocks=number)
-    image.convert("L").save(files[3], "JPEG", optimize=True)
-    return tuple(file.getvalue() for file in files)
 
 
 def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
@@ -242,7 +215,6 @@ def build_readers() -> dict[str, Reader]:
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
     return {
         "image": Reader(".img", images, _decode),
-        "large JPEG": Reader(".jpg", _plain_jpegs(images), _decode_small),
         "zip": Reader(".zip", (stored, packed), _read_images),
         "tar": Reader(".tar", (tar,), _read_images),
         "tar, checksums right": Reader(".tar", (tar,), _read_images, _mend_tar),

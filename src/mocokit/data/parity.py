@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 
-import cv2
 import numpy as np
 import torch
 import torchvision.transforms as T
@@ -79,7 +78,7 @@ def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels
     """Some of the images, and four mosaics of 2016 x 1536 pixels, for what only happens to large images."""
     order = permutation(seed, Purpose.SUBSET, len(source))[:count]
     images = [np.asarray(decode(source.read(int(index)), max_image_px=10**9)) for index in order]
-    tiles = [cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA) for image in images]
+    tiles = [np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BOX)) for image in images]
     draws = generator(seed, Purpose.SUBSET)
     mosaics = [
         np.concatenate([np.concatenate([tiles[i] for i in draws.integers(len(tiles), size=42)], 1) for _ in range(32)])

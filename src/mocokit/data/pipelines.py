@@ -1,56 +1,54 @@
-"""An image as stored -> its views: the fast pipeline, and the reference pipeline that it is checked against.
+"""Make the views of one stored image: a fast pipeline, and the reference pipeline that it is checked against.
 
-Both make the same draws and, from images of which they decode all, the same pixels (`mocokit verify --augment`). The
-fast one decodes a large JPEG at a fraction of its size, where every crop stays well above the size of a view.
+Both pipelines make the same draws. They also make the same pixels, except for a large JPEG: the fast pipeline decodes
+it at 1/2, 1/4 or 1/8 of its size if every crop keeps LEAST_ENLARGED pixels for each pixel of the view.
+`mocokit verify --augment` compares them.
 
 Shapes: V views of an image that have the same size, S side of a view.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from io import BytesIO
 from itertools import accumulate, chain, pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import Jitter, ViewParams, apply_params
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.decode.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
-from mocokit.data.jpeg_layout import read_layout
-from mocokit.data.jpeg_small import LEAST_FRACTION, decode_small
 from mocokit.data.sources.sources import RawImage
 
 LEAST_ENLARGED = 1.5
-"""Pixels that a crop keeps for each pixel of the view when a JPEG is decoded smaller. On photographs of 12 megapixels
-views then differ by 0.6 of 255 on average at most from those of the full decode; by 1.0 if this were 1."""
+"""Least number of decoded pixels per pixel of a view, along each side, when a JPEG is decoded at a smaller size. On
+12-megapixel photographs the views then differ from those of the full decode by at most 0.6 of 255 on average; with 1
+instead of 1.5 they differ by 1.0."""
 
 Draw = Callable[[int, int], Sequence[ViewParams]]
-"""(height, width) -> the draw of each view."""
+"""Function (height, width) -> the drawn parameters of each view."""
 
 
 class Pipeline(Protocol):
-    """A way to make views."""
+    """A function that makes the views of one image: `fast_views` or `reference_views`."""
 
     def __call__(
         self, raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
     ) -> Sequence[ViewParams]:
-        """Fill each of `targets` (V, S, S, 3) in turn and return what was drawn.
+        """Fill each of `targets` (V, S, S, 3) in turn, and return the drawn parameters.
 
-        V and S differ between targets; the views in one depend on no later one.
+        V and S may differ between targets. The views in a target do not depend on later targets.
 
         Args:
             raw: The image as stored.
-            draw: Draws all views.
-            targets: Where they go.
-            max_image_px: Larger images are bad images.
-            crops_only: Leave out color, blur and flip.
+            draw: Draws the parameters of all views.
+            targets: Arrays to write the views to.
+            max_image_px: Largest number of pixels; a larger image is a bad image.
+            crops_only: Crop and resize only, without color, blur and flip.
 
         Raises:
-            DecodeError: A bad image.
+            DecodeError: The image is bad.
 
         """
         ...
@@ -59,7 +57,7 @@ class Pipeline(Protocol):
 def reference_views(
     raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
 ) -> Sequence[ViewParams]:
-    """Pillow and torchvision, operation by operation, as officially."""
+    """Make views with Pillow and torchvision, operation by operation, like the official code."""
     image = decode(raw, max_image_px=max_image_px)
     drawn = draw(image.height, image.width)
     for view, params in zip(chain(*targets), drawn, strict=True):
@@ -70,37 +68,37 @@ def reference_views(
 def fast_views(
     raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
 ) -> Sequence[ViewParams]:
-    """libjpeg-turbo and machine code; what is not an ordinary JPEG is decoded by Pillow."""
+    """Make views with libjpeg-turbo and compiled code; Pillow decodes everything but ordinary JPEGs."""
     decoded, drawn = decode_for_views(raw, draw, *targets, max_image_px=max_image_px)
     for target, (pixels, fraction), views in zip(targets, decoded, _by_target(drawn, targets), strict=True):
         for view, params in zip(target, views, strict=True):
             top, left, height, width = (side / fraction for side in params.crop)
-            todo = params.crop_only() if crops_only else params
-            apply_params_compiled(pixels, todo, crop=(top, left, height, width), target=view)
+            wanted = params.crop_only() if crops_only else params
+            apply_params_compiled(pixels, wanted, crop=(top, left, height, width), target=view)
     return drawn
 
 
 Decoded = tuple[NDArray[np.uint8], int]
-"""Pixels (h, w, 3), and the image's size over theirs."""
+"""Decoded pixels (h, w, 3), and the divisor by which they are smaller than the image."""
 
 
 def decode_for_views(
     raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int
 ) -> tuple[list[Decoded], Sequence[ViewParams]]:
-    """Decode once for the views of all `targets` (V, S, S, 3), no larger than their crops need.
+    """Decode an image for the views of all `targets` (V, S, S, 3), no larger than their crops need.
 
     Returns:
-        What each target is cut from, and the draw.
+        The decoded image to cut each target from, and the drawn parameters.
 
     Raises:
-        DecodeError: A bad image.
+        DecodeError: The image is bad.
 
     """
     if isinstance(raw, bytes) and (header := read_jpeg_header(raw)) is not None:
         if header.height * header.width > max_image_px:
             raise DecodeError(f"{header.width}x{header.height} pixels, more than data.max_image_px={max_image_px}")
         drawn = draw(header.height, header.width)
-        with suppress(ValueError):  # Pillow, which forgives more, has the last word
+        with suppress(ValueError):  # Pillow is more tolerant, so it decides below if the image is bad
             return list(_decode_small(raw, header, drawn, targets)), drawn
     pixels = np.asarray(decode(raw, max_image_px=max_image_px))
     return [(pixels, 1)] * len(targets), draw(*pixels.shape[:2])
@@ -109,39 +107,38 @@ def decode_for_views(
 def _decode_small(
     raw: bytes, header: JpegHeader, drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]
 ) -> Iterator[Decoded]:
-    """What each target is cut from: what the one before is cut from, unless its crops need finer pixels."""
+    """Yield the decoded image for each target; reuse the previous one unless this target needs a finer one."""
     pixels = np.empty(0, np.uint8)
     fraction = max(FRACTIONS) + 1
-    crops = [params.crop for params in drawn]
     for target, views in zip(targets, _by_target(drawn, targets), strict=True):
-        needed = _smallest_fraction(views, target.shape[1])
+        needed = _largest_fraction(views, target.shape[1])
         if needed < fraction:
-            pixels = decode_jpeg(raw, header, fraction=needed, crops=crops)
+            pixels = decode_jpeg(raw, header, fraction=needed)
             fraction = needed
         yield pixels, fraction
 
 
 def _by_target(drawn: Sequence[ViewParams], targets: Sequence[NDArray[np.uint8]]) -> list[Sequence[ViewParams]]:
-    """The draw of each target's views."""
+    """Return the drawn parameters of each target's views."""
     stops = [0, *accumulate(len(target) for target in targets)]
     return [drawn[start:stop] for start, stop in pairwise(stops)]
 
 
-def _smallest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:
+def _largest_fraction(drawn: Sequence[ViewParams], size_px: int) -> int:
+    """Return the largest divisor of the image's size that leaves every crop enough pixels for views of `size_px`."""
     shortest = min(min(params.crop[2:]) for params in drawn)
-    return next((part for part in FRACTIONS if shortest >= part * LEAST_ENLARGED * size_px), 1)
+    return next((fraction for fraction in FRACTIONS if shortest >= fraction * LEAST_ENLARGED * size_px), 1)
 
 
 PIPELINES: dict[str, Pipeline] = {"fast": fast_views, "reference": reference_views}
 
 
 def warm_up() -> None:
-    """Make or load the fast pipeline's machine code, once for this process and those that it forks."""
+    """Compile the fast pipeline's code or load it from disk, for this process and the workers it forks later."""
     gray = np.zeros((16, 16, 3), np.uint8)
+    read_only = gray.copy()  # as Pillow returns pixels; numba compiles read-only inputs separately
+    read_only.flags.writeable = False
     jitter = Jitter(order=(0, 1, 2, 3), brightness=1.1, contrast=1.1, saturation=1.1, hue=0.1)
-    params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, flip=True)
-    apply_params_compiled(gray, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))
-    file = BytesIO()
-    Image.fromarray(gray).save(file, "JPEG")
-    if (layout := read_layout(file.getvalue())) is not None:
-        decode_small(file.getvalue(), layout, fraction=LEAST_FRACTION, part=(0, 0, 16, 16))
+    params = ViewParams(crop=(0, 0, 16, 16), jitter=jitter, grayscale=True, blur_radius_px=1.0, solarize=True)
+    for image in (gray, read_only):
+        apply_params_compiled(image, params, crop=params.crop, target=np.empty((8, 8, 3), np.uint8))

@@ -331,11 +331,11 @@ def build_batches(
     *,
     start_step: int,
     total_steps: int,
-    on_loss: Callable[[str], object] = LOGGER.warning,
+    on_worker_death: Callable[[str], object] = LOGGER.warning,
 ) -> Iterable[ViewBatch]:
     """Return this rank's batches from `start_step` on; each starts as crops when the device does the rest.
 
-    `on_loss` is told of each loader worker that was killed and replaced.
+    `on_worker_death` is called with a sentence for each loader worker that died and was replaced.
     """
     batch_size = config.data.global_batch_size
     order = BatchOrder(
@@ -347,8 +347,7 @@ def build_batches(
         seed=config.run.seed,
     )
     views = build_views(config, parts.reader, crops_only=_leaves_color(config.augment.on, parts.device))
-    in_turns = parts.device.type == "cpu"
-    return build_loader(views, order, num_workers=parts.num_workers, in_turns=in_turns, on_loss=on_loss)
+    return build_loader(views, order, num_workers=parts.num_workers, on_worker_death=on_worker_death)
 
 
 MANY_CORES = 8

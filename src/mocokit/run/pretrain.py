@@ -181,7 +181,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
         warn(line)
     _describe(config, folder, parts, progress, names_sha256)
     recorder = _build_recorder(config, folder, parts, progress, start_step)
-    batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_loss=warn)
+    batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_worker_death=warn)
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
     with progress, closing(recorder):

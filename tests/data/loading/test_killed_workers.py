@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mocokit.data.batch import Each, empty_pixels
-from mocokit.data.loading.killed_workers import _describe
+from mocokit.data.loading.killed_workers import describe_death
 from mocokit.data.loading.loader import build_loader
 
 BATCH = 4
@@ -19,7 +19,7 @@ ORDER = [list(range(start, start + BATCH)) for start in range(0, NUM_IMAGES, BAT
 
 
 class Numbers:
-    """Batches that are their own positions; some of the times that image 41 is made, it ends its worker."""
+    """Batches that are their own positions; the first `times` times that image 41 is made, it kills its worker."""
 
     def __init__(self, number: signal.Signals = signal.SIGKILL, *, times: int = 0) -> None:
         self.number = number
@@ -50,8 +50,16 @@ class Immense(Numbers):
         return empty_pixels(1 << 50)
 
 
-def _batches(views: Numbers, losses: list[str]) -> Iterator[list[int]]:
-    return (batch.tolist() for batch in build_loader(views, ORDER, num_workers=2, on_loss=losses.append))
+@pytest.fixture(autouse=True)
+def _default_signal_handler() -> Iterator[None]:
+    """The default for SIGCHLD: another test's DataLoader may have left torch's handler in this process."""
+    earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, earlier)
+
+
+def _batches(views: Numbers, deaths: list[str]) -> Iterator[list[int]]:
+    return (batch.tolist() for batch in build_loader(views, ORDER, num_workers=2, on_worker_death=deaths.append))
 
 
 def _kill_one_of(workers: set[multiprocessing.Process]) -> None:
@@ -67,63 +75,62 @@ def _children() -> set[multiprocessing.Process]:
 @pytest.mark.slow
 def test_killed_workers_are_replaced_and_no_batch_is_lost_or_comes_twice() -> None:
     before = _children()
-    losses = list[str]()
-    batches = _batches(Numbers(), losses)
+    deaths = list[str]()
+    batches = _batches(Numbers(), deaths)
     came = [next(batches)]
     for _ in range(2):
         _kill_one_of(_children() - before)
         time.sleep(0.3)  # torch's handler would raise an error here
         came += [next(batches) for _ in range(12)]
     assert [*came, *batches] == ORDER
-    assert len(losses) == 2
-    assert "was killed, most likely for lack of memory: use fewer workers; new ones go on" in losses[0]
+    assert len(deaths) == 2
+    assert "was killed, most likely for lack of memory: use fewer workers; new ones go on" in deaths[0]
     assert _children() == before, "all have ended"
 
 
 @pytest.mark.slow
-def test_an_image_that_always_ends_its_worker_ends_the_loader() -> None:
-    losses = list[str]()
+def test_two_deaths_at_the_same_images_end_the_run_in_one_line() -> None:
+    deaths = list[str]()
     came = list[list[int]]()
     with pytest.raises(ChildProcessError, match=r"as one before it at these .*use fewer workers; .*`mocokit resume`"):
-        came.extend(_batches(Numbers(times=9), losses))
+        came.extend(_batches(Numbers(times=9), deaths))
     assert came == ORDER[: len(came)]
-    assert len(losses) == 1
+    assert len(deaths) == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("100 images can't be used"), FileNotFoundError(2, "gone", "a.png")])
-def test_an_error_of_the_data_comes_as_it_was_raised(error: OSError | ValueError) -> None:
-    losses = list[str]()
+def test_an_error_of_the_data_reaches_the_caller_as_it_was_raised(error: OSError | ValueError) -> None:
+    deaths = list[str]()
     with pytest.raises((OSError, ValueError), match=re.escape(str(error))) as raised:
-        list(_batches(Failing(error), losses))
+        list(_batches(Failing(error), deaths))
     assert str(raised.value) == str(error), "without a traceback"
     assert "in make_batch" in raised.value.__notes__[0], "which is beside it"
-    assert losses == []
+    assert deaths == []
 
 
-def test_full_shared_memory_is_named() -> None:
+def test_full_shared_memory_is_an_error_of_one_line() -> None:
+    before = _children()
     with pytest.raises(OSError, match=r"workers=2: /dev/shm is full: make it larger \(docker: --shm-size=8g\)"):
         next(_batches(Immense(), []))
+    assert _children() == before, "all have ended"
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "what"),
     [
         (-signal.SIGBUS, "ended by a bus error"),
         (-signal.SIGSEGV, "ended by signal 11 (Segmentation fault)"),
         (3, "ended with code 3"),
     ],
 )
-def test_what_happened_is_said(code: int, said: str) -> None:
-    assert _describe(7, code, 2)[0] == f"workers=2: worker process 7 was {said}"
+def test_the_message_names_how_the_worker_ended(code: int, what: str) -> None:
+    assert describe_death(7, code).what == f"worker process 7 was {what}"
 
 
-def test_a_handler_of_the_callers_own_stays() -> None:
-    told = list[int]()
-    earlier = signal.signal(signal.SIGCHLD, lambda number, frame: told.append(number))
-    try:
-        batches = _batches(Numbers(), [])
-        next(batches)
-        del batches
-        assert told
-    finally:
-        signal.signal(signal.SIGCHLD, earlier)
+def test_the_callers_own_signal_handler_stays() -> None:
+    received = list[int]()
+    signal.signal(signal.SIGCHLD, lambda number, frame: received.append(number))
+    batches = _batches(Numbers(), [])
+    next(batches)
+    del batches
+    assert received

@@ -1,4 +1,4 @@
-"""Pixel loops as machine code."""
+"""Compile pixel loops with numba."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -9,13 +9,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """`function` in machine code: made at its first call (seconds), kept on disk for later processes.
+    """Return `function` compiled to machine code without the interpreter lock.
 
-    No fast-math: results must be those of Pillow's C code, rounding included.
+    Compilation happens at the first call and takes seconds; later processes load the result from disk. Fast-math is
+    off: results must equal those of Pillow's C code, including rounding.
     """
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-def inlined(function: F) -> F:
-    """`function` as a part of the compiled one that calls it, for loops in which a call is too dear."""
-    return cast(F, numba.njit(inline="always", nogil=True, error_model="numpy")(function))

@@ -1,26 +1,28 @@
-"""Crop and resize, antialiased where it shrinks: bit for bit Pillow's bilinear or bicubic `resize`.
+"""Crop and resize with antialiasing, bit-equal to Pillow's bilinear and bicubic `resize`; bilinear is about 6x faster.
 
-The bilinear one is about six times as fast.
+Pillow resizes along rows and then along columns (or the other way round) and rounds to 8 bits in between. Here both
+directions are the same loop, `resize_rows`. It adds up whole rows of bytes, which the compiler turns into vector code.
+The other direction is done by transposing before and after.
 
-Pillow resizes along each row, then along each column (or the other way round), and rounds in between. Both are here
-the same loop over whole rows, which compilers turn into vector code, with a transpose around one of them.
-
-Shapes: H x W image, h x w crop, S side of the view, T taps a weight row.
+Shapes: H x W image, h x w crop, S side of the view, T taps (filter weights) of an output row. Rows of pixels are rows
+of bytes: (h, 3 w). A transpose pads its rows to a multiple of 4 pixels, written w4 for w.
 """
 
 import math
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.augment.machine_code import compiled
 
 WEIGHT_BITS = 22
-"""Fixed-point weights, as Pillow's: 8 bits of pixel and 22 of weight fit 32 bits with room for a sum."""
+"""Bits of the fixed-point weights, as in Pillow: 22 bits of weight and 8 of pixel fit in 32, with room for a sum."""
 
 Weights = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
-"""(weights (num_out, T), first input row, number of input rows)"""
+"""(weights (num_out, T), first input row (num_out,), number of input rows (num_out,))"""
+
+_i32 = np.int32
+_u32 = np.uint32
 
 
 def resized_crop(
@@ -31,53 +33,99 @@ def resized_crop(
     bicubic: bool = False,
     mirrored: bool = False,
 ) -> None:
-    """Fill `target` (S, S, 3), which lies in one piece, with a crop of `image` (H, W, 3).
+    """Resize a crop of `image` (H, W, 3) into `target` (S, S, 3).
 
     Args:
         image: The pixels.
-        crop: (top, left, height, width), which may begin and end between pixels.
-        target: Where it goes.
-        bicubic: The filter; otherwise bilinear.
-        mirrored: Left becomes right.
+        crop: (top, left, height, width) in pixels; may begin and end between pixels.
+        target: Contiguous array to write to.
+        bicubic: Use the bicubic filter instead of the bilinear one.
+        mirrored: Mirror left to right.
 
     Raises:
-        ValueError: `target` lies in pieces.
+        ValueError: `target` is not contiguous.
 
     """
-    if not target.flags.c_contiguous:  # reshaped below, it would be a copy
-        raise ValueError(f"target={target.shape} with strides {target.strides}: must lie in one piece")
+    if not target.flags.c_contiguous:  # reshape would copy it below, and the result would be lost
+        raise ValueError(f"target={target.shape} with strides {target.strides}: must be contiguous")
     top, left, height, width = crop
     first_row = math.floor(top)
     first_column = math.floor(left)
-    last_row = math.ceil(top + height)
-    last_column = math.ceil(left + width)
-    part = image[first_row:last_row, first_column:last_column]  # (h, w, 3)
+    h = math.ceil(top + height) - first_row
+    w = math.ceil(left + width) - first_column
     size_px = len(target)
-    rows = filter_weights(part.shape[0], float(top - first_row), float(height), size_px, bicubic, False)
-    columns = filter_weights(part.shape[1], float(left - first_column), float(width), size_px, bicubic, mirrored)
-    if height - size_px > max(0, 2 * (width - size_px)):  # tall: Pillow 13 resizes the columns first
-        short = _transposed(_resize_columns(np.ascontiguousarray(part), rows))  # (w, S, 3)
-        cv2.transpose(_resize_columns(short, columns), dst=target)
+    rows = filter_weights(h, float(top - first_row), float(height), size_px, bicubic, False)
+    columns = filter_weights(w, float(left - first_column), float(width), size_px, bicubic, mirrored)
+    if height - size_px > max(0, 2 * (width - size_px)):  # a tall crop: Pillow 13 resizes vertically first
+        part = np.ascontiguousarray(image[first_row : first_row + h, first_column : first_column + w])
+        short = _resized(part.reshape(h, 3 * w), rows)  # (S, 3 w)
+        turned = _resized(_transposed(short, 0, (size_px, w)), columns)  # (S, 3 S4), one row per column of the view
+        target[:] = _transposed(turned, 0, (size_px, size_px))[:, : 3 * size_px].reshape(target.shape)
     else:
-        narrow = _transposed(_resize_columns(_transposed(part), columns))  # (h, S, 3)
-        resize_rows(narrow.reshape(len(narrow), -1), target.reshape(size_px, -1), *rows)
+        first_byte = 3 * (first_row * image.shape[1] + first_column)
+        narrow = _resized(_transposed(image.reshape(len(image), -1), first_byte, (h, w)), columns)  # (S, 3 h4)
+        resize_rows(_transposed(narrow, 0, (size_px, h)), target.reshape(size_px, -1), *rows)  # (h, 3 S4) -> (S, 3 S)
 
 
-def _transposed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    swapped: NDArray[np.uint8] = np.asarray(cv2.transpose(image), np.uint8)  # a tenth of numpy's time
-    return swapped
-
-
-def _resize_columns(image: NDArray[np.uint8], weights: Weights) -> NDArray[np.uint8]:
-    """(h, w, 3) -> (num_out, w, 3)"""
-    resized = np.empty((len(weights[0]), *image.shape[1:]), np.uint8)
-    resize_rows(image.reshape(len(image), -1), resized.reshape(len(resized), -1), *weights)
+def _resized(source: NDArray[np.uint8], weights: Weights) -> NDArray[np.uint8]:
+    """(num_in, L) -> (num_out, L)"""
+    resized = np.empty((len(weights[0]), source.shape[1]), np.uint8)
+    resize_rows(source, resized, *weights)
     return resized
+
+
+def _transposed(rows: NDArray[np.uint8], first_byte: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Transpose the h x w pixels that start at `first_byte` of contiguous `rows` (num_rows, L): -> (w, 3 h4)."""
+    return transpose_pixels(rows.reshape(-1), first_byte, rows.shape[1], *shape).view(np.uint8)
+
+
+@compiled
+def transpose_pixels(source: NDArray[np.uint8], first: int, stride: int, h: int, w: int) -> NDArray[np.uint32]:
+    """Transpose h x w pixels of 3 bytes each: -> (w, 3 ceil(h / 4)) words of 4 bytes (little-endian).
+
+    Four pixels of a column become three words, so that each store writes 4 bytes. One store per byte takes three times
+    as long; numpy's copy takes 20 times as long: 0.03, 0.07 and 0.54 ms for 300 x 280 pixels (Intel Xeon, one core).
+    The source is flat because numba vectorizes the loads only if it knows that pixels of a row are adjacent. The rows
+    after the last are copies of it; nobody reads them.
+
+    Args:
+        source: Flat array of bytes.
+        first: Index of the first byte of the first pixel.
+        stride: Bytes from one row to the next.
+        h: Number of rows.
+        w: Number of pixels of a row.
+
+    """
+    num_groups = (h + 3) // 4
+    target = np.empty((w, 3 * num_groups), np.uint32)
+    for group in range(num_groups):
+        a = source[first + 4 * group * stride :]
+        b = source[first + min(4 * group + 1, h - 1) * stride :]
+        c = source[first + min(4 * group + 2, h - 1) * stride :]
+        d = source[first + min(4 * group + 3, h - 1) * stride :]
+        for x in range(w):
+            pixel_a = _load_pixel(a, 3 * x)
+            pixel_b = _load_pixel(b, 3 * x)
+            pixel_c = _load_pixel(c, 3 * x)
+            pixel_d = _load_pixel(d, 3 * x)
+            target[x, 3 * group] = _u32(pixel_a | _u32(pixel_b << _u32(24)))
+            target[x, 3 * group + 1] = _u32(_u32(pixel_b >> _u32(8)) | _u32(pixel_c << _u32(16)))
+            target[x, 3 * group + 2] = _u32(_u32(pixel_c >> _u32(16)) | _u32(pixel_d << _u32(8)))
+    return target
+
+
+@compiled
+def _load_pixel(row: NDArray[np.uint8], start: int) -> np.uint32:
+    """Return three bytes as the low 24 bits of a word, the first byte lowest."""
+    return _u32(row[start] | _u32(_u32(row[start + 1]) << _u32(8)) | _u32(_u32(row[start + 2]) << _u32(16)))
 
 
 @compiled
 def filter_weights(num_in: int, start: float, length: float, num_out: int, bicubic: bool, mirrored: bool) -> Weights:
-    """A filter that widens as it shrinks; `mirrored`: the last row is the first."""
+    """Return the weights that resize `length` pixels from `start` on, of `num_in` pixels, to `num_out` pixels.
+
+    The filter widens as the image shrinks, which is the antialiasing. `mirrored` reverses the output rows.
+    """
     scale = length / num_out
     widening = max(scale, 1.0)
     support = 2.0 * widening if bicubic else widening
@@ -105,7 +153,7 @@ def filter_weights(num_in: int, start: float, length: float, num_out: int, bicub
 
 @compiled
 def _cubic(x: float) -> float:
-    """Keys' cubic with a = -1/2, which has negative lobes, at a distance of x >= 0."""
+    """Return Keys' cubic filter (a = -1/2, with negative lobes) at distance `x` >= 0."""
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
     return near if x < 1.0 else (far if x < 2.0 else 0.0)
@@ -119,20 +167,20 @@ def resize_rows(
     first: NDArray[np.int32],
     count: NDArray[np.int32],
 ) -> None:
-    """Fill each row of `target` (num_out, L) with a weighted sum of rows of `source` (num_in, L)."""
-    lanes = source.shape[1]
+    """Write weighted sums of rows of `source` (num_in, >= L) to the rows of `target` (num_out, L)."""
+    lanes = target.shape[1]
     total = np.empty(lanes, np.int32)
-    half = np.int32(1 << (WEIGHT_BITS - 1))  # rounds to nearest
+    half = _i32(1 << (WEIGHT_BITS - 1))  # rounds to nearest
     for out in range(target.shape[0]):
         weight = weights[out, 0]
         row = source[first[out]]
         for lane in range(lanes):
-            total[lane] = half + np.int32(row[lane]) * weight
+            total[lane] = half + _i32(row[lane]) * weight
         for tap in range(1, count[out]):
             weight = weights[out, tap]
             row = source[first[out] + tap]
             for lane in range(lanes):
-                total[lane] += np.int32(row[lane]) * weight
+                total[lane] += _i32(row[lane]) * weight
         line = target[out]
         for lane in range(lanes):
-            line[lane] = np.uint8(min(max(total[lane] >> WEIGHT_BITS, 0), 255))  # bicubic weights overshoot
+            line[lane] = np.uint8(min(max(total[lane] >> WEIGHT_BITS, 0), 255))  # clipped: bicubic weights overshoot

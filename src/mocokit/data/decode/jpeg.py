@@ -1,12 +1,11 @@
-"""JPEG files, decoded at a fraction of their size where that is enough: 1/2, 1/4 or 1/8.
+"""Decode JPEG files, at 1/2, 1/4 or 1/8 of their size where the caller needs no more pixels.
 
-At full size the pixels are Pillow's, which has the same library inside, libjpeg-turbo. The smaller sizes leave out the
-high frequencies of each 8x8 block before it is decoded; what remains of the cost is reading the bit stream, of which
-jpeg_small.py reads less.
+At full size the pixels equal Pillow's: simplejpeg and Pillow use the same library, libjpeg-turbo. At a smaller size the
+library skips the high frequencies of each 8x8 block before the inverse cosine transform. It still reads the whole bit
+stream, which is then most of the cost.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -15,118 +14,97 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.jpeg_codes import has_standard_codes
-from mocokit.data.jpeg_layout import JpegLayout, read_layout
-from mocokit.data.jpeg_small import LEAST_FRACTION, Box, decode_small
 from mocokit.data.sources.limits import PILLOW_ERRORS
 
 FRACTIONS = (8, 4, 2, 1)
-"""Sizes that there is fast code for, as divisors."""
+"""Divisors of the size for which libjpeg-turbo has vector code."""
 
-Crop = tuple[int, int, int, int]
-"""(top, left, height, width)"""
+MAX_SCANNED_PX = 2**33
+"""Largest allowed product of scans and pixels, about 2 s of decoding. A usual progressive JPEG has about 10 scans."""
 
-LEAST_BYTES = 32_000
-LARGE_BYTES = 256_000
-"""From when on jpeg_small.py pays: with standard codes, and with codes that it must make tables of first."""
+MIN_SCAN_BYTES = 10
+"""Size of the smallest scan: the marker and a header for one component."""
 
-_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-"""EXIF orientation -> (quarter turns against the clock, then mirror)."""
+_SCAN_MARKER = b"\xff\xda"
+"""Start of a scan. Coded data cannot contain it: there a zero byte follows each 0xff."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_ROTATIONS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+"""EXIF orientation -> (counterclockwise quarter turns, then mirror left to right)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JpegHeader:
-    """What is known of a JPEG before it is decoded."""
+    """Facts about a JPEG that are known before it is decoded."""
 
     height: int
-    """Upright, as EXIF says."""
+    """Height in pixels after the EXIF orientation is applied."""
     width: int
+    """Width in pixels after the EXIF orientation is applied."""
     orientation: int
-    """EXIF's 1 to 8; 1 is upright."""
-    layout: JpegLayout | None
-    """Of a large plain file; None: not looked at, or not plain."""
+    """EXIF orientation, 1 to 8; 1 is upright."""
 
 
 def read_jpeg_header(raw: bytes) -> JpegHeader | None:
-    """The header of a JPEG in gray or color; None for anything else, be it another format, CMYK or damaged."""
+    """Return the header of a gray or color JPEG; None for other formats, CMYK, and damaged or hostile files."""
     if raw[:3] != b"\xff\xd8\xff":
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
         return None
-    layout = read_layout(raw) if len(raw) >= LARGE_BYTES else None
-    if colors not in {"YCbCr", "RGB", "Gray"} or (layout is None and has_absurd_scans(raw, height * width)):
+    if colors not in {"YCbCr", "RGB", "Gray"} or has_absurd_scans(raw, height * width):
         return None
     orientation = _orientation(raw)
-    if orientation > 4:  # lies on its side
+    if _is_on_its_side(orientation):
         height, width = width, height
-    return JpegHeader(height=height, width=width, orientation=orientation, layout=layout)
-
-
-_SCAN = b"\xff\xda"
-"""Can't occur in coded data."""
-
-LEAST_SCAN_BYTES = 10
-"""Marker and header of one component."""
-
-MAX_SCANNED_PX = 2**33
-"""Scans times pixels, about 2 s of decoding. A progressive JPEG has some 10 scans, each of which visits every block."""
+    return JpegHeader(height=height, width=width, orientation=orientation)
 
 
 def has_absurd_scans(raw: bytes, num_px: int) -> bool:
-    """Whether a JPEG of a few bytes would keep its decoder busy for minutes by going over the image again and again."""
-    most = len(raw) // LEAST_SCAN_BYTES  # counting takes longer than all else that is done before decoding
-    return most * num_px > MAX_SCANNED_PX and raw.count(_SCAN) * num_px > MAX_SCANNED_PX
+    """Return True if decoding would take minutes because the file has thousands of scans.
+
+    A progressive decoder visits every block of the image in each scan, and a scan can be as short as 10 bytes. So a
+    file of a few kilobytes can keep the decoder busy for minutes.
+    """
+    max_scans = len(raw) // MIN_SCAN_BYTES  # a cheap bound first: counting scans costs more than all other checks
+    return max_scans * num_px > MAX_SCANNED_PX and raw.count(_SCAN_MARKER) * num_px > MAX_SCANNED_PX
 
 
 def _orientation(raw: bytes) -> int:
-    if raw.find(b"Exif\0", 0, 1 << 12) < 0:  # the block comes first, or right after JFIF's
-        return 1
+    if raw.find(b"Exif\0", 0, 1 << 12) < 0:  # the EXIF block comes first, or directly after the JFIF block
+        return _UPRIGHT
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF and of sizes, which the caller checks
-            orientation = Image.open(BytesIO(raw), formats=("JPEG",)).getexif().get(0x0112)
+            warnings.simplefilter("ignore")  # about odd EXIF, and about large sizes, which the caller checks
+            orientation = Image.open(BytesIO(raw), formats=("JPEG",)).getexif().get(_EXIF_ORIENTATION)
     except PILLOW_ERRORS:
-        return 1
-    return orientation if orientation in _TURNS else 1
+        return _UPRIGHT
+    return orientation if orientation in _ROTATIONS else _UPRIGHT
 
 
-def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int, crops: Iterable[Crop] = ()) -> NDArray[np.uint8]:
-    """The upright RGB pixels (h, w, 3) at 1 / `fraction` of the size, rounded up.
+def _is_on_its_side(orientation: int) -> bool:
+    return orientation > 4
+
+
+def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int) -> NDArray[np.uint8]:
+    """Return the upright RGB pixels (h, w, 3) at 1 / `fraction` of the size, rounded up.
 
     Args:
         raw: The file.
-        header: Of this file.
+        header: Header of this file.
         fraction: One of FRACTIONS.
-        crops: What will be looked at, in pixels of the whole size: the rest may be undefined. All, if there are none.
 
     Raises:
-        ValueError: Damaged or cut short.
+        ValueError: The file is damaged or truncated.
 
     """
-    stored = (header.width, header.height) if header.orientation > 4 else (header.height, header.width)
-    least = [-(-side // fraction) for side in stored]
-    pixels = None
-    if fraction >= LEAST_FRACTION and (layout := header.layout or _layout_of_small(raw)) is not None:
-        part = (0, 0, *stored) if header.orientation != 1 else _around(list(crops) or [(0, 0, *stored)])
-        pixels = decode_small(raw, layout, fraction=fraction, part=part)
-    if pixels is None or [*pixels.shape[:2]] != least:
-        pixels = simplejpeg.decode_jpeg(raw, min_height=least[0], min_width=least[1], min_factor=1)
-    if header.orientation == 1:
+    stored = (header.width, header.height) if _is_on_its_side(header.orientation) else (header.height, header.width)
+    min_height, min_width = (-(-side // fraction) for side in stored)
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, min_height=min_height, min_width=min_width, min_factor=1)
+    if header.orientation == _UPRIGHT:
         return pixels
-    quarters, mirror = _TURNS[header.orientation]
-    upright = np.rot90(pixels, quarters)
+    quarter_turns, mirror = _ROTATIONS[header.orientation]
+    upright = np.rot90(pixels, quarter_turns)
     return np.ascontiguousarray(upright[:, ::-1] if mirror else upright)
-
-
-def _layout_of_small(raw: bytes) -> JpegLayout | None:
-    if not LEAST_BYTES <= len(raw) < LARGE_BYTES or (layout := read_layout(raw)) is None:
-        return None
-    return layout if has_standard_codes(layout) else None
-
-
-def _around(crops: Sequence[Crop]) -> Box:
-    """What holds all of them."""
-    corners = np.array([(top, left, top + height, left + width) for top, left, height, width in crops])
-    return (*corners[:, :2].min(axis=0).tolist(), *corners[:, 2:].max(axis=0).tolist())

@@ -1,132 +1,159 @@
-"""Loader workers that are killed, for lack of memory say, and replaced: the reader gets the same batches all the same.
+"""Go on with new loader workers when one was killed, for example for lack of memory, without losing a batch.
 
-torch raises an error wherever the main process happens to be, in the middle of an optimizer step say. Here a lost
-worker shows when a batch is asked for, and new workers make all that the reader has not had.
+By itself, torch handles the signal SIGCHLD and raises an error wherever the main process happens to be, possibly in the
+middle of an optimizer step. Here the handler from before is put back, so the death shows when the next batch is asked
+for. New workers then make all batches that were not delivered.
 """
 
 import logging
 import multiprocessing
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from mocokit.data.loading.workers import Failure
+from mocokit.data.loading.workers import WorkerError
 
 LOGGER = logging.getLogger("mocokit")
 
 B = TypeVar("B")
+
 Positions = Any
-"""Of one batch: whatever the loader's sampler gives for it."""
+"""Positions of the images of one batch, as the loader's sampler gives them."""
 
-_SIGNAL_HANDLING = "torch.utils.data._utils.signal_handling"
+_NO_SHARED_MEMORY = "unable to allocate shared memory"
+"""Part of torch's error message when /dev/shm is full."""
 
-_NO_ROOM = "unable to allocate shared memory"
-"""What torch says."""
-_GOES_ON = "a run goes on with `mocokit resume`"
 _SHARED_MEMORY_FULL = "/dev/shm is full: make it larger (docker: --shm-size=8g), or use fewer workers"
+_HOW_TO_GO_ON = "a run goes on with `mocokit resume`"
 _CAUSES = {
     -signal.SIGKILL: ("killed", "most likely for lack of memory: use fewer workers"),
     -signal.SIGBUS: ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
 }
+"""Exit code -> (what happened, likely reason and remedy)."""
 
 
-class LastingBatches(Generic[B]):
-    """The batches at `order`, whatever becomes of the workers that make them.
+class WorkerDeath(NamedTuple):
+    """How a worker ended."""
 
-    A worker that is lost while nothing came of what the last one was lost at ends this with a ChildProcessError, shared
-    memory that is full with an OSError.
+    what: str
+    hint: str
+    """Likely reason and remedy."""
+
+
+class ResilientBatches(Generic[B]):
+    """The batches at `order`, delivered in order even if workers are killed.
+
+    Raises ChildProcessError if a worker dies before the batches are delivered that the last dead worker held up: the
+    same images seem to kill every worker. Raises OSError if shared memory is full.
 
     Args:
-        load: Gives a loader, with workers, of the batches at some positions.
+        load: Returns a loader with workers for the batches at some positions.
         order: Positions of the images of each batch.
-        on_loss: Told in a sentence what was lost.
+        on_worker_death: Called with a sentence for each worker that died and was replaced.
 
     """
 
     def __init__(
         self,
-        load: Callable[[Iterable[Positions]], Iterable[B | Failure]],
+        load: Callable[[Iterable[Positions]], Iterable[B | WorkerError]],
         order: Iterable[Positions],
         *,
-        on_loss: Callable[[str], object] = LOGGER.warning,
+        on_worker_death: Callable[[str], object] = LOGGER.warning,
     ) -> None:
         self.load = load
         self.order = order
-        self.on_loss = on_loss
+        self.on_worker_death = on_worker_death
 
     def __iter__(self) -> Iterator[B]:
-        asked = deque[Positions]()
+        undelivered = deque[Positions]()  # requested by a loader, in order
         rest = iter(self.order)
-        return self._each(self._start(asked, rest), asked, rest)
+        batches, workers = self._start(undelivered, rest)  # at once: the caller may iterate in another thread
+        return self._deliver(batches, workers, undelivered, rest)
 
-    def _each(self, started: "_Started[B]", asked: deque[Positions], rest: Iterator[Positions]) -> Iterator[B]:
-        due = 0  # batches that the last loss held up
-        while True:
-            batches, workers = started
-            try:
-                for batch in batches:
-                    if isinstance(batch, Failure):
-                        raise batch.error()
-                    asked.popleft()
-                    due -= 1
-                    yield batch
-                return
-            except Exception as error:
-                lost = _lost_of(workers)
-                if lost is None and _NO_ROOM not in str(error):
-                    del batches, started  # ends the workers while whoever catches the error holds on to this frame
-                    raise
-                error.__traceback__ = None  # holds on to the loader
-            del batches, started  # ends the other workers
-            if lost is None:
-                raise OSError(f"workers={len(workers)}: {_SHARED_MEMORY_FULL}; {_GOES_ON}")
-            what, hint = _describe(lost.pid, lost.exitcode or 0, len(workers))
-            if due > 0:
-                raise ChildProcessError(f"{what}, as one before it at these images; {hint}; {_GOES_ON}")
-            due = len(asked)
-            self.on_loss(f"{what}, {hint}; new ones go on with the same batches")
-            started = self._start(asked, rest)
+    def _deliver(
+        self,
+        batches: Iterator[B | WorkerError],
+        workers: set[BaseProcess],
+        undelivered: deque[Positions],
+        rest: Iterator[Positions],
+    ) -> Iterator[B]:
+        num_held_up = 0  # batches still to come of those that the last dead worker held up
+        while (result := _next_result(batches, workers)) is not None:
+            if isinstance(result, WorkerError):
+                del batches  # ends the workers even if the caller keeps the traceback, and with it this frame
+                raise result.to_exception()
+            if isinstance(result, WorkerDeath):
+                del batches  # ends the other workers
+                what = f"workers={len(workers)}: {result.what}"
+                if num_held_up > 0:
+                    raise ChildProcessError(f"{what}, as one before it at these images; {result.hint}; {_HOW_TO_GO_ON}")
+                num_held_up = len(undelivered)
+                self.on_worker_death(f"{what}, {result.hint}; new ones go on with the same batches")
+                batches, workers = self._start(undelivered, rest)
+                continue
+            undelivered.popleft()
+            num_held_up -= 1
+            yield result
 
-    def _start(self, asked: deque[Positions], rest: Iterator[Positions]) -> "_Started[B]":
-        """New workers, for what was asked for and did not come, then for the rest."""
-        earlier = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD)
-        batches = iter(self.load(_noting(tuple(asked), rest, asked)))
-        if threading.current_thread() is threading.main_thread() and _is_torchs(signal.getsignal(signal.SIGCHLD)):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None or _is_torchs(handler) else handler)
-        return batches, set(multiprocessing.active_children()) - earlier
-
-
-_Started = tuple[Iterator[B | Failure], set[BaseProcess]]
-"""The batches of a loader, and the workers that make them."""
+    def _start(
+        self, undelivered: deque[Positions], rest: Iterator[Positions]
+    ) -> tuple[Iterator[B | WorkerError], set[BaseProcess]]:
+        """Start workers for the undelivered batches and the rest; return their batches and the processes."""
+        children_before = set(multiprocessing.active_children())
+        handler_before = signal.getsignal(signal.SIGCHLD)
+        batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
+        if threading.current_thread() is threading.main_thread():  # elsewhere, torch sets no handler
+            signal.signal(signal.SIGCHLD, handler_before or signal.SIG_DFL)
+        return batches, set(multiprocessing.active_children()) - children_before
 
 
-def _noting(again: Iterable[Positions], rest: Iterator[Positions], asked: deque[Positions]) -> Iterator[Positions]:
-    """Those that were asked for before, then the rest, noted in `asked` one by one."""
+def _remember(
+    again: Iterable[Positions], rest: Iterator[Positions], undelivered: deque[Positions]
+) -> Iterator[Positions]:
+    """Yield `again`, then `rest`; append each of `rest` to `undelivered` when it is requested."""
     yield from again
     for positions in rest:
-        asked.append(positions)
+        undelivered.append(positions)
         yield positions
 
 
-def _is_torchs(handler: object) -> bool:
-    """Whether it raises an error wherever the main thread is."""
-    return getattr(handler, "__module__", "") == _SIGNAL_HANDLING
+def _next_result(batches: Iterator[B | WorkerError], workers: set[BaseProcess]) -> B | WorkerError | WorkerDeath | None:
+    """Return the next batch, the error or the death that came instead, or None at the end.
+
+    Errors are returned, not raised: the frames in torch's traceback would keep the loader and its workers alive.
+    """
+    try:
+        return next(batches, None)
+    except (RuntimeError, OSError, EOFError) as error:  # torch's own check of its workers, or a broken pipe
+        dead = _find_dead(workers)
+        if dead is None and _NO_SHARED_MEMORY not in str(error):
+            raise
+        trace = traceback.format_exc()
+        error.__traceback__ = None  # torch's frames and the error refer to each other: only the collector frees both
+    if dead is not None:
+        return describe_death(dead.pid, dead.exitcode or 0)
+    return WorkerError(OSError, f"workers={len(workers)}: {_SHARED_MEMORY_FULL}; {_HOW_TO_GO_ON}", trace)
 
 
-def _lost_of(workers: set[BaseProcess]) -> BaseProcess | None:
-    """One that has ended, or is about to: an error of its pipe may come first."""
+def _find_dead(workers: set[BaseProcess]) -> BaseProcess | None:
+    """Return a worker that has ended; wait up to 1 s, because the error of its pipe may come before its end."""
     if workers:
         wait([worker.sentinel for worker in workers], timeout=1.0)
     return next((worker for worker in workers if not worker.is_alive()), None)
 
 
-def _describe(pid: int | None, code: int, num_workers: int) -> tuple[str, str]:
-    """(what happened, what to do)"""
-    ended = f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
-    what, hint = _CAUSES.get(code, (ended, "most likely a library crashed: 0 workers show where"))
-    return f"workers={num_workers}: worker process {pid} was {what}", hint
+def describe_death(pid: int | None, exit_code: int) -> WorkerDeath:
+    """Return what happened to a worker process, and the likely reason and remedy."""
+    if exit_code in _CAUSES:
+        ended, hint = _CAUSES[exit_code]
+    else:
+        hint = "most likely a library crashed: 0 workers show where"
+        ended = f"ended with code {exit_code}"
+        if exit_code < 0:
+            ended = f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return WorkerDeath(f"worker process {pid} was {ended}", hint)

@@ -1,7 +1,7 @@
-"""Batches in a fixed order that any step can be entered at: the resumable sampler, workers and pinned memory.
+"""Load batches in a fixed order, from any step on, with worker processes or threads.
 
-Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (seed, epoch) alone, so starting at
-step s gives the very batches that an uninterrupted run would see from there.
+Step s belongs to epoch s // steps_per_epoch. The order of an epoch depends on (seed, epoch) alone. So a run that starts
+at step s gets the same batches as a run that was never interrupted.
 """
 
 import itertools
@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from mocokit.data.batch import BatchMaker
 from mocokit.data.loading.allocator import give_back_freed_memory
-from mocokit.data.loading.killed_workers import LastingBatches
-from mocokit.data.loading.workers import Failure, InWorker, as_is, obey_parent_alone
+from mocokit.data.loading.killed_workers import ResilientBatches
+from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker
 from mocokit.data.sources.shards import is_url
-from mocokit.data.turns import BatchesInTurns, Turns
 from mocokit.randomness import Purpose, permutation
 
 LOGGER = logging.getLogger("mocokit")
@@ -29,10 +28,12 @@ B = TypeVar("B")
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
-    """Whole global batches in an epoch; the rest is dropped, as officially (drop_last), and differs every epoch.
+    """Return the number of whole global batches in an epoch.
+
+    The remaining images are dropped, as in the official code (drop_last); they are different ones in each epoch.
 
     Raises:
-        ValueError: Not even one batch fits.
+        ValueError: The data set is smaller than one batch.
 
     """
     if num_images < global_batch_size:
@@ -45,14 +46,14 @@ def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOrder(Sampler[list[tuple[int, int]]]):
-    """For each step from `start_step` on: the (epoch, image index) of each of this rank's rows.
+    """Sampler of a rank's images: for each step from `start_step` on, the (epoch, image index) of each row.
 
     Args:
         num_images: Size of the data set.
-        global_batch_size: B.
+        global_batch_size: Images per step over all ranks.
         own_rows: This rank's rows of the global batch.
         start_step: First step.
-        total_steps: One past the last step.
+        total_steps: Last step plus one.
         seed: Seed of the epoch orders.
 
     """
@@ -82,14 +83,15 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
 @dataclass(frozen=True, kw_only=True)
 class WholeEpochs(Sampler[list[tuple[int, int]]]):
-    """For each step: the (epoch, image index) of each row; every epoch holds all images, as supervised training wants.
+    """Sampler for training with labels: for each step, the (epoch, image index) of each row.
 
-    The last batch of an epoch is smaller. A rest of one image joins the batch before it, since BatchNorm needs two.
+    Every epoch contains all images, so its last batch may be smaller. A remainder of one image joins the batch before
+    it, because BatchNorm needs two images.
 
     Args:
         indices: Images to train on.
-        batch_size: Images of a step.
-        epochs: Passes over `indices`.
+        batch_size: Images per step.
+        epochs: Number of passes over `indices`.
         seed: Seed of the epoch orders.
 
     """
@@ -101,7 +103,7 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return max(1, -(-(len(self.indices) - 1) // self.batch_size))
 
     def __len__(self) -> int:
@@ -122,52 +124,48 @@ def build_loader(
     num_workers: int,
     num_threads: int | None = None,
     pin_memory: bool = False,
-    in_turns: bool = False,
-    on_loss: Callable[[str], object] = LOGGER.warning,
+    on_worker_death: Callable[[str], object] = LOGGER.warning,
 ) -> Iterable[B]:
-    """Batches of `views` in `order`.
+    """Return the batches that `views` makes of the images in `order`.
 
     Args:
         views: Makes a batch.
         order: Positions of the images of each batch.
-        num_workers: Processes that work ahead; 0: the calling process makes each batch when it is asked for.
-        num_threads: Of the calling process, with 0 workers; None: its cores.
-        pin_memory: Let workers' batches be handed over in page-locked memory; `on_device` has its own.
-        in_turns: Spare the calling process's step, which runs on the workers' cores (see data/turns.py).
-        on_loss: Told of each worker that was killed and replaced (see data/loading/killed_workers.py).
+        num_workers: Worker processes, which work ahead. 0: threads of the calling process make each batch on request.
+        num_threads: Threads with 0 workers; None: as many as `own_cores`.
+        pin_memory: Return batches in page-locked memory. Not needed for `on_device`, which has page-locked buffers.
+        on_worker_death: Called with a sentence for each worker that died and was replaced (see killed_workers.py).
 
     """
     if not num_workers:
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
-    turns = Turns() if in_turns else None
 
-    def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | Failure]:
-        """Batches at `order`, by new workers."""
-        give_back_freed_memory()  # of steps before; the workers are forked next
+    def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | WorkerError]:
+        """Return a loader with new workers for the batches at `order`."""
+        give_back_freed_memory()  # the workers are forked next, and share all memory of this process
         return DataLoader(
-            InWorker(views, turns.each if turns else map),
+            BatchDataset(views),
             batch_sampler=cast(Sampler[list[Any]], order),
-            collate_fn=as_is,
+            collate_fn=identity,
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=2,
-            worker_init_fn=obey_parent_alone,
+            worker_init_fn=init_worker,
         )
 
-    batches = LastingBatches(load, order, on_loss=on_loss)
-    return BatchesInTurns(batches, turns) if turns else batches
+    return ResilientBatches(load, order, on_worker_death=on_worker_death)
 
 
 class ThreadedBatches(Generic[B]):
-    """Batches made by threads of the calling process while it waits for them.
+    """Batches made on request by threads of the calling process.
 
-    Nothing has to be started, which suits evaluations of a few seconds. Decoding and the machine code of the views
-    release the interpreter's lock, but what is left between takes turns: for runs, workers make more.
+    Threads start at once, which suits evaluations of a few seconds. Decoding and the compiled augmentation release the
+    interpreter lock, but the Python code between them does not: for training, worker processes are faster.
 
     Args:
         views: Makes a batch.
         order: Positions of the images of each batch.
-        num_threads: That share a batch.
+        num_threads: Number of threads that share the images of a batch.
 
     """
 
@@ -183,21 +181,29 @@ class ThreadedBatches(Generic[B]):
 
 
 def in_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """`indices` in order, in batches; the last may be smaller."""
+    """Return `indices` in order, cut into batches; the last batch may be smaller."""
     return [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
 
 
 MAX_WORKERS = 16
+"""Largest number of loader processes or threads that is chosen automatically."""
 
 
 def own_cores() -> int:
-    """Cores of this machine for each of its ranks, at least 1 and at most MAX_WORKERS."""
+    """Return the number of cores per rank of this machine, at least 1 and at most MAX_WORKERS."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
 
 
 def choose_workers(asked: int, *, threads_suffice: bool = False, location: str = "") -> int:
-    """Loader processes: as many as asked for; -1: none where threads suffice, on local images, else the own cores."""
+    """Return the number of loader processes.
+
+    Args:
+        asked: The setting; -1 chooses automatically: one process per own core, or none if threads suffice.
+        threads_suffice: The caller needs few batches, so threads suffice unless images come over a network.
+        location: Where the images are.
+
+    """
     if asked >= 0:
         return asked
-    return 0 if threads_suffice and not is_url(location) else own_cores()  # a network may make anyone wait
+    return 0 if threads_suffice and not is_url(location) else own_cores()

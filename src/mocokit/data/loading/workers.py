@@ -1,4 +1,4 @@
-"""How a loader's worker process lives, hands over what it made, and dies."""
+"""What runs inside a loader's worker process: its setup, its work, its errors and its end."""
 
 import os
 import signal
@@ -7,62 +7,61 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import cv2
 import torch
 from torch.utils.data import Dataset
 
-from mocokit.data.batch import BatchMaker, Each
+from mocokit.data.batch import BatchMaker
 
 T = TypeVar("T")
 B = TypeVar("B")
 
 
-class Failure(NamedTuple):
-    """An error that a user can mend, on its way from a worker; torch would make two tracebacks its message."""
+class WorkerError(NamedTuple):
+    """An error that a user can fix, sent from a worker to the main process in place of a batch.
+
+    Raised in the worker, it would arrive with the worker's traceback as its message: torch puts it there.
+    """
 
     kind: type[OSError] | type[ValueError]
     message: str
     trace: str
-    """In the worker."""
+    """Traceback in the worker."""
 
-    def error(self) -> Exception:
-        """The error, to be raised in the main process."""
+    def to_exception(self) -> Exception:
+        """Return the exception to raise in the main process, with the worker's traceback as a note."""
         error = self.kind(self.message)
         error.add_note(f"in a loader's worker:\n{self.trace}")
         return error
 
 
-class InWorker(Dataset[B | Failure], Generic[B]):
-    """Batches for a loader's worker to make.
+class BatchDataset(Dataset[B | WorkerError], Generic[B]):
+    """Data set of torch's DataLoader that makes a whole batch at a time.
 
     Args:
         views: Makes a batch.
-        each: How it goes through the images.
 
     """
 
-    def __init__(self, views: BatchMaker[B], each: Each) -> None:
+    def __init__(self, views: BatchMaker[B]) -> None:
         self.views = views
-        self.each = each
 
-    def __getitems__(self, positions: Sequence[Any]) -> B | Failure:
-        """A whole batch, or why there is none; called by torch's DataLoader in a worker."""
+    def __getitems__(self, positions: Sequence[Any]) -> B | WorkerError:
+        """Return the batch of the images at `positions`, or the error; torch's DataLoader calls this in a worker."""
         try:
-            return self.views.make_batch(positions, self.each)
+            return self.views.make_batch(positions, map)
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
-            return Failure(kind, str(error), traceback.format_exc())
+            return WorkerError(kind, str(error), traceback.format_exc())
 
 
-def obey_parent_alone(_worker: int) -> None:
-    """Start a worker: one thread of work, and an end when the main process says so or is gone.
+def init_worker(_worker: int) -> None:
+    """Prepare a worker process: one thread, and an end only when the main process says so or is gone.
 
-    Ctrl-C and SIGTERM reach the whole process group, but the main process ends the run: a worker that died of them
-    would break its last step before it can save. A worker whose main process was killed would wait for ever to hand
-    over what it made.
+    Ctrl-C and SIGTERM reach all processes of the group. The main process then ends the run in order, for which it still
+    needs its workers: so they ignore Ctrl-C, and obey only a SIGTERM that the main process sent. A worker whose main
+    process was killed would wait forever to hand over its batch: so a thread checks each second that it is there.
     """
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -76,6 +75,6 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def as_is(batch: T) -> T:
-    """A `collate_fn` for data sets that make whole batches."""
+def identity(batch: T) -> T:
+    """Return `batch`; the `collate_fn` for data sets that make whole batches."""
     return batch

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from mocokit.data.batch import BadImage
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
-from mocokit.data.loading.killed_workers import LastingBatches
-from mocokit.data.loading.workers import as_is, obey_parent_alone
+from mocokit.data.loading.killed_workers import ResilientBatches
+from mocokit.data.loading.workers import identity, init_worker
 from mocokit.data.packing.shard_writer import ShardWriter, naming_path
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.shard_index import INDEX_NAME
@@ -192,12 +192,12 @@ def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] |
             batch_size=None,
             sampler=indices,
             num_workers=workers,
-            collate_fn=as_is,
+            collate_fn=identity,
             prefetch_factor=8 if workers else None,
-            worker_init_fn=obey_parent_alone,
+            worker_init_fn=init_worker,
         )
 
-    return iter(LastingBatches(load, range(len(encoder.names))))
+    return iter(ResilientBatches(load, range(len(encoder.names))))
 
 
 def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lambda done, total: None) -> PackResult:
