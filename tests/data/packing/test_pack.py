@@ -242,7 +242,7 @@ def test_unpack_tells_damaged_images_from_good_ones(tmp_path: Path) -> None:
     whole[600] ^= 1  # one bit of the first image
     shard.write_bytes(whole)
     result = unpack(tmp_path / "packed", tmp_path / "out")
-    assert [image.reason for image in result.bad] == ["damaged: not the bytes that were packed"]
+    assert [image.reason for image in result.bad] == ["damaged: the bytes are not those that were packed"]
     assert _read_all(tmp_path / "out") == {"b.jpg": files["b.jpg"]}
 
 

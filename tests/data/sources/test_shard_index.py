@@ -39,9 +39,9 @@ def _members(shard: int, offset: int, size: int) -> Any:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "not an index that can be used"),
-        (b"no archive", "not an index that can be used"),
-        (_index()[:-40], "not an index that can be used"),
+        (b"", "not a usable index"),
+        (b"no archive", "not a usable index"),
+        (_index()[:-40], "not a usable index"),
         (_index(names=("a",)), "its parts differ in length"),
         (_index(names=()), "its parts differ in length"),
         (_index(members=_members(1, 512, 9)), "a shard that does not exist"),

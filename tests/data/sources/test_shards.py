@@ -154,7 +154,7 @@ def test_a_shard_that_is_cut_after_opening_gives_bad_images(own_packed: Path) ->
     os.truncate(shard, int(offset + size // 2))
     bad = [i for i in range(len(source)) if not _readable(source, i)]
     assert bad == [int(np.flatnonzero(source.index.members[0] == 1)[-1])]
-    with pytest.raises(OSError, match=f"the shard ends within it: {size // 2} of {size} bytes"):
+    with pytest.raises(OSError, match=f"the shard ends within this image: {size // 2} of {size} bytes"):
         source.read(bad[0])
 
 
@@ -170,13 +170,13 @@ def test_a_flipped_bit_is_a_bad_image(own_packed: Path) -> None:
     raw = bytearray((own_packed / "shard-00000.tar").read_bytes())
     raw[700] ^= 4
     (own_packed / "shard-00000.tar").write_bytes(raw)
-    with pytest.raises(OSError, match="damaged: not the bytes that were packed"):
+    with pytest.raises(OSError, match="damaged: the bytes are not those that were packed"):
         open_source(own_packed).read(0)
 
 
 def test_shards_that_are_not_those_of_the_index_are_errors(own_packed: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"2 shards to shard-00001.tar, but the shard-index.npz beside them is about [0-9]+ to"
+        ValueError, match=r"2 shards up to shard-00001.tar, but the shard-index.npz beside them describes [0-9]+ up to"
     ):
         open_source(f"{own_packed}/shard-{{00000..00001}}.tar")
     last = sorted(own_packed.glob("*.tar"))[-1]
@@ -205,8 +205,8 @@ def test_packed_shards_open_when_their_index_is_lost(own_packed: Path, photos: P
         ("{folder}/a-{{3..0}}.tar", r"\{{3..0\}} counts down"),
         ("{folder}/empty-{{0..0}}.tar", "no images in 1 shards"),
         ("{folder}/broken-{{0..0}}.tar", "not a readable uncompressed tar file"),
-        ("memory://nowhere", "no shard-index.npz of `mocokit pack` there; give a folder that has one"),
-        ("memory://photos.zip", "no shard-index.npz of `mocokit pack` there; .* or one uncompressed .tar"),
+        ("memory://nowhere", "has no shard-index.npz of `mocokit pack`; give a folder that has one"),
+        ("memory://photos.zip", "has no shard-index.npz of `mocokit pack`; .* or one uncompressed .tar"),
         ("memory://no.tar", "not found"),
         ("nonsense://x.tar", "nonsense"),
     ],

@@ -115,7 +115,7 @@ def test_denied_is_not_asked_again(server: Server) -> None:
 def test_a_server_that_denies_absent_files_can_lack_the_index(server: Server) -> None:
     url, options = server
     options["absent"] = 403
-    with pytest.raises(ValueError, match=r"no shard-index.npz of `mocokit pack` there"):
+    with pytest.raises(ValueError, match=r"has no shard-index.npz of `mocokit pack`"):
         open_source(f"{url}/nowhere")
 
 

@@ -1,4 +1,4 @@
-"""From what a user writes after --data to an image source."""
+"""Open the image source for a location on disk or behind a url, or for Python objects."""
 
 from pathlib import Path
 
@@ -39,5 +39,5 @@ def open_source(location: str | Path) -> ImageSource:
 
 
 def absolute_location(location: str) -> str:
-    """The location from anywhere on this machine; urls are so already."""
+    """Return a location that holds in any working folder: the absolute path, or the url itself."""
     return location if is_url(location) else str(Path(location).expanduser().absolute())
