@@ -1,5 +1,7 @@
 import gzip
 import io
+import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -75,6 +77,17 @@ def test_zip_and_tar_are_read_in_place(tmp_path: Path) -> None:
         assert (len(source), source.labels, source.class_names) == (2, (0, 1), ("cat", "dog"))
         assert source.read(1) == JPEG + b"dog/2.jpg"
         assert source.name(1) == f"{tmp_path / archive}:dog/2.jpg"
+
+
+@pytest.mark.parametrize("archive", ["zip", "tar"])
+def test_an_archive_that_was_read_can_be_sent_to_a_spawned_worker(tmp_path: Path, archive: str) -> None:
+    """Before: "cannot pickle '_io.BufferedReader' object" once an image of a zip file was read."""
+    _write(tmp_path / "in", "a.jpg")
+    path = tmp_path / f"d.{archive}"
+    shutil.make_archive(str(tmp_path / "d"), archive, tmp_path / "in")
+    source = open_source(path)
+    raw = source.read(0)
+    assert pickle.loads(pickle.dumps(source)).read(0) == raw
 
 
 def test_archive_members_that_would_escape_stay_inside(tmp_path: Path) -> None:

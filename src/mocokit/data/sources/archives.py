@@ -29,6 +29,9 @@ class ZipSource:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_handles": {}}  # open files can't be pickled for a spawned worker
+
     def name(self, index: int) -> str:
         """Return `archive:member`."""
         return f"{self.path}:{self.names[index]}"

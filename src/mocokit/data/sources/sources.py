@@ -34,6 +34,11 @@ def is_pixels(image: object) -> TypeGuard[NDArray[np.uint8]]:
     return image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
 
 
+def describe_kind(image: object) -> str:
+    """Return the type of an object for messages, and dtype and shape of an array."""
+    return f"a {image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+
+
 class ImageSource(Protocol):
     """A sequence of images that are read by their index, 0 to len - 1.
 
