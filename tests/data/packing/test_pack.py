@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mocokit.data.packing.pack import PackResult, pack, unpack
-from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.open_source import ImageData, open_source
 from mocokit.data.sources.shard_index import ShardIndex, load_index
 from mocokit.data.sources.shards import ShardSource, open_shards
 
@@ -48,8 +48,8 @@ def _read_all(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _pack(location: Path, out: Path, **settings: Any) -> PackResult:
-    return pack(location, out, **{"max_image_px": MAX_PX, **settings})
+def _pack(data: ImageData, out: Path, **settings: Any) -> PackResult:
+    return pack(data, out, **{"max_image_px": MAX_PX, **settings})
 
 
 def test_unpack_gives_the_bytes_back_under_their_names(tmp_path: Path) -> None:
@@ -187,6 +187,31 @@ def test_pixels_of_an_idx_file_become_png(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(bytes(packed.read(i))))), idx.read(i))
 
 
+class Photographs:
+    """A source from outside: a JPEG file, then a PNG file, with labels."""
+
+    labels = (1, 0)
+    class_names = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return 2
+
+    def name(self, index: int) -> str:
+        return f"record {index}"
+
+    def read(self, index: int) -> bytes:
+        return _photo(seed=index, kind=("JPEG", "PNG")[index])
+
+
+def test_images_of_an_own_source_are_packed_under_their_numbers(tmp_path: Path) -> None:
+    _pack(Photographs(), tmp_path / "packed", workers=2)
+    packed = open_source(tmp_path / "packed")
+    assert isinstance(packed, ShardSource)
+    assert packed.names == ("000000.jpg", "000001.png")
+    assert (packed.labels, packed.class_names) == ((1, 0), ("cat", "dog"))
+    assert [packed.read(i) for i in (0, 1)] == [Photographs().read(i) for i in (0, 1)]
+
+
 def test_labels_that_no_folder_tells_are_unpacked_as_a_list(tmp_path: Path) -> None:
     files = _write(tmp_path / "in", "b.jpg", "a é.jpg", "x,y.jpg")
     (tmp_path / "in/list.csv").write_text('b.jpg,old cat\na é.jpg,dog\n"x,y.jpg",old cat\n')
@@ -303,7 +328,7 @@ def test_a_full_disk_is_an_error_with_its_path_and_leaves_no_file(photos: Path, 
         ("new", {"short_side_px": 3}, "short_side_px=3: must be at least 8"),
         ("new", {"quality": 0}, "quality=0: must be in 1..100"),
         ("new", {"shard_bytes": 0}, "shard_bytes=0: must be at least 1"),
-        ("new", {"max_image_px": 9}, "no image can be used, the first being .*a.jpg .20x16 pixels"),
+        ("new", {"max_image_px": 9}, "no image can be used; the first is .*a.jpg .20x16 pixels"),
     ],
 )
 def test_what_can_not_be_packed_says_why(tmp_path: Path, out: str, settings: dict[str, Any], message: str) -> None:

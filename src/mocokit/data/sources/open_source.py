@@ -74,7 +74,7 @@ def _open_location(location: str | Path) -> ImageSource:
 
 def _require_source(data: object) -> ImageSource:
     """Return `data`; raise ValueError unless it fulfils ImageSource. Reads the first image."""
-    place = f"{type(data).__name__}(...)"
+    place = describe_data(data)
     missing = [text for member, text in _MEMBERS.items() if not hasattr(data, member)]
     require(
         not missing,
@@ -118,6 +118,11 @@ def _require_picklable(source: ImageSource, place: str) -> None:
             f"data={place}: can't be pickled, which loader workers need ({error}); "
             "define its class in a module, and open files and connections in read(), not in __init__"
         ) from error
+
+
+def describe_data(data: object) -> str:
+    """Return how messages call `data`: a location as it was given, an object by its class."""
+    return str(data) if isinstance(data, str | Path) else f"{type(data).__name__}(...)"
 
 
 def absolute_location(location: str) -> str:
