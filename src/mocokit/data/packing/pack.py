@@ -89,14 +89,8 @@ def pack(
     source = open_source(data)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px)
-    bad: list[BadImage] = []
     with ShardWriter(folder, shard_bytes) as writer:
-        for number, image in enumerate(_encode_all(encoder, workers)):
-            if isinstance(image, BadImage):
-                bad.append(image)
-            else:
-                writer.add(number, *image, label=source.labels[number] if source.labels else None)
-            on_progress(number + 1, len(source))
+        bad = _add_all(writer, encoder, workers, on_progress)
         if len(bad) == len(source):
             first = f"the first is {bad[0].name} ({bad[0].reason})"
             raise ValueError(f"data={describe_data(data)}: no image can be used; {first}")
@@ -105,10 +99,12 @@ def pack(
         index = writer.index(source.class_names)
         writer.write(INDEX_NAME, index.save)
         writer.publish()
-    num_bytes = int(index.members[2].sum())
-    num_shards = len(index.shard_bytes)
     return PackResult(
-        folder=folder, num_images=len(index.names), num_bytes=num_bytes, num_shards=num_shards, bad=tuple(bad)
+        folder=folder,
+        num_images=len(index.names),
+        num_bytes=int(index.members[2].sum()),
+        num_shards=len(index.shard_bytes),
+        bad=tuple(bad),
     )
 
 
@@ -194,6 +190,19 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def _add_all(writer: ShardWriter, encoder: _Encoder, workers: int, on_progress: Progress) -> list[BadImage]:
+    """Add every good image of the source to the shards; return the bad ones."""
+    labels = encoder.source.labels
+    bad: list[BadImage] = []
+    for number, image in enumerate(_encode_all(encoder, workers)):
+        if isinstance(image, BadImage):
+            bad.append(image)
+        else:
+            writer.add(number, *image, label=labels[number] if labels else None)
+        on_progress(number + 1, len(encoder.source))
+    return bad
 
 
 def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] | BadImage]:
