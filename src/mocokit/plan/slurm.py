@@ -1,4 +1,4 @@
-"""Write a Slurm batch script that starts torchrun on every node, and stops, requeues and resumes the run in time."""
+"""Write a Slurm batch script that starts torchrun on every node; before its time limit, the job requeues itself."""
 
 import re
 import shlex
@@ -79,7 +79,7 @@ def slurm_script(
         raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
     is_time = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None
     require(is_time, "time", time, "write it as H:MM:SS or D-HH:MM:SS")
-    # Ranks that the BatchNorm groups can't be shared among are an error now, not when the job starts.
+    # Check now, not when the job starts, that the BatchNorm groups can be shared out to so many ranks.
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:

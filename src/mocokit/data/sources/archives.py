@@ -6,9 +6,10 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mocokit.data.sources.limits import ARCHIVE_ERRORS, MAX_IMAGE_BYTES, require_entries, require_image_bytes
+from mocokit.data.sources.limits import ARCHIVE_ERRORS, require_entries, require_image_bytes
 from mocokit.data.sources.sources import is_image_name, labels_from_names
 from mocokit.data.sources.tar_members import damage_as_tar_error, regular_members
+from mocokit.settings import require
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compression methods that zipfile unpacks only as far as asked; bzip2 and lzma can unpack 1 GB in one call."""
@@ -22,7 +23,6 @@ class ZipSource:
     names: tuple[str, ...]
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
-    max_bytes: int
     _handles: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False)
     """Open file of each process id; a handle shared with a forked worker would share its read position."""
 
@@ -40,15 +40,14 @@ class ZipSource:
         """Return the member's bytes.
 
         Raises:
-            OSError: Damaged, encrypted, larger than `max_bytes`, or compressed by another method than deflate.
+            OSError: Damaged, encrypted, larger than MAX_IMAGE_BYTES, or compressed by another method than deflate.
 
         """
         if os.getpid() not in self._handles:
             self._handles[os.getpid()] = zipfile.ZipFile(self.path)
         archive = self._handles[os.getpid()]
         member = archive.getinfo(self.names[index])
-        if member.file_size > self.max_bytes:
-            raise OSError(f"{member.file_size} bytes unpacked, more than {self.max_bytes}")
+        require_image_bytes(member.file_size)
         if member.compress_type not in _BOUNDED:
             raise OSError("compressed by a method other than deflate; pack the zip file again")
         try:
@@ -61,12 +60,8 @@ class ZipSource:
         return raw
 
 
-def open_zip(path: Path, *, max_bytes: int = MAX_IMAGE_BYTES) -> ZipSource:
+def open_zip(path: Path) -> ZipSource:
     """Return a source of a zip file's images, sorted by name.
-
-    Args:
-        path: The zip file.
-        max_bytes: Reading an image of more bytes raises OSError.
 
     Raises:
         ValueError: Not a zip file, or one without images.
@@ -77,10 +72,9 @@ def open_zip(path: Path, *, max_bytes: int = MAX_IMAGE_BYTES) -> ZipSource:
             names = tuple(sorted(name for name in archive.namelist() if is_image_name(name)))
     except ARCHIVE_ERRORS as error:
         raise ValueError(f"data={path}: not a readable zip file ({error})") from error
-    if not names:
-        raise ValueError(f"data={path}: no images in this zip file")
+    require(bool(names), "data", path, "no images in this zip file")
     require_entries(len(names), path)
-    return ZipSource(path, names, *labels_from_names(names), max_bytes=max_bytes)
+    return ZipSource(path, names, *labels_from_names(names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +126,7 @@ def open_tar(path: Path) -> TarSource:
             f"data={path}: not a readable uncompressed tar file ({error}); unpack a compressed one with gunzip: "
             "images must be read in any order, and they are compressed already"
         ) from error
-    if not members:
-        raise ValueError(f"data={path}: no images in this tar file")
+    require(bool(members), "data", path, "no images in this tar file")
     names = tuple(name for name, _, _ in members)
     spans = tuple((offset, size) for _, offset, size in members)
     return TarSource(path, names, spans, *labels_from_names(names))

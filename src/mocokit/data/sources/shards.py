@@ -26,6 +26,7 @@ from mocokit.data.sources.shard_index import (
     load_index,
     walk_shard,
 )
+from mocokit.settings import require
 
 T = TypeVar("T")
 
@@ -68,11 +69,10 @@ def expand_pattern(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     first, last = found.groups()
-    if int(last) < int(first):
-        raise ValueError(f"data={pattern}: {found[0]} counts down; write the smaller number first")
+    require(int(first) <= int(last), "data", pattern, f"{found[0]} counts down; write the smaller number first")
     ends = expand_pattern(pattern[found.end() :])
-    if (int(last) - int(first) + 1) * len(ends) > MAX_SHARDS:
-        raise ValueError(f"data={pattern}: names more than {MAX_SHARDS:,} shards")
+    num_shards = (int(last) - int(first) + 1) * len(ends)
+    require(num_shards <= MAX_SHARDS, "data", pattern, f"names more than {MAX_SHARDS:,} shards")
     starts = [f"{pattern[: found.start()]}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     return [start + end for start in starts for end in ends]
 
@@ -211,19 +211,19 @@ def _matching(shards: Sequence[str], index: ShardIndex) -> ShardIndex:
     """Return `index`; raise ValueError unless it describes these shards, by name and size."""
     names = [shard.rpartition("/")[2] for shard in shards]
     expected = _packed_names(index)
-    if names != expected:
-        raise ValueError(
-            f"data={shards[0]}: {len(names)} shards up to {names[-1]}, but the {INDEX_NAME} beside them describes "
-            f"{len(expected)} up to {expected[-1]}; name all of them, or move {INDEX_NAME} away"
-        )
+    require(
+        names == expected,
+        "data",
+        shards[0],
+        f"{len(names)} shards up to {names[-1]}, but the {INDEX_NAME} beside them describes {len(expected)} up to "
+        f"{expected[-1]}; name all of them, or move {INDEX_NAME} away",
+    )
     # Of urls, only the last shard is checked, which an unfinished copy lacks; each check is a request.
     first = len(shards) - 1 if is_url(shards[0]) else 0
     for shard, expected_size in zip(shards[first:], index.shard_bytes[first:], strict=True):
         size = _size(shard)
-        if size not in (expected_size, None):
-            raise ValueError(
-                f"data={shard}: {size} bytes, but {INDEX_NAME} says {expected_size}; copy or pack it again"
-            )
+        message = f"{size} bytes, but {INDEX_NAME} says {expected_size}; copy or pack it again"
+        require(size in (expected_size, None), "data", shard, message)
     return index
 
 
@@ -233,11 +233,10 @@ def _index_shards(shards: Sequence[str]) -> ShardIndex:
     samples = []
     for shard in shards:
         try:
-            samples.append(_ask(shard, _walk_remote) if is_url(shard) else _walk_local(shard))
+            samples.append(_retry(shard, _walk_remote) if is_url(shard) else _walk_local(shard))
         except tarfile.TarError as error:
             raise ValueError(f"data={shard}: not a readable uncompressed tar file ({error})") from error
-    if not any(samples):
-        raise ValueError(f"data={shards[0]}: no images in {len(shards)} shards")
+    require(any(samples), "data", shards[0], f"no images in {len(shards)} shards")
     return index_samples(samples, sizes)
 
 
@@ -254,7 +253,7 @@ def _walk_remote(files: Any, path: str) -> list[Sample]:
 def _size(shard: str) -> int | None:
     """Return the size of a shard in bytes, or None if the server does not tell it."""
     try:
-        return _ask(shard, lambda files, path: files.size(path)) if is_url(shard) else Path(shard).stat().st_size
+        return _retry(shard, lambda files, path: files.size(path)) if is_url(shard) else Path(shard).stat().st_size
     except FileNotFoundError as error:
         raise ValueError(f"data={shard}: not found") from error
 
@@ -263,8 +262,8 @@ def _require_protocol(url: str) -> None:
     """Raise ValueError unless we read this scheme and its package is installed."""
     from fsspec.core import url_to_fs
 
-    if url.partition("://")[0] not in SCHEMES:
-        raise ValueError(f"data={url}: not a url that mocokit reads; start it with one of {sorted(SCHEMES)}")
+    scheme = url.partition("://")[0]
+    require(scheme in SCHEMES, "data", url, f"not a url that mocokit reads; start it with one of {sorted(SCHEMES)}")
     try:
         url_to_fs(url)
     except (ImportError, ValueError) as error:  # the message names the package to install
@@ -273,11 +272,11 @@ def _require_protocol(url: str) -> None:
 
 def _read_range(url: str, start: int | None, end: int | None) -> bytes:
     """Return bytes start:end of a url; None: from its start, to its end."""
-    return _ask(url, lambda files, path: bytes(files.cat_file(path, start=start, end=end)))
+    return _retry(url, lambda files, path: bytes(files.cat_file(path, start=start, end=end)))
 
 
-def _ask(url: str, question: Callable[[Any, str], T]) -> T:
-    """Return `question(file system, path)` for a url; ask again after each of WAITS_S if the network fails.
+def _retry(url: str, operation: Callable[[Any, str], T]) -> T:
+    """Return `operation(file system, path)` for a url; try again after each of WAITS_S if the network fails.
 
     fsspec keeps one file system per process, so a forked worker does not use its parent's connections.
 
@@ -292,7 +291,7 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     waits = iter(WAITS_S)
     while True:
         try:
-            return question(*url_to_fs(url))
+            return operation(*url_to_fs(url))
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
         except _network_errors() as error:

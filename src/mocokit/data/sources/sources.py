@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.sources.limits import MAX_IDX_BYTES, read_regular_file, require_entries
+from mocokit.settings import require
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -43,13 +44,13 @@ class ImageSource(Protocol):
     """A sequence of images that are read by their index, 0 to len - 1.
 
     Any object with these five members is a source; it need not subclass this class. A subclass must define `__len__`
-    and `read`. It inherits numbers as names and no labels; a subclass with labels defines `labels` and `class_names`
-    as properties or dataclass fields with defaults. `open_source` checks an object before it is used.
+    and `read`. It inherits numbers as names and no labels; with labels, it overrides `labels` and `class_names` by
+    properties. `open_source` checks an object before it is used.
 
-    - An index must give the same image in every run: draws, resume and saved features depend on it.
+    - An index must give the same image in every run: draws, resume and saved features depend on it. So `read` must
+      not be random; augmentation belongs in the recipe.
     - Several processes and threads read at the same time. Worker processes may get a pickled copy, so the object must
       be picklable: open files and connections in `read`, not in `__init__`.
-    - Randomness inside `read` breaks bit-equal resume; augmentation belongs into the recipe.
 
     Example:
         class Scans(ImageSource):
@@ -204,15 +205,16 @@ def open_list(path: Path) -> FileSource:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data={path}: not a list in UTF-8 text ({error})") from error
     names = tuple(row[0] for row in rows)
-    if not names:
-        raise ValueError(f"data={path}: the list names no images; write a path a line")
+    require(bool(names), "data", path, "the list names no images; write one path per line")
     require_entries(len(names), path)
     first = names[:100]
-    if not any((path.parent / name).is_file() for name in first):
-        raise ValueError(
-            f"data={path}: none of the first {len(first)} paths exists ({path.parent / names[0]}); "
-            "paths are relative to the list's folder"
-        )
+    require(
+        any((path.parent / name).is_file() for name in first),
+        "data",
+        path,
+        f"none of the first {len(first)} paths exists ({path.parent / names[0]}); "
+        "paths are relative to the list's folder",
+    )
     if any(len(row) > 1 for row in rows):
         if not all(len(row) > 1 for row in rows):
             bare = next(row[0] for row in rows if len(row) < 2)
@@ -279,8 +281,8 @@ def open_idx(path: Path) -> IdxSource:
     for labels_path in (path.with_name(stem), path.with_name(stem + ".gz")):
         if labels_path != path and labels_path.exists():
             labels = read_idx(labels_path, num_dims=1)
-            if len(labels) != len(pixels):
-                raise ValueError(f"data={labels_path}: {len(labels)} labels for {len(pixels)} images")
+            same_length = len(labels) == len(pixels)
+            require(same_length, "data", labels_path, f"{len(labels)} labels for {len(pixels)} images")
             # Class names of three digits, so that they sort like the numbers 0..255.
             return IdxSource(path, pixels, *label_ids([f"{label:03d}" for label in labels]))
     return IdxSource(path, pixels, None, ())
@@ -303,8 +305,8 @@ def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
             shape = struct.unpack(f">{num_dims}I", start[4:])
             size = math.prod(shape)
             require_entries(shape[0], path)
-            if size > MAX_IDX_BYTES:
-                raise ValueError(f"data={path}: {size} bytes of pixels, more than {MAX_IDX_BYTES}; use image files")
+            message = f"{size} bytes of pixels, more than {MAX_IDX_BYTES}; use image files"
+            require(size <= MAX_IDX_BYTES, "data", path, message)
             raw = file.read(size + 1)  # bounded: a .gz file may unpack to far more than its header says
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"data={path}: can't be read ({error})") from error
