@@ -1,4 +1,4 @@
-"""What lies where in shards: our index, and shards that came without one."""
+"""The index of shards: our file, and the index of shards that came without one."""
 
 import io
 import tarfile
@@ -53,12 +53,12 @@ def _members(shard: int, offset: int, size: int) -> Any:
         (_index(labels=(0,)), "its labels don't fit"),
     ],
 )
-def test_an_index_at_odds_with_itself_is_an_error(raw: bytes, message: str) -> None:
+def test_an_inconsistent_index_is_an_error(raw: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=rf"data=x: .*{message}"):
         load_index(raw, "x")
 
 
-def test_an_index_never_runs_code_and_tells_a_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_never_runs_code_and_a_newer_format_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     np.savez(file, format=np.array([print], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):

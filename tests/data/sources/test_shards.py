@@ -1,4 +1,4 @@
-"""Reading shards in any order, here and over the network."""
+"""Read shards in any order, from disk and over the network."""
 
 import os
 import sys
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_batches_as_the_folder(photos: Path, packed
         assert torch.equal(a.key, b.key)
 
 
-def test_a_pattern_opens_what_the_folder_does(packed: Path) -> None:
+def test_a_pattern_and_its_folder_open_the_same_images(packed: Path) -> None:
     folder = open_source(packed)
     pattern = open_source(_pattern(packed, packed))
     assert _same(folder, pattern)
@@ -123,7 +123,7 @@ def test_threads_that_come_and_go_leave_few_files_open(packed: Path, monkeypatch
     monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 2)
     source = open_shards(str(packed))
     before = _count_open_files()
-    for _ in range(5):  # a pool an epoch, as the kNN monitor has
+    for _ in range(5):  # one pool per epoch, like the kNN monitor
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(source.read, range(len(source))))
     assert _count_open_files() <= before + 2
@@ -137,7 +137,7 @@ def test_forked_workers_read_the_same_with_files_open_before(packed: Path) -> No
     source = open_source(packed)
     expected = _images(source)
     assert _read_in_workers(source, "fork") == expected
-    assert _images(source) == expected, "the workers' end closed nothing here"
+    assert _images(source) == expected, "the workers closed no file of this process when they ended"
 
 
 def test_a_spawned_worker_does_not_use_its_parents_files(packed: Path) -> None:
@@ -211,7 +211,7 @@ def test_packed_shards_open_when_their_index_is_lost(own_packed: Path, photos: P
         ("nonsense://x.tar", "nonsense"),
     ],
 )
-def test_what_can_not_be_opened_says_why(tmp_path: Path, location: str, message: str) -> None:
+def test_an_error_of_opening_names_its_cause(tmp_path: Path, location: str, message: str) -> None:
     tarfile.open(tmp_path / "empty-0.tar", "w").close()
     (tmp_path / "broken-0.tar").write_bytes(b"x" * 3000)
     with pytest.raises(ValueError, match=f"data=.*{message.format()}"):
