@@ -1,6 +1,6 @@
-"""A detection set made of pictures at hand: cut-out objects pasted on photographs, in VOC's folders.
+"""Make a small detection set in the layout of VOC, by pasting cut-out objects on photographs.
 
-For trying detection in minutes; the boxes are exact, since they are those of the pasted pixels.
+It serves to try detection in minutes. Boxes are exact: they are the edges of the pasted pixels.
 """
 
 import xml.etree.ElementTree as ET
@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw
 from mocokit.randomness import Purpose, generator
 
 SIZE_SHARES = (0.25, 0.5)
-"""Long side of an object over the side of its image."""
+"""Range of an object's long side, as a share of its image's side."""
 MAX_OBJECTS = 3
-"""In an image."""
+"""Objects in one image."""
 
 Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels, counted from 0; x2 and y2 are exclusive."""
 
 
 def write_pasted_voc(
@@ -33,13 +34,13 @@ def write_pasted_voc(
     """Write `num_images` square images with 1 to MAX_OBJECTS objects each, and their annotations.
 
     Args:
-        root: Folder that gets VOC{year}.
-        split: Year and list, such as "2007_trainval".
-        objects: RGBA cut-outs by class; their transparent border is cut off.
-        photographs: Backgrounds, resized to the square.
-        num_images: How many to write.
-        size_px: Their side.
-        seed: Of all draws; other lists of the same year need another one.
+        root: Folder in which VOC{year} is made.
+        split: Year and name of the list, such as "2007_trainval".
+        objects: RGBA cut-outs of each class; their transparent border is removed.
+        photographs: Backgrounds; they are resized to a square.
+        num_images: Number of images to write.
+        size_px: Side of the images.
+        seed: Seed of all draws; each list of the same year needs its own, or its images repeat.
 
     """
     year, _, name = split.partition("_")
@@ -60,7 +61,10 @@ def write_pasted_voc(
 def _paste_some(
     picture: Image.Image, objects: Mapping[str, Sequence[Image.Image]], draws: np.random.Generator
 ) -> list[tuple[str, Box]]:
-    """Paste 1 to MAX_OBJECTS objects that do not touch, in place; their classes and boxes (edges exclusive)."""
+    """Paste up to MAX_OBJECTS objects into `picture`; return their classes and boxes.
+
+    An object that would touch an earlier one is left out; the first one always fits.
+    """
     pasted: list[tuple[str, Box]] = []
     names = sorted(objects)
     for _ in range(int(draws.integers(1, MAX_OBJECTS + 1))):
@@ -85,7 +89,7 @@ def _touch(a: Box, b: Box) -> bool:
 def write_annotation(
     path: Path, size: tuple[int, int], boxes: Sequence[tuple[str, Box]], *, difficult: Sequence[bool] = ()
 ) -> None:
-    """One image's objects as VOC writes them: pixels counted from 1, the last one included."""
+    """Write the objects of one image in VOC's format, which counts pixels from 1 and includes the last one."""
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = f"{path.stem}.jpg"
     size_element = ET.SubElement(root, "size")
@@ -102,7 +106,7 @@ def write_annotation(
 
 
 def cut_ellipse(picture: Image.Image) -> Image.Image:
-    """The ellipse within a picture, the rest transparent: an object out of any photograph."""
+    """Return the picture with all but its largest ellipse transparent: an object made from any photograph."""
     mask = Image.new("L", picture.size, 0)
     ImageDraw.Draw(mask).ellipse((0, 0, picture.width - 1, picture.height - 1), fill=255)
     cutout = picture.convert("RGBA")

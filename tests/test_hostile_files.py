@@ -99,7 +99,7 @@ def test_a_cut_tar_member_is_a_bad_image(tmp_path: Path) -> None:
     path = _tar(tmp_path / "d.tar", _member("a.jpg", 1024))
     source = open_source(path)
     os.truncate(path, 700)
-    with pytest.raises(OSError, match="ends within it"):
+    with pytest.raises(OSError, match="ends within this image"):
         source.read(0)
 
 

@@ -1,4 +1,4 @@
-"""The pictures are what the annotations say."""
+"""The annotations of pasted objects describe the pictures."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def test_boxes_are_those_of_the_pasted_pixels(tmp_path: Path) -> None:
     images = open_voc(tmp_path, ["2007_test"]).images
     assert len(images) == 12
     assert {len(image.boxes) for image in images} <= set(range(1, MAX_OBJECTS + 1))
-    assert sum(len(image.boxes) for image in images) > 12  # some have more than one
+    assert sum(len(image.boxes) for image in images) > 12  # some images have more than one object
     for image in images:
         green = np.asarray(Image.open(image.path))[:, :, 1]
         painted = np.zeros((100, 100), bool)
         for x1, y1, x2, y2 in image.boxes.astype(int):
             painted[y1:y2, x1:x2] = True
-        assert np.abs(green.astype(int) - np.where(painted, 0, 255)).mean() < 5  # JPEG blurs edges alone
+        assert np.abs(green.astype(int) - np.where(painted, 0, 255)).mean() < 5  # JPEG changes pixels at the edges only
         assert green[painted].mean() < 30 and green[~painted].mean() > 245
 
 

@@ -18,8 +18,8 @@ def test_the_commands_pack_and_unpack(photos: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.splitlines() == [
         "images: 16 (0.0 MiB), shards: 1, skipped: 1",
         f"  '{images}/x.jpg': not an image in a known format",
-        f"  all of them: {packed}/skipped.txt",
-        f"next: --data {packed}, or where you copy that folder to (s3://, gs://, https://)",
+        f"  all skipped images: {packed}/skipped.txt",
+        f"next: --data {packed}, or the place you copy this folder to (s3://, gs://, https://)",
     ]
     assert unpack_command([packed, str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"next: --data {out}"

@@ -1,4 +1,4 @@
-"""An image source as a torch dataset, to be read by worker processes."""
+"""A torch data set of what an image source reads, for tests with worker processes."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from mocokit.data.sources.sources import ImageSource
 
 
 class Reads(Dataset[Any]):
-    """Item i is what the source reads at i."""
+    """Data set whose item i is `source.read(i)`."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        """As the source gives it."""
+        """Return what the source reads."""
         return self.source.read(index)

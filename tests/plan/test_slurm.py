@@ -1,4 +1,4 @@
-"""The batch script, run for real between stand-ins for Slurm's programs."""
+"""Run the batch script for real, with small shell scripts in place of Slurm's programs."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from mocokit.plan.slurm import changed_flags, slurm_script
 from tests.run_process import final_state, finish, flags_of, same, start, wait_for_step
 
 PROGRAMS = {
-    # hands signals on to its task, as srun does
+    # passes SIGTERM to its task, as srun does
     "srun": 'trap \'kill -TERM "$task"\' TERM\n"$@" &\ntask=$!\nwait "$task"; code=$?\n'
     'while kill -0 "$task" 2>/dev/null; do wait "$task"; code=$?; done\nexit "$code"\n',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$FAKE_QUEUE"; fi\n',
@@ -26,7 +26,7 @@ PROGRAMS = {
 
 
 def _sbatch(script: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    """`sbatch script` with the stand-ins on the path; SIGUSR1 to it is what Slurm sends to the batch shell."""
+    """Start `sbatch script` with PROGRAMS on the path; SIGUSR1 to it stands for Slurm's warning to the batch shell."""
     programs = tmp_path / "programs"
     programs.mkdir(exist_ok=True)
     for name, text in PROGRAMS.items():

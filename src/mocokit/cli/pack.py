@@ -1,4 +1,4 @@
-"""`pack` and `unpack`."""
+"""The commands `mocokit pack` and `mocokit unpack`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def pack_command(arguments: list[str]) -> int:
-    """Pack images into shards."""
+    """Pack images into tar shards."""
     import tyro
 
     from mocokit.config.schema import DataConfig
@@ -27,12 +27,13 @@ def pack_command(arguments: list[str]) -> int:
         """Pack images into tar shards with an index, which WebDataset reads too.
 
         Args:
-            data: Images: whatever `mocokit pretrain --data` reads.
+            data: Images, in any form that `mocokit pretrain --data` takes.
             out: Folder to make.
-            short_side: Shrink images to this short side (pixels) and store them as JPEG; None: keep every byte.
-            quality: JPEG quality of images that are shrunk, 1..100.
-            shard_mb: Size of a shard at most (MiB).
-            workers: Processes; 0: none beside this one; -1: the machine's cores.
+            short_side: Shrink images with a longer short side to this one (pixels) and store them as JPEG; None: store
+                all images byte for byte.
+            quality: JPEG quality of shrunk images, 1..100.
+            shard_mb: Maximal size of a shard (MiB).
+            workers: Processes that decode and encode; 0: this process; -1: one per core.
 
         """
         from mocokit.data.packing.pack import SKIPPED_NAME
@@ -51,22 +52,23 @@ def pack_command(arguments: list[str]) -> int:
             )
         _print_summary(result, "skipped")
         if result.bad:
-            print(f"  all of them: {result.folder / SKIPPED_NAME}")
-        print(f"next: --data {result.folder}, or where you copy that folder to (s3://, gs://, https://)")
+            print(f"  all skipped images: {result.folder / SKIPPED_NAME}")
+        print(f"next: --data {result.folder}, or the place you copy this folder to (s3://, gs://, https://)")
         return 0
 
     return int(tyro.cli(pack, args=arguments, prog="mocokit pack"))
 
 
 def unpack_command(arguments: list[str]) -> int:
-    """Turn shards into files."""
+    """Write the images of shards as files."""
     import tyro
 
     def unpack(shards: Annotated[str, tyro.conf.Positional], out: Annotated[str, tyro.conf.Positional]) -> int:
         """Write the images of shards as files, byte for byte as they were packed.
 
         Args:
-            shards: Folder that was packed, or 'shards-{000..127}.tar' (quoted), here or behind a url.
+            shards: Folder that `mocokit pack` wrote, or a pattern such as 'shards-{000..127}.tar' (in quotes); a path
+                or a url.
             out: Folder to make.
 
         """
@@ -89,17 +91,17 @@ def _print_summary(result: "PackResult", left_out: str) -> None:
         f"{left_out}: {len(result.bad):,}"
     )
     for image in result.bad[:3]:
-        print(f"  {image.name!r}: {image.reason}")  # quoted: a name need not be printable
+        print(f"  {image.name!r}: {image.reason}")  # repr, since a name can hold unprintable characters
 
 
 @contextmanager
-def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A live bar on a terminal, nothing elsewhere."""
+def _progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Context manager that shows a progress bar on a terminal; it yields a function of (images done, all images)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

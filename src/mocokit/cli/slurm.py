@@ -1,4 +1,4 @@
-"""`slurm`."""
+"""The command `mocokit slurm`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from mocokit.cli.arguments import take_preset
 
 
 def slurm_command(arguments: list[str]) -> int:
-    """Write a batch script."""
+    """Write a Slurm batch script for a run."""
     import tyro
 
     from mocokit.config.schema import Config
@@ -22,15 +22,15 @@ def slurm_command(arguments: list[str]) -> int:
         out: str
         """Run folder to make, on a file system that all nodes share."""
         nodes: int = 1
-        """Machines."""
+        """Number of machines."""
         gpus_per_node: int = 8
-        """Ranks on each."""
+        """GPUs on each machine; one rank per GPU."""
         time: str = "24:00:00"
-        """Limit of one job; the run goes on in the next."""
+        """Time limit of one job (H:MM:SS or D-HH:MM:SS); the run continues in the next job."""
         sbatch: tuple[str, ...] = ()
-        """More directives without their dashes, for example partition=gpu account=vision."""
+        """Further directives of sbatch, without dashes, for example partition=gpu account=vision."""
         write: str = ""
-        """File for the script; empty: print it."""
+        """File to write the script to; empty: print it."""
 
     asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING), prog=f"mocokit slurm {name}")
 

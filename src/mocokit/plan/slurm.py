@@ -1,4 +1,4 @@
-"""A batch script for Slurm: torchrun on every node, an orderly stop before the time is up, and on it goes."""
+"""Write a Slurm batch script that starts torchrun on every node; before its time limit, the job requeues itself."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
-from mocokit.config.toml import replace_settings, to_dict
+from mocokit.config.toml import replace_settings, to_dict, to_flags
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.methods.groups import GroupLayout
 from mocokit.settings import require
@@ -30,13 +30,13 @@ first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 stopped=0
 stop() {{ stopped=1; kill -TERM "$launcher" 2>/dev/null; }}
 trap stop USR1 TERM
-# srun hands SIGTERM on to torchrun, torchrun to its ranks; each ends after its step, with one checkpoint.
+# srun passes SIGTERM to torchrun, and torchrun to the ranks; they finish their step and write one checkpoint.
 srun {python} -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={gpus_per_node} \\
   --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first_node:$((20000 + SLURM_JOB_ID % 20000))" \\
   -m mocokit "${{command[@]}}" &
 launcher=$!
 wait "$launcher"; code=$?
-while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; code=$?; done  # a signal ends `wait` too
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; code=$?; done  # a signal ends `wait` early
 
 if [ "$stopped" = 1 ] && [ "$code" -ne 0 ] && [ ! -e {stop} ]; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -56,29 +56,30 @@ def slurm_script(
     stop_before_s: int = 120,
     sbatch: Sequence[str] = (),
 ) -> str:
-    """The text of an sbatch script that trains, requeues itself when its time is up, and then resumes.
+    """Return the text of an sbatch script that trains, requeues itself before its time limit, and then resumes.
 
-    Two minutes before the end of its time (or when the job is preempted with SIGTERM) the ranks write one checkpoint
-    and the job goes back into the queue under its own number. A run that fails by itself is not requeued.
+    `stop_before_s` before the time limit, or when Slurm preempts the job with SIGTERM, the run writes a checkpoint and
+    stops, and the job returns to the queue under its own number. A run that fails by itself is not requeued.
 
     Args:
-        preset: Name of the preset that `config` started from.
+        preset: Name of the preset from which `config` differs.
         config: Settings of the run.
         out: Run folder to make, on a file system that all nodes share.
-        nodes: Machines.
-        gpus_per_node: Ranks on each.
-        time: Limit of one job, as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
-        stop_before_s: Seconds before that limit at which the run is told to stop.
-        sbatch: More directives, such as "--partition=gpu".
+        nodes: Number of machines.
+        gpus_per_node: GPUs, and so ranks, on each machine.
+        time: Time limit of one job as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
+        stop_before_s: Seconds before the time limit at which the run gets its stop signal.
+        sbatch: Further directives, such as "--partition=gpu".
 
     Raises:
-        ValueError: More ranks than BatchNorm groups, or a directive that is none.
+        ValueError: More ranks than BatchNorm groups, or a malformed time or directive.
 
     """
     if nodes < 1 or gpus_per_node < 1:
         raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
     is_time = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None
     require(is_time, "time", time, "write it as H:MM:SS or D-HH:MM:SS")
+    # Check now, not when the job starts, that the BatchNorm groups can be shared out to so many ranks.
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:
@@ -108,24 +109,20 @@ def slurm_script(
 
 
 def _quote(directive: str) -> str:
-    """A directive whose value has spaces, as Slurm reads it."""
+    """Return the directive with its value in quotes if it has spaces."""
     name, equals, value = directive.partition("=")
     return f'{name}{equals}"{value}"' if " " in value else directive
 
 
 def changed_flags(preset: str, config: Config) -> list[str]:
-    """The flags of `mocokit pretrain` that turn the preset into `config`; its images by their absolute place."""
+    """Return the flags of `mocokit pretrain` that turn the preset into `config`, with absolute paths of its images."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     config = replace_settings(config, {name: absolute_location(place) for name, place in places.items() if place})
     before = to_dict(get_preset(preset))
-    flags = list[str]()
-    for section, values in to_dict(config).items():
-        for name, value in values.items():
-            flag = name.replace("_", "-")
-            if value == before[section][name]:
-                continue
-            if isinstance(value, bool):
-                flags.append(f"--{section}.{'' if value else 'no-'}{flag}")
-            else:
-                flags += [f"--{section}.{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return flags
+    changed = {
+        f"{section}.{name}": value
+        for section, values in to_dict(config).items()
+        for name, value in values.items()
+        if value != before[section][name]
+    }
+    return to_flags(changed)

@@ -1,4 +1,4 @@
-"""Packing into shards and back."""
+"""Pack images into shards, and unpack them."""
 
 import io
 import os
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mocokit.data.packing.pack import PackResult, pack, unpack
-from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.open_source import ImageData, open_source
 from mocokit.data.sources.shard_index import ShardIndex, load_index
 from mocokit.data.sources.shards import ShardSource, open_shards
 
@@ -32,7 +32,7 @@ def _photo(width: int = 20, height: int = 16, seed: int = 0, kind: str = "JPEG")
 
 
 def _write(root: Path, *names: str) -> dict[str, bytes]:
-    """A different real image under each name."""
+    """Write a different image under each name; return the bytes by name."""
     files = {name: _photo(seed=seed, kind="PNG" if ".png" in name else "JPEG") for seed, name in enumerate(names)}
     for name, raw in files.items():
         _write_file(root / name, raw)
@@ -48,8 +48,8 @@ def _read_all(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _pack(location: Path, out: Path, **settings: Any) -> PackResult:
-    return pack(location, out, **{"max_image_px": MAX_PX, **settings})
+def _pack(data: ImageData, out: Path, **settings: Any) -> PackResult:
+    return pack(data, out, **{"max_image_px": MAX_PX, **settings})
 
 
 def test_unpack_gives_the_bytes_back_under_their_names(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_shrunk_images_look_like_the_originals(photograph: Image.Image, tmp_path
     _pack(tmp_path / "in", tmp_path / "packed", short_side_px=50)
     shrunk = np.asarray(Image.open(io.BytesIO(bytes(open_source(tmp_path / "packed").read(0)))), np.float64)
     exact = np.asarray(photograph.resize((75, 50), Image.Resampling.LANCZOS), np.float64)
-    assert np.abs(shrunk - exact).mean() < 4  # what quality 90 with halved chroma costs on so small an image
+    assert np.abs(shrunk - exact).mean() < 4  # quality 90 and halved chroma change so small an image by less
 
 
 def test_a_large_jpeg_is_shrunk_from_a_fraction_of_its_size(photograph: Image.Image, tmp_path: Path) -> None:
@@ -185,6 +185,31 @@ def test_pixels_of_an_idx_file_become_png(tmp_path: Path) -> None:
     assert (packed.labels, packed.class_names) == (idx.labels, idx.class_names) == ((1, 0, 1), ("000", "007"))
     for i in range(3):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(bytes(packed.read(i))))), idx.read(i))
+
+
+class Photographs:
+    """A source from outside: a JPEG file, then a PNG file, with labels."""
+
+    labels = (1, 0)
+    class_names = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return 2
+
+    def name(self, index: int) -> str:
+        return f"record {index}"
+
+    def read(self, index: int) -> bytes:
+        return _photo(seed=index, kind=("JPEG", "PNG")[index])
+
+
+def test_images_of_an_own_source_are_packed_under_their_numbers(tmp_path: Path) -> None:
+    _pack(Photographs(), tmp_path / "packed", workers=2)
+    packed = open_source(tmp_path / "packed")
+    assert isinstance(packed, ShardSource)
+    assert packed.names == ("000000.jpg", "000001.png")
+    assert (packed.labels, packed.class_names) == ((1, 0), ("cat", "dog"))
+    assert [packed.read(i) for i in (0, 1)] == [Photographs().read(i) for i in (0, 1)]
 
 
 def test_labels_that_no_folder_tells_are_unpacked_as_a_list(tmp_path: Path) -> None:
@@ -234,7 +259,7 @@ def test_two_images_of_one_name_are_not_merged(tmp_path: Path) -> None:
         unpack(tmp_path / "packed", tmp_path / "out")
 
 
-def test_unpack_tells_damaged_images_from_good_ones(tmp_path: Path) -> None:
+def test_unpack_writes_good_images_and_lists_damaged_ones(tmp_path: Path) -> None:
     files = _write(tmp_path / "in", "a.jpg", "b.jpg")
     _pack(tmp_path / "in", tmp_path / "packed")
     shard = tmp_path / "packed/shard-00000.tar"
@@ -242,7 +267,7 @@ def test_unpack_tells_damaged_images_from_good_ones(tmp_path: Path) -> None:
     whole[600] ^= 1  # one bit of the first image
     shard.write_bytes(whole)
     result = unpack(tmp_path / "packed", tmp_path / "out")
-    assert [image.reason for image in result.bad] == ["damaged: not the bytes that were packed"]
+    assert [image.reason for image in result.bad] == ["damaged: the bytes are not those that were packed"]
     assert _read_all(tmp_path / "out") == {"b.jpg": files["b.jpg"]}
 
 
@@ -270,7 +295,9 @@ def test_a_killed_pack_leaves_nothing_that_looks_complete(tmp_path: Path) -> Non
         "pack(sys.argv[1], sys.argv[2], max_image_px=10**6, shard_bytes=200_000, workers=2, on_progress=die)"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "out")]
-    killed = subprocess.run(arguments, check=False, capture_output=True, timeout=60)  # until its workers end too
+    killed = subprocess.run(
+        arguments, check=False, capture_output=True, timeout=60
+    )  # returns when its workers have ended too
     assert killed.returncode == -signal.SIGKILL
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left[:2] == ["shard-00000.tar.partial", "shard-00001.tar.partial"]
@@ -285,7 +312,7 @@ def test_a_killed_pack_leaves_nothing_that_looks_complete(tmp_path: Path) -> Non
 
 def test_a_full_disk_is_an_error_with_its_path_and_leaves_no_file(photos: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # as a full disk, but for the error's number
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # like a full disk, except for the number of the error
     try:
         with pytest.raises(OSError, match="File too large") as error:
             _pack(photos, tmp_path)
@@ -303,10 +330,10 @@ def test_a_full_disk_is_an_error_with_its_path_and_leaves_no_file(photos: Path, 
         ("new", {"short_side_px": 3}, "short_side_px=3: must be at least 8"),
         ("new", {"quality": 0}, "quality=0: must be in 1..100"),
         ("new", {"shard_bytes": 0}, "shard_bytes=0: must be at least 1"),
-        ("new", {"max_image_px": 9}, "no image can be used, the first being .*a.jpg .20x16 pixels"),
+        ("new", {"max_image_px": 9}, "no image can be used; the first is .*a.jpg .20x16 pixels"),
     ],
 )
-def test_what_can_not_be_packed_says_why(tmp_path: Path, out: str, settings: dict[str, Any], message: str) -> None:
+def test_an_error_of_packing_names_its_cause(tmp_path: Path, out: str, settings: dict[str, Any], message: str) -> None:
     _write(tmp_path, "a.jpg")
     with pytest.raises(ValueError, match=message):
         pack(tmp_path, out if "://" in out else tmp_path / out, **{"max_image_px": MAX_PX, **settings})

@@ -6,7 +6,7 @@ from mocokit.data.sources.open_source import open_source
 from mocokit.run.demo import sample_path
 
 
-def test_the_same_files_have_the_same_fingerprint_and_a_missing_one_another(own_photos: Path) -> None:
+def test_the_same_files_have_the_same_fingerprint_and_a_missing_file_changes_it(own_photos: Path) -> None:
     first = fingerprint(open_source(own_photos))
     assert fingerprint(open_source(own_photos)) == first
     source = open_source(own_photos)
@@ -23,7 +23,7 @@ def test_other_labels_are_other_data(own_photos: Path) -> None:
     assert one != other
 
 
-def test_an_archive_is_known_by_its_images(tmp_path: Path) -> None:
+def test_the_fingerprint_of_an_archive_depends_on_its_images(tmp_path: Path) -> None:
     prints = []
     for part in ("val", "test", "val"):
         path = tmp_path / "data.zip"

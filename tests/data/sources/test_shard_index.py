@@ -1,4 +1,4 @@
-"""What lies where in shards: our index, and shards that came without one."""
+"""The index of shards: our file, and the index of shards that came without one."""
 
 import io
 import tarfile
@@ -39,9 +39,9 @@ def _members(shard: int, offset: int, size: int) -> Any:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "not an index that can be used"),
-        (b"no archive", "not an index that can be used"),
-        (_index()[:-40], "not an index that can be used"),
+        (b"", "not a usable index"),
+        (b"no archive", "not a usable index"),
+        (_index()[:-40], "not a usable index"),
         (_index(names=("a",)), "its parts differ in length"),
         (_index(names=()), "its parts differ in length"),
         (_index(members=_members(1, 512, 9)), "a shard that does not exist"),
@@ -53,12 +53,12 @@ def _members(shard: int, offset: int, size: int) -> Any:
         (_index(labels=(0,)), "its labels don't fit"),
     ],
 )
-def test_an_index_at_odds_with_itself_is_an_error(raw: bytes, message: str) -> None:
+def test_an_inconsistent_index_is_an_error(raw: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=rf"data=x: .*{message}"):
         load_index(raw, "x")
 
 
-def test_an_index_never_runs_code_and_tells_a_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_never_runs_code_and_a_newer_format_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     np.savez(file, format=np.array([print], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):

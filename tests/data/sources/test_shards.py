@@ -1,4 +1,4 @@
-"""Reading shards in any order, here and over the network."""
+"""Read shards in any order, from disk and over the network."""
 
 import os
 import sys
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_batches_as_the_folder(photos: Path, packed
         assert torch.equal(a.key, b.key)
 
 
-def test_a_pattern_opens_what_the_folder_does(packed: Path) -> None:
+def test_a_pattern_and_its_folder_open_the_same_images(packed: Path) -> None:
     folder = open_source(packed)
     pattern = open_source(_pattern(packed, packed))
     assert _same(folder, pattern)
@@ -123,7 +123,7 @@ def test_threads_that_come_and_go_leave_few_files_open(packed: Path, monkeypatch
     monkeypatch.setattr(shards_module, "MAX_OPEN_FILES", 2)
     source = open_shards(str(packed))
     before = _count_open_files()
-    for _ in range(5):  # a pool an epoch, as the kNN monitor has
+    for _ in range(5):  # one pool per epoch, like the kNN monitor
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(source.read, range(len(source))))
     assert _count_open_files() <= before + 2
@@ -137,7 +137,7 @@ def test_forked_workers_read_the_same_with_files_open_before(packed: Path) -> No
     source = open_source(packed)
     expected = _images(source)
     assert _read_in_workers(source, "fork") == expected
-    assert _images(source) == expected, "the workers' end closed nothing here"
+    assert _images(source) == expected, "the workers closed no file of this process when they ended"
 
 
 def test_a_spawned_worker_does_not_use_its_parents_files(packed: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_shard_that_is_cut_after_opening_gives_bad_images(own_packed: Path) ->
     os.truncate(shard, int(offset + size // 2))
     bad = [i for i in range(len(source)) if not _readable(source, i)]
     assert bad == [int(np.flatnonzero(source.index.members[0] == 1)[-1])]
-    with pytest.raises(OSError, match=f"the shard ends within it: {size // 2} of {size} bytes"):
+    with pytest.raises(OSError, match=f"the shard ends within this image: {size // 2} of {size} bytes"):
         source.read(bad[0])
 
 
@@ -170,13 +170,13 @@ def test_a_flipped_bit_is_a_bad_image(own_packed: Path) -> None:
     raw = bytearray((own_packed / "shard-00000.tar").read_bytes())
     raw[700] ^= 4
     (own_packed / "shard-00000.tar").write_bytes(raw)
-    with pytest.raises(OSError, match="damaged: not the bytes that were packed"):
+    with pytest.raises(OSError, match="damaged: the bytes are not those that were packed"):
         open_source(own_packed).read(0)
 
 
 def test_shards_that_are_not_those_of_the_index_are_errors(own_packed: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"2 shards to shard-00001.tar, but the shard-index.npz beside them is about [0-9]+ to"
+        ValueError, match=r"2 shards up to shard-00001.tar, but the shard-index.npz beside them describes [0-9]+ up to"
     ):
         open_source(f"{own_packed}/shard-{{00000..00001}}.tar")
     last = sorted(own_packed.glob("*.tar"))[-1]
@@ -205,13 +205,13 @@ def test_packed_shards_open_when_their_index_is_lost(own_packed: Path, photos: P
         ("{folder}/a-{{3..0}}.tar", r"\{{3..0\}} counts down"),
         ("{folder}/empty-{{0..0}}.tar", "no images in 1 shards"),
         ("{folder}/broken-{{0..0}}.tar", "not a readable uncompressed tar file"),
-        ("memory://nowhere", "no shard-index.npz of `mocokit pack` there; give a folder that has one"),
-        ("memory://photos.zip", "no shard-index.npz of `mocokit pack` there; .* or one uncompressed .tar"),
+        ("memory://nowhere", "has no shard-index.npz of `mocokit pack`; give a folder that has one"),
+        ("memory://photos.zip", "has no shard-index.npz of `mocokit pack`; .* or one uncompressed .tar"),
         ("memory://no.tar", "not found"),
         ("nonsense://x.tar", "nonsense"),
     ],
 )
-def test_what_can_not_be_opened_says_why(tmp_path: Path, location: str, message: str) -> None:
+def test_an_error_of_opening_names_its_cause(tmp_path: Path, location: str, message: str) -> None:
     tarfile.open(tmp_path / "empty-0.tar", "w").close()
     (tmp_path / "broken-0.tar").write_bytes(b"x" * 3000)
     with pytest.raises(ValueError, match=f"data=.*{message.format()}"):

@@ -1,4 +1,4 @@
-"""Shards on a web server."""
+"""Read shards from a web server."""
 
 import http.server
 import re
@@ -36,7 +36,7 @@ def _images(source: ImageSource) -> list[object]:
 
 
 class _Server(http.server.SimpleHTTPRequestHandler):
-    """A file server that knows byte ranges, unless told otherwise, and fails as often as it is told."""
+    """A file server with byte ranges; `server.options` switches these off and sets the number of failing requests."""
 
     def do_GET(self) -> None:
         options = self.server.options  # type: ignore[attr-defined]
@@ -57,12 +57,12 @@ class _Server(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def server(packed: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A url of `packed`, and what its server shall do."""
+    """Yield the url of a server of `packed`, and its options."""
     pytest.importorskip("aiohttp")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, directory=str(packed))) as http_server:
         options = {"ranges": True, "failures": 0, "status": 503, "absent": 404, "sent": 0}
@@ -92,7 +92,7 @@ def test_forked_workers_read_from_a_web_server_used_before(server: Server, packe
     assert list(DataLoader(Reads(source), batch_size=None, num_workers=2)) == _images(open_source(packed))
 
 
-def test_a_network_that_fails_twice_is_asked_again(server: Server, packed: Path) -> None:
+def test_a_request_that_fails_twice_is_repeated(server: Server, packed: Path) -> None:
     url, options = server
     source = open_source(url)
     expected = open_source(packed).read(5)
@@ -103,7 +103,7 @@ def test_a_network_that_fails_twice_is_asked_again(server: Server, packed: Path)
         source.read(5)
 
 
-def test_denied_is_not_asked_again(server: Server) -> None:
+def test_a_denied_request_is_not_repeated(server: Server) -> None:
     url, options = server
     source = open_source(url)
     options.update(failures=9, status=403)
@@ -112,10 +112,10 @@ def test_denied_is_not_asked_again(server: Server) -> None:
     assert options["failures"] == 8
 
 
-def test_a_server_that_denies_absent_files_can_lack_the_index(server: Server) -> None:
+def test_a_server_that_denies_missing_files_counts_as_one_without_index(server: Server) -> None:
     url, options = server
     options["absent"] = 403
-    with pytest.raises(ValueError, match=r"no shard-index.npz of `mocokit pack` there"):
+    with pytest.raises(ValueError, match=r"has no shard-index.npz of `mocokit pack`"):
         open_source(f"{url}/nowhere")
 
 

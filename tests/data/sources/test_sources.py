@@ -1,5 +1,7 @@
 import gzip
 import io
+import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -77,6 +79,17 @@ def test_zip_and_tar_are_read_in_place(tmp_path: Path) -> None:
         assert source.name(1) == f"{tmp_path / archive}:dog/2.jpg"
 
 
+@pytest.mark.parametrize("archive", ["zip", "tar"])
+def test_an_archive_that_was_read_can_be_sent_to_a_spawned_worker(tmp_path: Path, archive: str) -> None:
+    """Before: "cannot pickle '_io.BufferedReader' object" once an image of a zip file was read."""
+    _write(tmp_path / "in", "a.jpg")
+    path = tmp_path / f"d.{archive}"
+    shutil.make_archive(str(tmp_path / "d"), archive, tmp_path / "in")
+    source = open_source(path)
+    raw = source.read(0)
+    assert pickle.loads(pickle.dumps(source)).read(0) == raw
+
+
 def test_archive_members_that_would_escape_stay_inside(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evil.tar", "w") as t:
         for name in ("../../evil.jpg", "good.jpg"):
@@ -93,13 +106,12 @@ def test_archive_members_that_would_escape_stay_inside(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
 
 
-def test_a_zip_bomb_member_is_a_bad_image(tmp_path: Path) -> None:
-    from mocokit.data.sources.archives import open_zip
-
+def test_a_zip_bomb_member_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mocokit.data.sources.limits.MAX_IMAGE_BYTES", 5000)
     with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("a.png", bytes(10_000))
-    with pytest.raises(OSError, match="10000 bytes unpacked, more than 5000"):
-        open_zip(tmp_path / "d.zip", max_bytes=5000).read(0)
+    with pytest.raises(OSError, match="10000 bytes, more than 5000"):
+        open_source(tmp_path / "d.zip").read(0)
 
 
 def _idx(array: np.ndarray) -> bytes:
@@ -139,7 +151,7 @@ def _cut_idx(path: Path) -> None:
         ("photo.jpg", lambda path: path.write_bytes(JPEG), "not a kind of data that mocokit reads"),
     ],
 )
-def test_what_can_not_be_used_says_why(tmp_path: Path, name: str, make: object, message: str) -> None:
+def test_an_error_of_opening_names_its_cause(tmp_path: Path, name: str, make: object, message: str) -> None:
     make(tmp_path / name)  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path / name)

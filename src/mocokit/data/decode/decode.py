@@ -59,7 +59,7 @@ def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
         raise DecodeError("a JPEG in absurdly many scans")
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
     except PILLOW_ERRORS as error:
         raise DecodeError(_reason(raw, error)) from error
 
@@ -77,7 +77,8 @@ def _reason(raw: bytes, error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB: transparency over white, and the high byte of samples of more than 8 bits."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -112,7 +113,7 @@ def _decode_tiff(raw: bytes, max_image_px: int) -> Image.Image:
         if pixels.shape[2] not in (3, 4):
             raise DecodeError(f"TIFF with {pixels.shape[2]} channels")
         pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]  # OpenCV's order is B, G, R, A
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _tiff_size(raw: bytes) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Any image source -> tar shards with an index, and back.
+"""Pack any image source into tar shards with an index, and unpack shards into files.
 
-Many small files become few large ones, which disks, networks and object stores read faster. The shards are WebDataset
-shards too: `000000123.jpg`, and `000000123.cls` with the class number where there are labels.
+Disks, networks and object stores read few large files faster than many small ones. The shards are WebDataset shards
+too: image 123 is the member `000000123.jpg`, and its class number, if it has one, is the member `000000123.cls`.
 """
 
 import contextlib
@@ -23,33 +23,35 @@ from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.loading.killed_workers import ResilientBatches
 from mocokit.data.loading.workers import identity, init_worker
 from mocokit.data.packing.shard_writer import ShardWriter, naming_path
-from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.archives import TarSource, ZipSource
+from mocokit.data.sources.open_source import ImageData, describe_data, open_source
 from mocokit.data.sources.shard_index import INDEX_NAME
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
-from mocokit.data.sources.sources import ImageSource, RawImage, labels_from_names
+from mocokit.data.sources.sources import FileSource, ImageSource, RawImage, labels_from_names
+from mocokit.settings import require
 
 SKIPPED_NAME = "skipped.txt"
 LABELS_NAME = "labels.csv"
 
 Progress = Callable[[int, int], object]
-"""Called with (images done, images in all)."""
+"""Called with (number of images done, number of all images)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """What `pack` wrote, or `unpack`."""
+    """Result of `pack` or `unpack`."""
 
     folder: Path
     num_images: int
     num_bytes: int
-    """Of the images, without tar headers."""
+    """Bytes of the images, without tar headers."""
     num_shards: int
     bad: tuple[BadImage, ...]
     """Images that were left out."""
 
 
 def pack(
-    location: str | Path,
+    data: ImageData,
     out: str | Path,
     *,
     max_image_px: int,
@@ -59,71 +61,65 @@ def pack(
     workers: int = 0,
     on_progress: Progress = lambda done, total: None,
 ) -> PackResult:
-    """Pack the images of `location` into shards in the folder `out`, in the order of `open_source`.
+    """Pack the images of `data` into shards in the folder `out`, in the order of the source.
 
-    Images are stored byte for byte (pixels of an IDX file as PNG), after a look whether they decode; those that don't
-    are left out and listed in skipped.txt. Files have temporary names until all of them are on the disk.
+    Every image is decoded as a check. Good images are stored byte for byte (pixels as PNG); bad images are left out
+    and listed in skipped.txt. All files have temporary names until the last one is on the disk.
 
     Args:
-        location: What `open_source` reads.
-        out: Folder to make; must be absent or empty.
-        max_image_px: Larger images are bad images.
-        short_side_px: Images with a longer short side are shrunk to it and stored as JPEG (RGB, upright); None: none.
-        quality: Of those JPEGs, 1..100.
-        shard_bytes: A shard ends before the image that would make it larger.
-        workers: Processes that decode and encode; 0: this one.
-        on_progress: Told after each image.
+        data: Images, in any form that `open_source` takes.
+        out: Folder to write; must not exist, or be empty.
+        max_image_px: Images with more pixels count as bad.
+        short_side_px: Shrink images with a longer short side to this one, and store them as JPEG (RGB, upright);
+            None: don't shrink.
+        quality: JPEG quality of shrunk images, 1..100.
+        shard_bytes: Maximal size of a shard, unless one image alone is larger.
+        workers: Processes that decode and encode; 0: this process.
+        on_progress: Called after each image.
 
     Raises:
-        ValueError: A setting or the data does not allow it.
-        OSError: The disk is full or gone; what was written is removed.
+        ValueError: A setting is out of range, `out` is in use, or no image can be used.
+        OSError: Writing failed, for example on a full disk; all written files are removed.
 
     """
-    _require(short_side_px is None or short_side_px >= 8, f"short_side_px={short_side_px}: must be at least 8 pixels")
-    _require(1 <= quality <= 100, f"quality={quality}: must be in 1..100")
-    _require(shard_bytes >= 1, f"shard_bytes={shard_bytes}: must be at least 1")
+    require(short_side_px is None or short_side_px >= 8, "short_side_px", short_side_px, "must be at least 8 pixels")
+    require(1 <= quality <= 100, "quality", quality, "must be in 1..100")
+    require(shard_bytes >= 1, "shard_bytes", shard_bytes, "must be at least 1")
     folder = _free_folder(out)
-    source = open_source(location)
+    source = open_source(data)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px)
-    bad: list[BadImage] = []
     with ShardWriter(folder, shard_bytes) as writer:
-        for number, image in enumerate(_encode_all(encoder, workers)):
-            if isinstance(image, BadImage):
-                bad.append(image)
-            else:
-                writer.add(number, *image, label=source.labels[number] if source.labels else None)
-            on_progress(number + 1, len(source))
+        bad = _add_all(writer, encoder, workers, on_progress)
         if len(bad) == len(source):
-            raise ValueError(f"data={location}: no image can be used, the first being {bad[0].name} ({bad[0].reason})")
+            first = f"the first is {bad[0].name} ({bad[0].reason})"
+            raise ValueError(f"data={describe_data(data)}: no image can be used; {first}")
         if bad:
             writer.write(SKIPPED_NAME, lambda file: file.write(_report(bad)))
         index = writer.index(source.class_names)
         writer.write(INDEX_NAME, index.save)
         writer.publish()
-    num_bytes = int(index.members[2].sum())
-    num_shards = len(index.shard_bytes)
     return PackResult(
-        folder=folder, num_images=len(index.names), num_bytes=num_bytes, num_shards=num_shards, bad=tuple(bad)
+        folder=folder,
+        num_images=len(index.names),
+        num_bytes=int(index.members[2].sum()),
+        num_shards=len(index.shard_bytes),
+        bad=tuple(bad),
     )
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _free_folder(out: str | Path) -> Path:
-    _require(not is_url(str(out)), f"out={out}: must be a folder of this machine; copy it there afterwards")
+    """Return `out` as a path; raise ValueError if it is a url, a file, or a folder that is not empty."""
+    require(not is_url(str(out)), "out", out, "must be a folder of this machine; copy it there afterwards")
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out={folder}: exists and is not empty; remove it or choose another folder")
     return folder
 
 
-def _names(source: ImageSource) -> tuple[str, ...]:
-    names: tuple[str, ...] | None = getattr(source, "names", None)  # the images of an IDX file have none
-    return names or tuple(f"{index:06d}.png" for index in range(len(source)))
+def _names(source: ImageSource) -> tuple[str, ...] | None:
+    """Return the path of each image, or None for a source whose images are not files."""
+    return source.names if isinstance(source, FileSource | ZipSource | TarSource | ShardSource) else None
 
 
 def _report(bad: list[BadImage]) -> bytes:
@@ -132,10 +128,11 @@ def _report(bad: list[BadImage]) -> bytes:
 
 @dataclass(frozen=True)
 class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
-    """index -> (name, bytes to store)."""
+    """Maps the index of an image to (name, bytes to store), or to a BadImage."""
 
     source: ImageSource
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None
+    """Path of each image; None: numbers."""
     short_side_px: int | None
     quality: int
     max_image_px: int
@@ -144,30 +141,43 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
         try:
             raw = self.source.read(index)
             image = self._decode(raw)
+            name = self.names[index] if self.names else f"{index:06d}{_suffix(raw)}"
             if self.short_side_px is not None and min(image.size) > self.short_side_px:
-                return _as_jpeg_name(self.names[index]), _shrink(image, self.short_side_px, self.quality)
-            return self.names[index], raw if isinstance(raw, bytes) else _png(raw)
+                return _with_jpeg_suffix(name), _shrink(image, self.short_side_px, self.quality)
+            return name, raw if isinstance(raw, bytes) else _png(raw)
         except (OSError, DecodeError) as error:
             return BadImage(index=index, name=self.source.name(index), reason=str(error))
 
     def _decode(self, raw: RawImage) -> Image.Image:
-        """The image; a JPEG that is to shrink a lot at a fraction of its size, with twice the pixels needed or more."""
+        """Return the decoded image; a JPEG that will shrink a lot may be decoded at a fraction of its size.
+
+        The fraction leaves at least twice the final short side, so that the resize still decides the sharpness.
+        """
         header = read_jpeg_header(raw) if isinstance(raw, bytes) and self.short_side_px else None
         if header is not None and self.short_side_px and header.height * header.width <= self.max_image_px:
             shrinks = min(header.height, header.width) / (2 * self.short_side_px)
             fraction = next(part for part in FRACTIONS if part <= max(1.0, shrinks))
             if fraction > 1:
-                with contextlib.suppress(ValueError):  # damaged: Pillow has the last word
+                with contextlib.suppress(ValueError):  # damaged; Pillow, below, may still read it
                     return Image.fromarray(decode_jpeg(cast(bytes, raw), header, fraction=fraction))
         return decode(raw, max_image_px=self.max_image_px)
 
 
-def _as_jpeg_name(name: str) -> str:
-    """The name with a JPEG's suffix behind its own, so that a.png and a.jpg stay two images."""
+def _suffix(raw: RawImage) -> str:
+    """Return the suffix for an image without a file name: .jpg for JPEG, .png for pixels and for other formats.
+
+    Decoders look at the content, so any suffix of an image serves.
+    """
+    return ".jpg" if isinstance(raw, bytes) and raw.startswith(b"\xff\xd8") else ".png"
+
+
+def _with_jpeg_suffix(name: str) -> str:
+    """Return the name with `.jpg` appended to another suffix, so that a.png and a.jpg stay two images."""
     return name if PurePosixPath(name).suffix.lower() in {".jpg", ".jpeg"} else f"{name}.jpg"
 
 
 def _shrink(image: Image.Image, short_side_px: int, quality: int) -> bytes:
+    """Return the image as a JPEG file with this short side."""
     scale = short_side_px / min(image.size)
     file = io.BytesIO()
     size = (round(image.width * scale), round(image.height * scale))
@@ -182,11 +192,24 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def _add_all(writer: ShardWriter, encoder: _Encoder, workers: int, on_progress: Progress) -> list[BadImage]:
+    """Add every good image of the source to the shards; return the bad ones."""
+    labels = encoder.source.labels
+    bad: list[BadImage] = []
+    for number, image in enumerate(_encode_all(encoder, workers)):
+        if isinstance(image, BadImage):
+            bad.append(image)
+        else:
+            writer.add(number, *image, label=labels[number] if labels else None)
+        on_progress(number + 1, len(encoder.source))
+    return bad
+
+
 def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] | BadImage]:
-    """Every image, in order, at most 8 a worker ahead."""
+    """Yield the result of each image in order; each worker is at most 8 images ahead."""
 
     def load(indices: Iterable[int]) -> DataLoader[tuple[str, bytes] | BadImage]:
-        """The images at `indices`, by new workers."""
+        """Return a loader, with workers of its own, of the images at `indices`."""
         return DataLoader(
             encoder,
             batch_size=None,
@@ -197,23 +220,23 @@ def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] |
             worker_init_fn=init_worker,
         )
 
-    return iter(ResilientBatches(load, range(len(encoder.names))))
+    return iter(ResilientBatches(load, range(len(encoder.source))))
 
 
 def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lambda done, total: None) -> PackResult:
     """Write the images of shards as files under their names, byte for byte as they were packed.
 
-    Labels that class folders don't show go to labels.csv, a list that `open_source` reads. A name never leads out of
-    the folder: `..` becomes `_up`, a leading `/` becomes `_root`.
+    If class folders don't show the labels, labels.csv is written too, a list that `open_source` reads. No file is
+    written outside `out`: `..` in a name becomes `_up`, a leading `/` becomes `_root`.
 
     Args:
-        location: What `open_shards` reads.
-        out: Folder to make; must be absent or empty.
-        on_progress: Told after each image.
+        location: Shards, as `open_shards` takes them.
+        out: Folder to write; must not exist, or be empty.
+        on_progress: Called after each image.
 
     Raises:
-        ValueError: No shards there, or two images of one name.
-        OSError: The disk is full or gone.
+        ValueError: No shards, or two different images have the same name.
+        OSError: Writing failed, for example on a full disk.
 
     """
     folder = _free_folder(out)
@@ -239,13 +262,13 @@ def unpack(location: str | Path, out: str | Path, *, on_progress: Progress = lam
 
 
 def _inside(name: str) -> str:
-    """The name as a path that stays below a folder."""
+    """Return the name as a relative path that never leads upwards."""
     safe = {"/": "_root", "//": "_root", "..": "_up"}
     return "/".join(safe.get(part, part) for part in PurePosixPath(name).parts)
 
 
 def _write_new(path: Path, raw: bytes) -> None:
-    if path.is_file() and path.read_bytes() != raw:  # a list may well name one file twice
+    if path.is_file() and path.read_bytes() != raw:  # the same image twice is fine: lists can repeat a file
         raise ValueError(f"out={path}: two different images have this name; rename one and pack again")
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_path(path):
@@ -253,7 +276,7 @@ def _write_new(path: Path, raw: bytes) -> None:
 
 
 def _write_labels(folder: Path, source: ShardSource, written: list[int]) -> None:
-    """Write labels.csv, if unpacked class folders would not tell these labels."""
+    """Write labels.csv, unless the class folders of the names give the same labels."""
     if source.labels is None or labels_from_names(source.names) == (source.labels, source.class_names):
         return
     with (folder / LABELS_NAME).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,4 +1,4 @@
-"""Find images in folders, lists, archives, IDX files and tar shards, and read them as numbered records.
+"""Find images in folders, lists, archives, IDX files, tar shards and Python objects, and read them by number.
 
-May import `randomness` and `settings`.
+May import `randomness`, `settings` and, for the pixels of PIL images, `data/decode`.
 """

@@ -1,15 +1,19 @@
-"""Which images a source holds, as a hash: equal for the same data, different when an image was changed."""
+"""A hash of the images in a source: equal for the same data, different if an image was added, removed or changed."""
 
 import hashlib
 
 from mocokit.data.sources.sources import FileSource, ImageSource
 
 SAMPLED_IMAGES = 64
-"""Images whose bytes are hashed where there are no files to ask for size and time of change."""
+"""Images whose bytes are hashed if the source has no files, and so no sizes and times of modification."""
 
 
 def fingerprint(source: ImageSource) -> str:
-    """SHA-256 of names and labels, with each file's size and time of change, or else the bytes of some images."""
+    """Return the SHA-256 of the names and labels, and of what shows a change of the images.
+
+    For a FileSource, that is each file's size and time of modification. For other sources, it is the bytes of about
+    SAMPLED_IMAGES images at equal distances, so a change of a single image can go unnoticed.
+    """
     digest = hashlib.sha256(repr((len(source), source.labels, source.class_names)).encode())
     for index in range(len(source)):
         digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")

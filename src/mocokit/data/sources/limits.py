@@ -1,6 +1,6 @@
-"""What a file may ask of its reader, and what the readers of damaged files raise.
+"""Size limits of the files that we read, and the exceptions that libraries raise on damaged files.
 
-Limits are far above honest data and far below what harms a machine; SECURITY.md lists them.
+The limits are far above real data and far below what harms a machine; SECURITY.md lists them.
 """
 
 import csv
@@ -16,17 +16,17 @@ from pathlib import Path
 from PIL import Image
 
 MAX_IMAGE_BYTES = 2**30
-"""One image as stored: twice 89 megapixels of 16-bit RGB without compression."""
+"""Stored size of one image: twice 89 megapixels of uncompressed 16-bit RGB."""
 MAX_IMAGE_PX = 89_478_485
 """Width x height of an image, unless a setting says otherwise: Pillow's limit for decompression bombs."""
 MAX_ENTRIES = 2**25
-"""Images of one archive, list or IDX file: 33.5 million; ImageNet-21k has 14.2 million. More go into shards."""
+"""Images of one archive, list or IDX file: 33.5 million; ImageNet-21k has 14.2 million. Larger sets need shards."""
 MAX_SHARDS = 10**6
-"""Shards that one pattern may name."""
+"""Shards that one pattern can name."""
 MAX_IDX_BYTES = 2**31
-"""Pixels of an IDX file, which is held in memory: 2.7 million images of 28x28."""
+"""Pixels of an IDX file, which stays in memory: 2.7 million images of 28x28."""
 MAX_INDEX_RATIO = 200
-"""Unpacked over packed size of a shard index; those of `mocokit pack` stay below 15, since checksums don't compress."""
+"""Unpacked size of a shard index over its packed size; below 15 for `mocokit pack`, as checksums don't compress."""
 
 PILLOW_ERRORS = (
     OSError,
@@ -44,7 +44,7 @@ PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's readers raise on damaged files, found by feeding them cut and flipped ones."""
+"""Exceptions of Pillow's readers on damaged files, found by feeding them cut files and flipped bits."""
 
 ARCHIVE_ERRORS = (
     OSError,
@@ -67,14 +67,14 @@ ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
 )
-"""What the standard library's and numpy's readers raise on damaged zip, tar, gzip, csv and npz files."""
+"""Exceptions of the standard library's and numpy's readers on damaged zip, tar, gzip, csv and npz files."""
 
 
 def read_regular_file(path: Path) -> bytes:
-    """The bytes of an image file.
+    """Return the bytes of an image file.
 
     Raises:
-        OSError: Absent, not a regular file (a device or a pipe never ends), or over MAX_IMAGE_BYTES.
+        OSError: Not found, not a regular file (a device or a pipe never ends), or larger than MAX_IMAGE_BYTES.
 
     """
     try:
@@ -83,17 +83,17 @@ def read_regular_file(path: Path) -> bytes:
             raise OSError("not a regular file")
         require_image_bytes(status.st_size)
         return path.read_bytes()
-    except ValueError as error:  # a NUL in the path
-        raise OSError(f"not a path ({error})") from error
+    except ValueError as error:  # the path holds a NUL character
+        raise OSError(f"not a valid path ({error})") from error
 
 
 def require_image_bytes(size: int) -> None:
-    """Raise OSError when an image of `size` bytes is absurdly large."""
+    """Raise OSError if `size`, in bytes, is more than MAX_IMAGE_BYTES."""
     if size > MAX_IMAGE_BYTES:
         raise OSError(f"{size} bytes, more than {MAX_IMAGE_BYTES}")
 
 
 def require_entries(count: int, place: Path | str) -> None:
-    """Raise ValueError when `place` holds more images than MAX_ENTRIES."""
+    """Raise ValueError if `place` holds more than MAX_ENTRIES images."""
     if count > MAX_ENTRIES:
         raise ValueError(f"data={place}: more than {MAX_ENTRIES:,} entries; pack the images into shards")

@@ -1,6 +1,7 @@
-"""What lies where in a set of tar shards: written by `mocokit pack`, or found by walking shards of other tools.
+"""The index of a set of tar shards: shard, offset and size of each image.
 
-The file is a numpy archive of plain arrays: small, loaded in one go, and nothing that could run code.
+`mocokit pack` writes it as a file. For shards of other tools it is built by reading their headers. The file is a numpy
+archive of plain arrays: it is small, is loaded at once, and can't run code.
 """
 
 import io
@@ -21,24 +22,24 @@ INDEX_NAME = "shard-index.npz"
 SHARD_NAME = "shard-{:05d}.tar"
 FORMAT = 1
 UNKNOWN = -1
-"""In place of a checksum or a label that there is none of."""
+"""Stands for a checksum that is not known."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The images of a set of shards, in the order of the data that was packed."""
+    """Names, places and labels of the N images in a set of shards, in the order in which they were packed."""
 
     names: tuple[str, ...]
-    """Path of each image, relative to wherever it is unpacked."""
+    """Path of each image, relative to the folder that is unpacked into."""
     members: NDArray[np.int64]
-    """(4, N): shard, offset in it, size, and CRC-32 or UNKNOWN."""
+    """(4, N): number of the shard, offset in bytes, size in bytes, and CRC-32 or UNKNOWN."""
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
     shard_bytes: tuple[int, ...]
-    """Size of each shard."""
+    """Size of each shard, in bytes."""
 
     def save(self, file: IO[bytes]) -> None:
-        """Write it; `load_index` reads it back."""
+        """Write the index as an .npz file; `load_index` reads it."""
         np.savez_compressed(
             file,
             format=np.array(FORMAT),
@@ -51,23 +52,31 @@ class ShardIndex:
 
 
 def _join(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """One array of bytes; a path can hold any character but NUL, and need not be valid UTF-8."""
+    """Return the texts as one array of bytes, with NUL between them: the one character that no path holds.
+
+    A path need not be valid UTF-8, thus surrogateescape.
+    """
     return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
 
 
 def _split(joined: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Return the texts that `_join` joined."""
     return tuple(joined.tobytes().decode("utf-8", "surrogateescape").split("\0")) if joined.size else ()
 
 
 def load_index(raw: bytes, place: str) -> ShardIndex:
-    """The index in the bytes of the file `place`.
+    """Return the index that a file holds.
+
+    Args:
+        raw: Bytes of the file.
+        place: Path or url of the file, for messages.
 
     Raises:
-        ValueError: Damaged, of a newer format, or at odds with itself.
+        ValueError: Damaged, of another format version, or inconsistent.
 
     """
     try:
-        _refuse_bomb(raw)
+        _require_sane_size(raw)
         with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ValueError(f"format {int(arrays['format'])}, this mocokit reads {FORMAT}; use a newer mocokit")
@@ -78,31 +87,32 @@ def load_index(raw: bytes, place: str) -> ShardIndex:
                 class_names=_split(arrays["class_names"]),
                 shard_bytes=tuple(arrays["shard_bytes"].tolist()),
             )
-        _check(index)
+        _require_consistent(index)
     except ARCHIVE_ERRORS as error:
-        raise ValueError(f"data={place}: not an index that can be used ({error}); pack the images again") from error
+        raise ValueError(f"data={place}: not a usable index ({error}); pack the images again") from error
     return index
 
 
-def _refuse_bomb(raw: bytes) -> None:
-    """ValueError when the arrays would unpack to far more than any index does."""
+def _require_sane_size(raw: bytes) -> None:
+    """Raise ValueError if the file would unpack to more than 1 MiB and MAX_INDEX_RATIO times its size (a zip bomb)."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > MAX_INDEX_RATIO * len(raw) + 2**20:
         raise ValueError(f"{len(raw)} bytes that unpack to {unpacked}")
 
 
-def _check(index: ShardIndex) -> None:
-    """ValueError unless every image lies within a shard and has a class that exists."""
+def _require_consistent(index: ShardIndex) -> None:
+    """Raise ValueError unless every image lies within an existing shard and has an existing class."""
     if index.members.dtype != np.int64 or index.members.shape != (4, len(index.names)) or not index.names:
         raise ValueError("its parts differ in length")
     shard, offset, size, _ = index.members
     if shard.min() < 0 or shard.max() >= len(index.shard_bytes):
         raise ValueError("it names a shard that does not exist")
+    # `shard_bytes - size` and not `offset + size`, which can overflow int64.
     if offset.min() < 0 or size.min() < 0 or (offset > np.array(index.shard_bytes)[shard] - size).any():
         raise ValueError("an image lies outside its shard")
     if sum(size.tolist()) > sum(index.shard_bytes):
-        raise ValueError("its images lie over each other")
+        raise ValueError("its images overlap")
     labels = index.labels or (0,) * len(index.names)
     if len(labels) != len(index.names) or min(labels) < 0 or max(labels) >= max(1, len(index.class_names)):
         raise ValueError("its labels don't fit its images and classes")
@@ -110,26 +120,26 @@ def _check(index: ShardIndex) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """The first image of a WebDataset sample."""
+    """The first image of a WebDataset sample: its path in the shard, and offset and size in bytes."""
 
     name: str
     offset: int
     size: int
     class_text: str | None
-    """What its `.cls` file says."""
+    """Content of the sample's `.cls` file; None without one."""
 
 
 def walk_shard(file: IO[bytes], *, mode: Literal["r:", "r|"]) -> list[Sample]:
-    """The samples of a tar file by its headers.
+    """Return the samples of a WebDataset shard that hold an image, by reading its headers.
 
-    Members whose paths agree up to the first dot of the file name are one sample.
+    Members whose paths are equal up to the first dot of the file name form one sample.
 
     Args:
         file: The uncompressed tar file.
-        mode: "r:" jumps from header to header, "r|" reads on without ever going back.
+        mode: "r:" seeks from header to header; "r|" reads the whole file in order, as a stream.
 
     Raises:
-        tarfile.TarError: Not an uncompressed tar file, or cut.
+        tarfile.TarError: Not an uncompressed tar file, or damaged.
 
     """
     images: dict[str, tuple[str, int, int]] = {}
@@ -147,20 +157,25 @@ def walk_shard(file: IO[bytes], *, mode: Literal["r:", "r|"]) -> list[Sample]:
 
 
 def index_samples(samples_of: Sequence[Sequence[Sample]], shard_bytes: Sequence[int]) -> ShardIndex:
-    """An index of shards that came without one, in the order of the shards and of the samples in each.
+    """Return the index of shards that came without one, in the order of shards and of the samples in each.
 
-    Classes are what the `.cls` files say when every sample has one, otherwise the class folders, if any.
+    Classes come from the `.cls` files if every sample has one, otherwise from class folders, if there are any.
+
+    Args:
+        samples_of: Samples of each shard.
+        shard_bytes: Size of each shard.
+
     """
     numbered = [(shard, sample) for shard, samples in enumerate(samples_of) for sample in samples]
     names = tuple(sample.name for _, sample in numbered)
     classes = [sample.class_text for _, sample in numbered if sample.class_text is not None]
     if len(classes) == len(names):
-        padded = [text.zfill(5) if text.isdecimal() else text for text in classes]  # sorted as numbers
+        padded = [text.zfill(5) if text.isdecimal() else text for text in classes]  # so that 9 sorts before 10
         labels: tuple[int, ...] | None
         labels, class_names = label_ids(padded)
     else:
         labels, class_names = labels_from_names(names)
-    if len(set(names)) < len(names):  # each shard may number its own from 0
+    if len(set(names)) < len(names):  # each shard may count its images from 0
         names = tuple(f"{shard:05d}/{sample.name}" for shard, sample in numbered)
     members = np.array([(shard, sample.offset, sample.size, UNKNOWN) for shard, sample in numbered], np.int64)
     return ShardIndex(names, np.ascontiguousarray(members.T), labels, class_names, tuple(shard_bytes))

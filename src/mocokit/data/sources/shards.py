@@ -1,6 +1,6 @@
-"""Images in tar shards, here or behind a url, read in any order by byte range.
+"""Source of images in tar shards, as local files or behind a url, read in any order by byte range.
 
-Everything that a url needs (fsspec, and s3fs, gcsfs or aiohttp below it) is imported when the first url is opened.
+Urls need fsspec, and s3fs, gcsfs or aiohttp with it; these packages are imported when the first url is opened.
 """
 
 import errno
@@ -26,17 +26,18 @@ from mocokit.data.sources.shard_index import (
     load_index,
     walk_shard,
 )
+from mocokit.settings import require
 
 T = TypeVar("T")
 
 MAX_OPEN_FILES = 256
-"""A process: half of what small machines allow."""
+"""Shards that one process keeps open; small machines allow about twice as many."""
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
-"""Between the tries of a network that fails."""
+"""Waits before each new attempt after a network error."""
 SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory"})
-"""Of urls. fsspec has more, and chains of them: a `reference::` url renders templates out of a file it loads."""
+"""Url schemes that we read. fsspec has more; a `reference::` url, for one, renders templates out of a file it loads."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-# What networks raise beside OSError; each class exists once its package is in use.
+# Network errors that are no OSError, by module. Only packages that a url has loaded are looked at.
 _NETWORK_ERRORS = {
     "aiohttp": "ClientError",
     "botocore.exceptions": "BotoCoreError",
@@ -46,59 +47,67 @@ _NETWORK_ERRORS = {
 
 
 def is_url(location: str) -> bool:
-    """Whether it is `scheme://...` rather than a path."""
+    """Return True for `scheme://...`, False for a path."""
     return "://" in location
 
 
 def is_pattern(location: str) -> bool:
-    """Whether it holds a range such as `{000..127}`."""
+    """Return True if the location holds a range such as `{000..127}`."""
     return _RANGE.search(location) is not None
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """`a-{08..10}` -> a-08, a-09, a-10; several ranges give every combination."""
+    """Return the names that a pattern stands for: `a-{08..10}` gives a-08, a-09, a-10.
+
+    Several ranges give all combinations; the last range counts fastest.
+
+    Raises:
+        ValueError: A range counts down, or there are more than MAX_SHARDS names.
+
+    """
     found = _RANGE.search(pattern)
     if found is None:
         return [pattern]
     first, last = found.groups()
-    if int(last) < int(first):
-        raise ValueError(f"data={pattern}: {found[0]} counts down; write the smaller number first")
+    require(int(first) <= int(last), "data", pattern, f"{found[0]} counts down; write the smaller number first")
     ends = expand_pattern(pattern[found.end() :])
-    if (int(last) - int(first) + 1) * len(ends) > MAX_SHARDS:
-        raise ValueError(f"data={pattern}: names more than {MAX_SHARDS:,} shards")
+    num_shards = (int(last) - int(first) + 1) * len(ends)
+    require(num_shards <= MAX_SHARDS, "data", pattern, f"names more than {MAX_SHARDS:,} shards")
     starts = [f"{pattern[: found.start()]}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     return [start + end for start in starts for end in ends]
 
 
 class _OpenFile:
-    """A descriptor that is closed once nobody reads from it any more."""
+    """A file descriptor that is closed when its last reference goes away."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):  # it could be opened
+        if hasattr(self, "descriptor"):  # not if `os.open` failed
             os.close(self.descriptor)
 
 
 class OpenFiles:
-    """Byte ranges of local files, the most recently used of which stay open, for all threads together."""
+    """Reads byte ranges of local files and keeps the most recently used files open; all threads may share it."""
 
     def __init__(self) -> None:
         self._opened = functools.lru_cache(maxsize=MAX_OPEN_FILES)(_OpenFile)
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes start:end; fewer when the file ends before."""
-        file = self._opened(path)  # held here, so that it stays open although another thread may crowd it out
-        return os.pread(file.descriptor, end - start, start)  # no position that a thread or forked worker could move
+        """Return bytes start:end of a file, or fewer if it ends earlier."""
+        # The local reference keeps the file open even if another thread pushes it out of the cache meanwhile.
+        file = self._opened(path)
+        # pread uses no shared read position, so threads and forked workers don't disturb each other.
+        return os.pread(file.descriptor, end - start, start)
 
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
-        return OpenFiles, ()  # a spawned worker has none of its parent's descriptors
+        return OpenFiles, ()  # a spawned worker does not have its parent's descriptors, so it starts without any
 
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """Images of tar shards, in the order of their index."""
+    """Images of tar shards, in the order of the shards' index."""
 
     shards: tuple[str, ...]
     """Path or url of each shard."""
@@ -107,12 +116,12 @@ class ShardSource:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Path of each image, relative to what was packed."""
+        """Path of each image, relative to the folder that was packed."""
         return self.index.names
 
     @property
     def labels(self) -> tuple[int, ...] | None:
-        """Class of each image, or None."""
+        """Class number of each image, or None."""
         return self.index.labels
 
     @property
@@ -124,15 +133,15 @@ class ShardSource:
         return len(self.index.names)
 
     def name(self, index: int) -> str:
-        """Shard and image."""
+        """Return `shard:image`."""
         return f"{self.shards[self.index.members[0, index]]}:{self.index.names[index]}"
 
     def read(self, index: int) -> bytes:
-        """The image's bytes.
+        """Return the image's bytes.
 
         Raises:
-            OSError: The shard is gone, cut or damaged.
-            ValueError: The server sends whole shards only.
+            OSError: The shard is missing, cut or damaged, or the network failed.
+            ValueError: The server ignores the byte range and sends the whole shard.
 
         """
         shard, offset, size, checksum = map(int, self.index.members[:, index])
@@ -141,25 +150,26 @@ class ShardSource:
         read = _read_range if is_url(place) else self._files.read
         raw = read(place, offset, offset + size)
         if len(raw) < size:
-            raise OSError(f"the shard ends within it: {len(raw)} of {size} bytes")
+            raise OSError(f"the shard ends within this image: {len(raw)} of {size} bytes")
         if len(raw) > size:
             raise ValueError(f"data={place}: the server can't send a part of a file; copy the shards to this machine")
         if checksum >= 0 and zlib.crc32(raw) != checksum:
-            raise OSError("damaged: not the bytes that were packed")
+            raise OSError("damaged: the bytes are not those that were packed")
         return raw
 
 
 def open_shards(location: str) -> ShardSource:
-    """What `mocokit pack` wrote, or WebDataset shards of other tools.
+    """Return a source of the images in shards of `mocokit pack`, or in WebDataset shards of other tools.
 
-    With the index of `mocokit pack` beside the shards nothing else is read; without one their headers are, which for
-    urls means the whole shards. Of a WebDataset sample, the first image counts.
+    If the index of `mocokit pack` lies beside the shards, only the index is read. Otherwise all headers are read,
+    which for urls means that the whole shards are transferred. Of a WebDataset sample, the first image is used.
 
     Args:
-        location: The folder that was packed, a pattern such as `train-{000..127}.tar`, or one `.tar`; a path or a url.
+        location: A folder that `mocokit pack` wrote, a pattern such as `train-{000..127}.tar`, or one `.tar` file;
+            a path or a url.
 
     Raises:
-        ValueError: Nothing there, no images, or shards that are not those of the index.
+        ValueError: No shards, no images, or the index belongs to other shards.
         OSError: The network or the disk failed.
 
     """
@@ -170,16 +180,16 @@ def open_shards(location: str) -> ShardSource:
     if is_pattern(location) or location.endswith(".tar"):
         shards = expand_pattern(location)
         index = _find_index(shards[0].rpartition("/")[0])
-        return ShardSource(tuple(shards), _agreed(shards, index) if index else _index_shards(shards))
+        return ShardSource(tuple(shards), _matching(shards, index) if index else _index_shards(shards))
     folder = location.rstrip("/")
     index = _find_index(folder)
     if index is None:
         raise ValueError(
-            f"data={location}: no {INDEX_NAME} of `mocokit pack` there; give a folder that has one, shards by a "
+            f"data={location}: has no {INDEX_NAME} of `mocokit pack`; give a folder that has one, shards by a "
             "pattern such as train-{000..127}.tar, or one uncompressed .tar"
         )
     shards = [f"{folder}/{name}" for name in _packed_names(index)]
-    return ShardSource(tuple(shards), _agreed(shards, index))
+    return ShardSource(tuple(shards), _matching(shards, index))
 
 
 def _packed_names(index: ShardIndex) -> list[str]:
@@ -187,42 +197,46 @@ def _packed_names(index: ShardIndex) -> list[str]:
 
 
 def _find_index(folder: str) -> ShardIndex | None:
+    """Return the index in a folder, or None if there is none."""
     place = f"{folder}/{INDEX_NAME}" if folder else INDEX_NAME
     if not is_url(place):
         return load_index(Path(place).read_bytes(), place) if Path(place).is_file() else None
     try:
         return load_index(_read_range(place, None, None), place)
-    except (FileNotFoundError, PermissionError):  # stores say "denied" of an absent file to who may not list
+    except (FileNotFoundError, PermissionError):  # without the right to list, stores answer "denied" for a missing file
         return None
 
 
-def _agreed(shards: Sequence[str], index: ShardIndex) -> ShardIndex:
-    """The index, if it is about these shards."""
+def _matching(shards: Sequence[str], index: ShardIndex) -> ShardIndex:
+    """Return `index`; raise ValueError unless it describes these shards, by name and size."""
     names = [shard.rpartition("/")[2] for shard in shards]
     expected = _packed_names(index)
-    if names != expected:
-        raise ValueError(
-            f"data={shards[0]}: {len(names)} shards to {names[-1]}, but the {INDEX_NAME} beside them is about "
-            f"{len(expected)} to {expected[-1]}; name them all, or move {INDEX_NAME} away"
-        )
-    first = len(shards) - 1 if is_url(shards[0]) else 0  # of urls only the last: a copy that stopped half-way lacks it
-    for shard, said in zip(shards[first:], index.shard_bytes[first:], strict=True):
+    require(
+        names == expected,
+        "data",
+        shards[0],
+        f"{len(names)} shards up to {names[-1]}, but the {INDEX_NAME} beside them describes {len(expected)} up to "
+        f"{expected[-1]}; name all of them, or move {INDEX_NAME} away",
+    )
+    # Of urls, only the last shard is checked, which an unfinished copy lacks; each check is a request.
+    first = len(shards) - 1 if is_url(shards[0]) else 0
+    for shard, expected_size in zip(shards[first:], index.shard_bytes[first:], strict=True):
         size = _size(shard)
-        if size not in (said, None):
-            raise ValueError(f"data={shard}: {size} bytes, but {INDEX_NAME} says {said}; copy or pack it again")
+        message = f"{size} bytes, but {INDEX_NAME} says {expected_size}; copy or pack it again"
+        require(size in (expected_size, None), "data", shard, message)
     return index
 
 
 def _index_shards(shards: Sequence[str]) -> ShardIndex:
+    """Return an index made from the headers of the shards; raise ValueError for no tar file or no images."""
     sizes = [_size(shard) or 0 for shard in shards]
     samples = []
     for shard in shards:
         try:
-            samples.append(_ask(shard, _walk_remote) if is_url(shard) else _walk_local(shard))
+            samples.append(_retry(shard, _walk_remote) if is_url(shard) else _walk_local(shard))
         except tarfile.TarError as error:
             raise ValueError(f"data={shard}: not a readable uncompressed tar file ({error})") from error
-    if not any(samples):
-        raise ValueError(f"data={shards[0]}: no images in {len(shards)} shards")
+    require(any(samples), "data", shards[0], f"no images in {len(shards)} shards")
     return index_samples(samples, sizes)
 
 
@@ -237,39 +251,47 @@ def _walk_remote(files: Any, path: str) -> list[Sample]:
 
 
 def _size(shard: str) -> int | None:
-    """Bytes of a shard; None when the server does not say."""
+    """Return the size of a shard in bytes, or None if the server does not tell it."""
     try:
-        return _ask(shard, lambda files, path: files.size(path)) if is_url(shard) else Path(shard).stat().st_size
+        return _retry(shard, lambda files, path: files.size(path)) if is_url(shard) else Path(shard).stat().st_size
     except FileNotFoundError as error:
         raise ValueError(f"data={shard}: not found") from error
 
 
 def _require_protocol(url: str) -> None:
+    """Raise ValueError unless we read this scheme and its package is installed."""
     from fsspec.core import url_to_fs
 
-    if url.partition("://")[0] not in SCHEMES:
-        raise ValueError(f"data={url}: not a url that mocokit reads; it begins with one of {sorted(SCHEMES)}")
+    scheme = url.partition("://")[0]
+    require(scheme in SCHEMES, "data", url, f"not a url that mocokit reads; start it with one of {sorted(SCHEMES)}")
     try:
         url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a package to install, or a scheme that does not exist
+    except (ImportError, ValueError) as error:  # the message names the package to install
         raise ValueError(f"data={url}: {error}") from error
 
 
 def _read_range(url: str, start: int | None, end: int | None) -> bytes:
-    return _ask(url, lambda files, path: bytes(files.cat_file(path, start=start, end=end)))
+    """Return bytes start:end of a url; None: from its start, to its end."""
+    return _retry(url, lambda files, path: bytes(files.cat_file(path, start=start, end=end)))
 
 
-def _ask(url: str, question: Callable[[Any, str], T]) -> T:
-    """Ask the file system of a url, again while its network fails.
+def _retry(url: str, operation: Callable[[Any, str], T]) -> T:
+    """Return `operation(file system, path)` for a url; try again after each of WAITS_S if the network fails.
 
-    fsspec keeps a file system a process, so the question of a forked worker goes to one of its own.
+    fsspec keeps one file system per process, so a forked worker does not use its parent's connections.
+
+    Raises:
+        FileNotFoundError: Nothing at this url.
+        PermissionError: Access denied; not tried again.
+        OSError: The last attempt failed.
+
     """
     from fsspec.core import url_to_fs
 
     waits = iter(WAITS_S)
     while True:
         try:
-            return question(*url_to_fs(url))
+            return operation(*url_to_fs(url))
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
         except _network_errors() as error:
@@ -282,5 +304,6 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that mean a network error, for the packages that are loaded."""
     loaded = [(sys.modules[module], name) for module, name in _NETWORK_ERRORS.items() if module in sys.modules]
     return OSError, *(getattr(module, name) for module, name in loaded)

@@ -1,4 +1,4 @@
-"""The members of a tar file by its headers, with what a hostile one could do in mind."""
+"""Read the headers of a tar file, safely even if they are damaged or forged."""
 
 import tarfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from mocokit.data.sources.limits import ARCHIVE_ERRORS, MAX_ENTRIES
 
 @contextmanager
 def damage_as_tar_error() -> Iterator[None]:
-    """Whatever a damaged header makes tarfile raise, as a TarError."""
+    """Context manager that turns any exception of tarfile on a damaged header into a TarError."""
     try:
         yield
     except tarfile.TarError:
@@ -19,22 +19,23 @@ def damage_as_tar_error() -> Iterator[None]:
 
 
 def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Plain files, in order: no links, devices or sparse files, whose data is not where their header is.
+    """Yield the regular files of an archive in order.
 
-    Headers that were seen are let go of: each may carry a copy of the archive's global header.
+    Links, devices and sparse files are left out: their data does not follow their header.
 
     Raises:
-        tarfile.TarError: Damaged, more than MAX_ENTRIES members, or one that leads back to an earlier place.
+        tarfile.TarError: Damaged, more than MAX_ENTRIES members, or an offset that does not grow.
 
     """
-    before = -1
+    last_offset = -1
     with damage_as_tar_error():
         for count, member in enumerate(archive):
             if count >= MAX_ENTRIES:
                 raise tarfile.ReadError(f"more than {MAX_ENTRIES:,} members")
-            if member.offset <= before or member.size < 0:
-                raise tarfile.ReadError("a member that leads back to an earlier place")
-            before = member.offset
+            if member.offset <= last_offset or member.size < 0:  # would loop forever
+                raise tarfile.ReadError("a member's header points back to an earlier offset")
+            last_offset = member.offset
             if member.isreg() and not member.issparse():
                 yield member
+            # tarfile keeps every header, and each can hold a copy of the archive's global header: free them.
             archive.members.clear()  # type: ignore[attr-defined]
