@@ -58,12 +58,12 @@ def test_an_own_target_that_writes_wrong_weights_or_is_never_read_leaves_nothing
 def test_an_installed_package_names_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "npz_export.py").write_text("def export_npz(loaded, out): ...")
     (tmp_path / "npz_export-1.0.dist-info").mkdir()
-    text = "[mocokit.exports]\nnpz = npz_export:export_npz\ntorch8 = no_such_library:export\ntimm = npz_export:export_npz"
-    (tmp_path / "npz_export-1.0.dist-info" / "entry_points.txt").write_text(text)
+    lines = ["[mocokit.exports]", "npz = npz_export:export_npz", "torch8 = no_torch8:export", "timm = npz_export:timm"]
+    (tmp_path / "npz_export-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
     assert load_target("npz").__module__ == "npz_export"
     assert load_target("timm").__module__ == "mocokit.export.to_timm", "a built-in target can't be replaced"
-    with pytest.raises(ValueError, match=r"to=torch8: needs no_such_library; install it \(no_such_library:export imports it\)"):
+    with pytest.raises(ValueError, match=r"to=torch8: needs no_torch8; install it \(no_torch8:export imports it\)"):
         load_target("torch8")
     with pytest.raises(ValueError, match=r"to='npy': unknown; did you mean npz\? choose one of \[.*'official'"):
         load_target("npy")

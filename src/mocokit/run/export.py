@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocokit.config.schema import DataConfig
 from mocokit.data.sources.open_source import open_source
@@ -32,7 +32,14 @@ class ExportResult:
     """Description of the images that the features were compared on."""
 
 
-def export_run(run: str | Path, *, to: str | Target, out: str | Path, data: str | Path | None = None) -> ExportResult:
+def export_run(
+    run: str | Path,
+    *,
+    to: str | Target,
+    out: str | Path,
+    data: str | Path | None = None,
+    backbone: nn.Module | None = None,
+) -> ExportResult:
     """Write a run's backbone for another library, load it there, and compare the features on real images.
 
     Args:
@@ -40,6 +47,7 @@ def export_run(run: str | Path, *, to: str | Target, out: str | Path, data: str 
         to: Name of a target (see `mocokit.export.targets`), or a target itself.
         out: File to make; a folder for huggingface and detectron2.
         data: Images to compare on; None: the run's own if they are still there, else the embedded sample.
+        backbone: Module that takes the weights, for a run that was pre-trained with a module of your own.
 
     Raises:
         ValueError: The target is unknown, can't hold this backbone, or lacks its library.
@@ -51,7 +59,7 @@ def export_run(run: str | Path, *, to: str | Target, out: str | Path, data: str 
         raise ValueError(f"out={out}: exists; choose another name")
     target = load_target(to) if isinstance(to, str) else to
     name = to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
-    loaded = load_backbone(run)
+    loaded = load_backbone(run, backbone=backbone)
     pixels, images = _proof_images(loaded, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
