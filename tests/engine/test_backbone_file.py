@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,12 +127,18 @@ def test_the_official_layout_can_not_hold_an_own_backbone(
         export_run(tmp_path, to="official", out=tmp_path / "net.pth.tar", backbone=TinyNet())
 
 
+@pytest.mark.slow
+def test_an_own_backbone_goes_to_onnx(file: Path) -> None:
+    result = export_run(file, to="onnx", out=file.with_name("net.onnx"), backbone=TinyNet())
+    assert max(result.proof.differences.values()) <= 1e-4
+
+
 def test_an_own_backbone_goes_to_safetensors(file: Path, trained: TinyNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     result = export_run(file, to="safetensors", out="net.safetensors", backbone=TinyNet())
     assert set(result.proof.differences.values()) == {0.0}
-    names = {"TinyNet": TinyNet}
+    names: dict[str, Any] = {"TinyNet": TinyNet}
     exec(result.exported.usage, names)
     images = torch.randn(2, 3, 32, 32)
-    net: nn.Module = names["net"]  # type: ignore[assignment]
+    net = names["net"]
     assert torch.equal(net(images), trained.eval()(images)), "the card's lines are true"
