@@ -17,15 +17,16 @@ PLACE = Path(__file__).parent.parent / "docs" / "scaling.md"
 HEAD = """\
 # Scaling (computed, not measured)
 
-Every number on this page was computed by `mocokit plan`; `benchmarks/plan_table.py` wrote it. No run of this size was
-made. The model is stated in `src/mocokit/planning.py`, its constants and their sources in the table of devices there;
-its errors against measurements on CPU cores are in `benchmarks/results/plan_accuracy.json`. One H100 was at hand
-once: with all 8 BatchNorm groups at a time it took 70.2 ms a step (planned: 69.1, since the effect of torch.compile is
-fitted to it), eager with one group 98.7 ms (105.9) and 11.95 GB of torch's memory (12.10).
+`mocokit plan` computed every number on this page, and `benchmarks/plan_table.py` wrote the page. No run of this size
+was made. The cost model is in `src/mocokit/plan/cost_model.py`, with its constants and their sources in the table of
+devices. `benchmarks/results/plan_accuracy.json` holds its errors against measurements on CPU cores. One H100 was
+measured once. With all 8 BatchNorm groups at a time, compiled, a step took 70.2 ms; the model says 69.1 ms, since its
+effect of torch.compile is fitted to this measurement. Eager, with one group at a time, a step took 98.7 ms (model:
+105.9), and torch's memory was 11.95 GB (model: 12.10).
 
-`moco-v2` (ResNet-50, 224 px, K 65,536) in bf16 on H100 with 8 a node, 50 GB/s between nodes, 110 kB an image. Up to 8
-devices this is the papers' run of 256 images in 8 BatchNorm groups, one group at a time, compiled; beyond, the batch
-grows by a group of 32 images a device, which is another run than the papers'.
+The run is `moco-v2` (ResNet-50, 224 px, K 65,536) in bf16, on nodes of 8 H100 with 50 GB/s between nodes and 110 kB an
+image. Up to 8 devices it is the papers' run: 256 images in 8 BatchNorm groups, one group at a time, compiled. Beyond,
+each device adds a group of 32 images to the batch, so the run is no longer the papers'.
 """
 
 
@@ -67,15 +68,15 @@ def main() -> None:
                 num_images=10**9,
             )
             bound_from = (
-                f"From {world_size:,} devices on, communication bounds the run: {1000 * made.waiting_s:.1f} of "
+                f"From {world_size:,} devices on, communication limits the run: {1000 * made.waiting_s:.1f} of "
                 f"{1000 * made.step_s:.1f} ms, of which exchanging the key views for shuffling BN takes "
-                f"{1000 * (made.waiting_s - without.waiting_s):.1f}. Storage bounds it wherever a node "
-                "can't read the column's MB/s."
+                f"{1000 * (made.waiting_s - without.waiting_s):.1f}. Storage limits it if a node "
+                "can't read as many MB/s as the column says."
             )
     bound_from = bound_from or (
-        f"Computing bounds the run up to {WORLD_SIZES[-1]:,} devices, waiting for the network takes "
-        f"{made.waiting_s / made.step_s:.0%} of the step there. Storage bounds it wherever a node can't read the "
-        "column's MB/s."
+        f"Computing limits the run up to {WORLD_SIZES[-1]:,} devices, where waiting for the network takes "
+        f"{made.waiting_s / made.step_s:.0%} of a step. Storage limits it if a node can't read as many MB/s as the "
+        "column says."
     )
     header = (
         "GPUs",

@@ -157,11 +157,11 @@ def test_evaluate_linear_and_finetune_from_the_command_line(
 @pytest.mark.slow
 def test_the_demo_beats_pixels_and_random_weights(tmp_path: Path) -> None:
     """Two epochs are enough for a lead of several points on the test part of the embedded sample."""
-    from mocokit.run.demo import judge, run_demo
+    from mocokit.run.demo import evaluate_demo, run_demo
 
     result = run_demo(tmp_path / "run", epochs=2)
     assert result.step == result.total_steps
-    accuracy = {row.features: row.accuracy for row in judge(tmp_path / "run")}
+    accuracy = {row.features: row.accuracy for row in evaluate_demo(tmp_path / "run")}
     for protocol, trained in accuracy["pre-trained"].items():
         assert trained > accuracy["raw pixels"][protocol] + 0.05
         assert trained > accuracy["random init"][protocol] + 0.02

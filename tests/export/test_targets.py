@@ -1,4 +1,4 @@
-"""Each target, read by its own library: ResNet-18, ResNet-50 and a ViT that were trained for a few steps."""
+"""Each target is read by its own library: ResNet-18, ResNet-50 and a ViT, trained for a few steps."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ Exports = Callable[[str, str], ExportResult]
 
 @pytest.fixture(scope="module")
 def exports(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    """exports("resnet18", "onnx"): that export, made once."""
+    """Return a function that makes an export once: exports("resnet18", "onnx")."""
 
     @cache
     def make(arch: str, target: str) -> ExportResult:
@@ -63,7 +63,7 @@ def exports(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory)
 
 
 def _features(usage: str, images: Tensor) -> Tensor:
-    """What a user gets who runs the card's lines."""
+    """Return the features that a user gets from the lines of the card."""
     names: dict[str, Any] = {"images": images.numpy()}
     exec(usage, names)
     if "features" in names:
@@ -143,7 +143,7 @@ def test_onnx_takes_any_batch_and_says_how_to_normalise(finished_run: FinishedRu
     assert json.loads(metadata["std"]) == pytest.approx(loaded.card.std)
 
 
-def test_hugging_face_knows_how_to_feed_it(finished_run: FinishedRun, exports: Exports) -> None:
+def test_hugging_face_reads_size_crop_and_mean(finished_run: FinishedRun, exports: Exports) -> None:
     folder = exports("vit_tiny_patch16_224", "huggingface").exported.files[0].parent
     told = AutoImageProcessor.from_pretrained(folder, local_files_only=True).data_config  # type: ignore[no-untyped-call]
     card = mocokit.load_backbone(finished_run("vit_tiny_patch16_224")).card
@@ -161,10 +161,10 @@ def test_hugging_face_knows_how_to_feed_it(finished_run: FinishedRun, exports: E
         ("vit_tiny_patch16_224", "official", "net.tar", "main_moco.py builds torchvision's ResNets"),
         ("resnet18", "onnx", "net.pth", r"out=.*net.pth: must end in .onnx"),
         ("resnet18", "timm", "net.bin", r"must end in .safetensors or .pth"),
-        ("resnet18", "tensorflow", "net", "to=tensorflow: unknown target; choose one of torchvision, timm"),
+        ("resnet18", "tensorflow", "net", r"to='tensorflow': unknown; choose one of \['torchvision', 'timm'"),
     ],
 )
-def test_what_a_target_can_not_hold_is_an_error_that_helps(
+def test_a_backbone_that_a_target_can_not_hold_is_an_error_with_a_remedy(
     finished_run: FinishedRun, arch: str, target: str, out: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What Detectron2 will read: names, numbers, configs. Read back by code that knows only its format."""
+"""Names, numbers and configs for Detectron2, read back by code that knows only its format."""
 
 import ast
 import pickle
@@ -22,7 +22,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def _loaded(arch: str, stem: str = "imagenet") -> LoadedBackbone:
-    """Random weights, and BatchNorm statistics that matter."""
+    """Return a backbone with random weights, and BatchNorm statistics far from 0 and 1."""
     backbone = build_backbone(arch, stem=stem)
     generator = torch.Generator().manual_seed(1)
     for name, value in backbone.state_dict().items():
@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedBackbone, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_features_read_back_by_names_are_the_backbones(arch: str, tmp_path: Path) -> None:
+def test_features_read_back_equal_the_backbones(arch: str, tmp_path: Path) -> None:
     loaded = _loaded(arch)
     result = export_detectron2(loaded, tmp_path)
     images = torch.randn(2, 3, 80, 64)
@@ -116,7 +116,7 @@ def test_the_reader_takes_numpys_own_pickles_but_runs_no_code(tmp_path: Path) ->
         read_detectron2(path)
 
 
-def test_configs_say_what_the_recipes_say(exported: tuple[LoadedBackbone, Exported]) -> None:
+def test_configs_hold_the_numbers_of_the_recipes(exported: tuple[LoadedBackbone, Exported]) -> None:
     yaml = pytest.importorskip("yaml")
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in exported[1].files if path.suffix == ".yaml"}
     assert set(configs) == {"voc-c4-24k", "coco-c4-2x", "coco-fpn-1x"}
@@ -144,7 +144,7 @@ def test_configs_say_what_the_recipes_say(exported: tuple[LoadedBackbone, Export
     assert fpn["MODEL"]["ANCHOR_GENERATOR"]["SIZES"] == [[32], [64], [128], [256], [512]]
 
 
-def test_basic_blocks_get_the_pyramid_alone_and_others_nothing(tmp_path: Path) -> None:
+def test_basic_blocks_get_only_the_fpn_config_and_unknown_backbones_are_refused(tmp_path: Path) -> None:
     result = export_detectron2(_loaded("resnet18"), tmp_path)
     assert [path.name for path in result.files] == ["backbone.pkl", "coco-fpn-1x.yaml", "train_net.py"]
     assert "RES2_OUT_CHANNELS: 64" in result.files[1].read_text()

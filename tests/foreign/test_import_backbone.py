@@ -1,4 +1,4 @@
-"""Checkpoints in each project's layout, made here with that project's names, must give the same features again."""
+"""Checkpoints in each project's layout, written here with its names, must give the same features after import."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def _resnet(arch: str = "resnet18", head: nn.Module | None = None) -> nn.Module:
-    """A torchvision network with statistics that matter."""
+    """Return a torchvision ResNet with BatchNorm statistics far from 0 and 1."""
     net: nn.Module = getattr(models, arch)()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -161,7 +161,7 @@ def test_lightlys_named_backbone_is_known_too(tmp_path: Path) -> None:
     _check(net, tmp_path / "ours.safetensors")
 
 
-def test_the_small_stem_is_told_by_its_kernel(tmp_path: Path) -> None:
+def test_the_small_stem_is_inferred_from_its_kernel(tmp_path: Path) -> None:
     net = _resnet()
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()
@@ -172,7 +172,7 @@ def test_the_small_stem_is_told_by_its_kernel(tmp_path: Path) -> None:
 
 
 def test_lightlys_own_resnet_without_relu_is_refused(tmp_path: Path) -> None:
-    """Its shapes are those of resnet18 with the small stem, its features are not."""
+    """Its shapes are those of resnet18 with the small stem, but its features differ."""
     keys = {f"backbone.{key}": torch.zeros(1) for key in ("0.weight", "1.weight", "2.0.conv1.weight", "3.0.bn1.bias")}
     torch.save({"state_dict": {**keys, **_with("projection_head.", MLP)}}, tmp_path / "theirs.ckpt")
     with pytest.raises(ValueError, match="has no ReLU after its first BatchNorm"):
@@ -191,7 +191,7 @@ def test_lightlys_own_resnet_without_relu_is_refused(tmp_path: Path) -> None:
 def test_vision_transformers_are_told_apart(
     layout: Callable[[nn.Module], dict[str, Any]], name: str, num_heads: int | None, arch: str, tmp_path: Path
 ) -> None:
-    """MoCo v3's ViT-S has 12 heads where others have 6: the same shapes, other features."""
+    """MoCo v3's ViT-S has 12 heads where others have 6: the shapes are equal, the features differ."""
     net = _vit(name, num_heads=num_heads)
     torch.save(layout(net), tmp_path / "theirs.pth")
     assert import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors").card.arch == arch
@@ -212,12 +212,12 @@ def test_torchvisions_vit_is_timms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
-def test_the_architecture_is_told_by_shapes(arch: str, tmp_path: Path) -> None:
+def test_the_architecture_is_inferred_from_shapes(arch: str, tmp_path: Path) -> None:
     torch.save(_resnet(arch).state_dict(), tmp_path / "theirs.pth")
     assert import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors").card.arch == arch
 
 
-def test_the_command_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_parts_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(_solo(_resnet()), tmp_path / "theirs.ckpt")
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(tmp_path / "theirs.ckpt"), str(out), "--image-size", "96"]) == 0
@@ -283,13 +283,17 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
             {},
             r"other shapes: layer1.0.conv1.weight \(64, 64, 5, 5\), not \(64, 64, 3, 3\)",
         ),
-        (lambda s: s, {"arch": "resnet50"}, r"arch=resnet50: a plain state dict's weights are not of this backbone"),
-        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown"),
+        (
+            lambda s: s,
+            {"arch": "resnet50"},
+            r"arch=resnet50: the weights of a plain state dict are not of",
+        ),
+        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown backbone"),
         (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
-        (lambda s: {"step": 3, "method": s}, {}, r"a checkpoint of mocokit's own; use the run folder"),
+        (lambda s: {"step": 3, "method": s}, {}, r"mocokit wrote this checkpoint; use its run folder"),
     ],
 )
-def test_what_does_not_fit_is_told(
+def test_weights_that_do_not_fit_are_refused_with_the_difference(
     change: Callable[[State], State], arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     torch.save(change(_plain(_resnet())), tmp_path / "theirs.pth")

@@ -1,4 +1,4 @@
-"""Official runs continue here, and ours there: nothing is lost on the way."""
+"""Official runs continue here and our runs continue there, without losing state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ BATCH = 16
 
 
 class Official(nn.Module):
-    """The parts of moco/builder.py, in its order, after its description; trained on something simple."""
+    """The parts of moco/builder.py in its order, written from its description; trained on something simple."""
 
     def __init__(self, *, mlp: bool) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_an_official_run_comes_back_bit_equal(mlp: bool, photos: Path, tmp_path:
 
 
 def test_the_official_code_can_load_what_we_write(finished_run: Callable[[str], Path], tmp_path: Path) -> None:
-    """Model and optimizer of an independent builder take it strictly, and hold what our run holds."""
+    """An independent model and optimizer load it strictly, and then hold our run's state."""
     run = finished_run("resnet18")
     export_run(run, to="official", out=tmp_path / "ours.pth.tar")
     file = torch.load(tmp_path / "ours.pth.tar", weights_only=True)
@@ -151,14 +151,14 @@ def _wrong_architecture(checkpoint: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_narrow_head, "its head is 8 wide, its queue holds keys of 16; they are not of one run"),
+        (_narrow_head, "its head is 8 wide, its queue holds keys of 16; they are of different runs"),
         (_no_head, "has no head"),
         (_wrong_architecture, "the nearest is resnet18: unknown keys: layer5.0.conv1.weight"),
         (lambda c: c.pop("optimizer"), "only official MoCo v1/v2 checkpoints with queue, epoch and optimizer"),
         (lambda c: c["state_dict"].pop("module.queue"), "lacks module.queue"),
     ],
 )
-def test_what_can_not_be_continued_is_told(
+def test_checkpoints_that_can_not_be_continued_are_refused(
     damage: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
 ) -> None:
     checkpoint = _official_checkpoint(mlp=True)
@@ -177,6 +177,6 @@ def test_settings_that_the_file_contradicts_are_refused(photos: Path, tmp_path: 
     ):
         with pytest.raises(ValueError, match=message):
             _continue(tmp_path / "theirs.pth.tar", photos, tmp_path / "run", **{setting: value})
-    with pytest.raises(ValueError, match="preset=moco-v1: another head than the file's"):
+    with pytest.raises(ValueError, match="preset=moco-v1: its head is not the file's"):
         read_official_run(tmp_path / "theirs.pth.tar", preset="moco-v1")
     assert not (tmp_path / "run").exists()

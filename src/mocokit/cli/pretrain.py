@@ -94,13 +94,13 @@ def demo_command(arguments: list[str]) -> int:
             seed: Seed of the run.
 
         """
-        from mocokit.run.demo import EPOCHS, free_folder, judge, run_demo
+        from mocokit.run.demo import EPOCHS, evaluate_demo, free_folder, run_demo
 
         result = run_demo(free_folder(out), epochs=epochs or EPOCHS, seed=seed)
         code = _close(result)
         if result.signal is None:
             print()
-            print_knn(judge(result.folder, seed=seed))
+            print_knn(evaluate_demo(result.folder, seed=seed))
             print(f"\nview pairs: {result.folder / 'views.png'}; metrics: {result.folder / 'metrics.jsonl'}")
         return code
 

@@ -1,4 +1,7 @@
-"""The files of a run: config as asked, what was worked out from it, environment, log, checkpoints, backbone."""
+"""The run folder: its file names, the lock that keeps other processes out, and what is written at the start.
+
+config.toml holds the settings that the user asked for, resolved.toml the numbers that were derived from them.
+"""
 
 import contextlib
 import fcntl
@@ -19,10 +22,10 @@ LOGGER = logging.getLogger("mocokit")
 
 
 class RunFolder:
-    """Paths within a run folder.
+    """Paths of a run folder's files.
 
     Args:
-        path: The folder.
+        path: The folder; it need not exist yet.
 
     """
 
@@ -38,26 +41,27 @@ class RunFolder:
         self.lock_file = self.path / ".lock"
 
     def require_free(self) -> None:
-        """Raise ValueError when something is there already; the message names `mocokit resume`, or who is at it."""
+        """Raise ValueError if the folder has files or another process runs in it; the message says what to do."""
         if self.lock_file.is_file():
             with self.locked():
                 pass
         self._require_empty()
 
     def _require_empty(self) -> None:
+        """Raise ValueError if the path is a file, or a folder with anything but the lock file."""
         if self.path.exists() and (not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())):
             remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
             raise ValueError(f"out={self.path}: exists and is not empty; {remedy} choose another folder")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from running in this folder; also ends, whatever happens, with this process.
+        """Context manager that keeps other processes from running in this folder.
 
-        A record lock, which belongs to this process alone: loader workers would inherit one of `flock`, and hold it
-        on for a moment after this process was killed.
+        The lock is a record lock (lockf): the system frees it when this process ends, even if it is killed. Loader
+        workers would inherit a lock of `flock`, and hold it for a moment after this process was killed.
 
         Raises:
-            ValueError: Another process runs here; the message says which.
+            ValueError: Another process runs in this folder; the message names it.
 
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,22 +80,23 @@ class RunFolder:
             yield
 
     def remove_partial(self) -> None:
-        """Delete files that a killed process left half-written; call while `locked`."""
+        """Delete files that a killed process left half-written; call only while `locked`."""
         for folder in (self.path, self.checkpoints):
             remove_partial(folder)
 
     def create(self, config: str) -> None:
         """Make the folder and write the config, which is TOML, and the environment into it."""
-        self._require_empty()  # again: somebody may have filled it before it was locked
+        # Checked a second time: another process may have filled the folder after require_free, before the lock.
+        self._require_empty()
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(config, encoding="utf-8")
         self.environment.write_text(tomli_w.dumps(describe_environment()), encoding="utf-8")
 
     def read_config(self) -> str:
-        """Return the config as it was asked for, in TOML.
+        """Return the config that the user asked for, in TOML.
 
         Raises:
-            ValueError: Not a run folder.
+            ValueError: The folder has no config.toml.
 
         """
         if not self.config.is_file():
@@ -99,11 +104,11 @@ class RunFolder:
         return self.config.read_text(encoding="utf-8")
 
     def record_resolved(self, values: Mapping[str, object]) -> None:
-        """Write down numbers that were derived from the config, the data and the machine."""
+        """Write the numbers that were derived from the config, the data and the machine."""
         self.resolved.write_text(tomli_w.dumps(dict(values)), encoding="utf-8")
 
     def start_log(self) -> None:
-        """Let the package's log messages go to `log.txt` too, on the main rank."""
+        """Also write the package's log messages to `log.txt`, on the main rank."""
         if distributed.is_main():
             handler = logging.FileHandler(self.log, encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -111,12 +116,12 @@ class RunFolder:
             LOGGER.setLevel(logging.INFO)
 
     def stop_log(self) -> None:
-        """Close `log.txt`."""
+        """Stop writing log messages to `log.txt`, and close it."""
         for handler in [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]:
             LOGGER.removeHandler(handler)
             handler.close()
 
 
 def describe_environment() -> dict[str, object]:
-    """Hardware, versions and the command, for the record."""
+    """Return hardware, versions, number of ranks and the command line."""
     return {**describe_machine(), "world_size": distributed.world_size(), "command": sys.argv}

@@ -1,4 +1,4 @@
-"""Write a backbone in the layout of another library, and prove that the features are equal there.
+"""Write a backbone in another library's format, and prove that the library computes the same features.
 
-May import `engine`, `nets` and `detection`, whose recipes it writes down for Detectron2.
+May import `config`, `engine`, `methods`, `nets` and `detection` (the Detectron2 configs are made from its recipes).
 """

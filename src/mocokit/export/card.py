@@ -1,4 +1,4 @@
-"""The card beside an exported file: which run, which data, which protocol gave which number, how far from ours."""
+"""The card beside an exported file: its run and data, its measured accuracies, and how exactly it was reproduced."""
 
 import hashlib
 import json
@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mocokit.config.toml import from_toml
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
 from mocokit.export.proof import Proof
@@ -21,18 +20,21 @@ pipeline_tag: image-feature-extraction
 tags: [mocokit, self-supervised, moco]
 ---
 """
-"""What huggingface.co reads from a README.md."""
+"""Metadata that huggingface.co reads from the top of a README.md."""
+
+VERSIONS = ("mocokit", "python", "torch", "torchvision")
+"""Entries of environment.toml that the card repeats."""
 
 
 def describe(loaded: LoadedBackbone, exported: Exported, *, target: str, proof: Proof, images: str) -> dict[str, Any]:
-    """All that the card says, as plain values.
+    """Return the content of the card as plain values, ready for JSON.
 
     Args:
-        loaded: What was exported.
-        exported: What was written.
-        target: Its name.
-        proof: How far the readers are from ours.
-        images: Where the images of the proof came from.
+        loaded: The exported backbone.
+        exported: Files that the target wrote.
+        target: Name of the target.
+        proof: Differences between the readers' features and mocokit's.
+        images: Description of the images of the proof.
 
     """
     return {
@@ -53,43 +55,39 @@ def describe(loaded: LoadedBackbone, exported: Exported, *, target: str, proof: 
 
 
 def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
-    """What the run folder around a backbone says about it; empty for a lone file."""
+    """Return settings, data and versions of the run folder around a backbone; empty for a lone file."""
     folder = RunFolder(loaded.path.parent)
     if loaded.path != folder.backbone or not folder.config.is_file():
         return {}
-    config = from_toml(folder.read_config())
-    resolved = _toml(folder.resolved)
+    config = tomllib.loads(folder.read_config())  # read as values: the run's method may be unknown here
+    resolved = _read_toml(folder.resolved)
     return {
         "folder": folder.path.resolve().name,
         "config_sha256": hashlib.sha256(folder.config.read_bytes()).hexdigest(),
-        "seed": config.run.seed,
-        "epochs": config.optim.epochs,
-        "global_batch_size": config.data.global_batch_size,
-        "data": Path(config.data.source).name,
+        "seed": config["run"]["seed"],
+        "epochs": config["optim"]["epochs"],
+        "global_batch_size": config["data"]["global_batch_size"],
+        "data": Path(config["data"]["source"]).name,
         "num_images": resolved.get("num_images"),
         "data_names_sha256": resolved.get("names_sha256"),
         "total_steps": resolved.get("total_steps"),
-        "versions": {name: value for name, value in _toml(folder.environment).items() if name in VERSIONS},
+        "versions": {name: value for name, value in _read_toml(folder.environment).items() if name in VERSIONS},
     }
 
 
-VERSIONS = ("mocokit", "python", "torch", "torchvision")
-
-
-def _toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file; empty if there is no file."""
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _evaluation(path: Path) -> list[dict[str, Any]]:
-    """Rows of {protocol, features, accuracy} that `mocokit evaluate` left in the run folder."""
-    if not path.is_file():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    """Return the rows {protocol, features, accuracy} that `mocokit evaluate` wrote into the run folder."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return rows
 
 
 def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Write `facts` for people and for programs: in the folder `out`, or beside the file `out`."""
+    """Write the card as Markdown and as JSON: into `out` if it is a folder, else beside it; return both paths."""
     if out.is_dir():
         text = out / "README.md"
         values = out / "mocokit.json"
@@ -103,7 +101,7 @@ def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
 
 
 def render(name: str, facts: Mapping[str, Any]) -> str:
-    """The card as Markdown."""
+    """Return the card of the file or folder `name` as Markdown."""
     card = facts["backbone"]
     run = facts["run"]
     proof = facts["proof"]

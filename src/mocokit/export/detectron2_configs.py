@@ -1,4 +1,4 @@
-"""A detection recipe as Detectron2's YAML config; each file is whole, without `_BASE_`."""
+"""Detection recipes as Detectron2 YAML configs; each file is complete, without `_BASE_`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from mocokit.detection.recipes import DetectionRecipe
 
 NORM = "naiveSyncBN"
-"""Of moco's configs: "SyncBN seems to cause larger variance for unknown reasons"."""
+"""Normalisation layer of moco's own configs, which say "SyncBN seems to cause larger variance for unknown reasons"."""
 
 Settings = dict[str, Any]
 
@@ -23,14 +23,14 @@ def detectron2_yaml(
     std: Sequence[float],
     weights: str,
 ) -> str:
-    """The config of one recipe.
+    """Return the config of one recipe as YAML.
 
     Args:
         recipe: Schedule and sizes.
-        depth: Of the ResNet.
-        block: Its first residual block, which tells groups and widths.
-        mean: Of the pixels, scaled to 0..1, in the order R, G, B.
-        std: Likewise.
+        depth: Number of layers of the ResNet (18, 50, ...).
+        block: First residual block of the ResNet; groups and widths are read from it.
+        mean: Mean of the channels R, G, B, in 0..1.
+        std: Standard deviation of the channels, in 0..1.
         weights: Name of the weights file.
 
     """
@@ -70,13 +70,14 @@ def _model(
     std: Sequence[float],
     weights: str,
 ) -> Settings:
+    """Return the MODEL section: backbone, region proposals, and the head for the recipe's neck (C4 or FPN)."""
     conv2 = block.conv2
     out_channels = 64 if isinstance(block, BasicBlock) else block.conv3.out_channels
     model: Settings = {
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "WEIGHTS": weights,
         "MASK_ON": recipe.masks,
-        "PIXEL_MEAN": [round(255 * value, 3) for value in mean],
+        "PIXEL_MEAN": [round(255 * value, 3) for value in mean],  # Detectron2's pixels are 0..255
         "PIXEL_STD": [round(255 * value, 3) for value in std],
         "BACKBONE": {"FREEZE_AT": 0},
         "RESNETS": {
@@ -112,13 +113,14 @@ def _model(
 
 
 def _datasets(recipe: DetectionRecipe) -> Settings:
+    """Return the DATASETS section: COCO for recipes with masks, else VOC07+12."""
     if recipe.masks:
         return {"TRAIN": ["coco_2017_train"], "TEST": ["coco_2017_val"]}
     return {"TRAIN": ["voc_2007_trainval", "voc_2012_trainval"], "TEST": ["voc_2007_test"]}
 
 
 def _lines(settings: Mapping[str, Any], indent: str = "") -> list[str]:
-    """YAML: mappings as blocks, everything else as JSON, which YAML reads."""
+    """Return YAML lines: mappings as indented blocks, other values as JSON, which is valid YAML."""
     lines: list[str] = []
     for name, value in settings.items():
         if isinstance(value, dict):

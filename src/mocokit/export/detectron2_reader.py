@@ -1,6 +1,7 @@
-"""Detectron2's weight files, read and run without Detectron2 and without torchvision.
+"""Read Detectron2's weight files, and compute their features, without Detectron2 and without torchvision.
 
-An independent second reading of the format: the proof of an export goes through here, not through the exporter's names.
+This is a second implementation of the format, written independently of `to_detectron2`. The proof of an export uses
+it, so a wrong name in the exporter shows.
 """
 
 import io
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 EPS = 1e-5
-"""Of Detectron2's BatchNorm, frozen or not."""
+"""Epsilon of Detectron2's BatchNorm, frozen or not."""
 
 Weights = Mapping[str, NDArray[Any]]
 
-# All that an array needs, in a pickle of mocokit, of numpy 1 and of numpy 2. None of these runs code from the file.
+# Globals that a pickled array needs, written by mocokit, numpy 1 or numpy 2. None of them runs code from the file.
 _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -34,18 +35,20 @@ _ALLOWED = {
 
 
 class _ArraysOnly(pickle.Unpickler):
+    """Unpickler of plain values and arrays."""
+
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """What the pickle asks for by name, if an array needs it."""
+        """Return a global that the pickle names; raise UnpicklingError if no array needs it."""
         if (module_name, global_name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no weight file needs")
         return super().find_class(module_name, global_name)
 
 
 def read_detectron2(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of a weight file by name; executes nothing from it.
+    """Return the arrays of a weight file by name; execute nothing from it.
 
     Raises:
-        ValueError: No such file, damaged, of another format, or a pickle that would run code.
+        ValueError: The file is missing, damaged, of another format, or a pickle that would run code.
 
     """
     try:
@@ -62,20 +65,21 @@ def read_detectron2(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def detectron2_features(weights: Weights, images: Tensor) -> Tensor:
-    """Mean-pooled res5 features (N, D) of images (N, 3, H, W) in eval mode, as Detectron2's ResNet computes them.
+    """Return the mean-pooled res5 features (N, D) that Detectron2's ResNet computes in eval mode from (N, 3, H, W).
 
-    STRIDE_IN_1X1 is False: the stride of a bottleneck lies in its 3x3 convolution.
+    STRIDE_IN_1X1 is False, so the stride of a bottleneck is in its 3x3 convolution.
     """
     x = F.max_pool2d(F.relu(_conv(weights, "stem.conv1", images, stride=2)), kernel_size=3, stride=2, padding=1)
+    # (N, 64, H/4, W/4)
     for stage in ("res2", "res3", "res4", "res5"):
         blocks = {int(name.split(".")[1]) for name in weights if name.startswith(stage + ".")}
         for number in range(len(blocks)):
             x = _block(weights, f"{stage}.{number}", x, stride=2 if number == 0 and stage != "res2" else 1)
-    return x.mean(dim=(2, 3))
+    return x.mean(dim=(2, 3))  # (N, D, H/32, W/32) -> (N, D)
 
 
 def _block(weights: Weights, name: str, x: Tensor, *, stride: int) -> Tensor:
-    """A residual block: bottleneck when it has a conv3, else basic."""
+    """Compute a residual block: a bottleneck if it has a conv3, else a basic block."""
     shortcut = _conv(weights, f"{name}.shortcut", x, stride=stride) if f"{name}.shortcut.weight" in weights else x
     if f"{name}.conv3.weight" in weights:
         out = F.relu(_conv(weights, f"{name}.conv1", x))
@@ -86,7 +90,7 @@ def _block(weights: Weights, name: str, x: Tensor, *, stride: int) -> Tensor:
 
 
 def _conv(weights: Weights, name: str, x: Tensor, *, stride: int = 1) -> Tensor:
-    """Convolution and its normalisation, written out; groups follow from the shapes."""
+    """Compute a convolution and its BatchNorm; the number of groups follows from the shapes."""
     weight = torch.from_numpy(weights[f"{name}.weight"])
     x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
     mean, var, scale, shift = (

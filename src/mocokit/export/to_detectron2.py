@@ -1,7 +1,7 @@
 """Detectron2: weights under its names, and a config for each recipe.
 
-Names are those of moco's own converter (`detection/convert-pretrain-to-detectron2.py`): layer1..4 become res2..5, the
-rest `stem`, `bn{n}` becomes `conv{n}.norm`, and `downsample` `shortcut`.
+Names are those of moco's own converter (`detection/convert-pretrain-to-detectron2.py`): layer1..4 become res2..5,
+other layers go below `stem`, `bn{n}` becomes `conv{n}.norm`, and `downsample` becomes `shortcut`.
 """
 
 import io
@@ -32,11 +32,11 @@ DEPTHS = {
     "resnext50_32x4d": 50,
     "wide_resnet50_2": 50,
 }
-"""Backbones that Detectron2 builds."""
+"""Backbones that Detectron2 can build -> number of layers."""
 
 
 def export_detectron2(loaded: LoadedBackbone, out: Path) -> Exported:
-    """Write a folder: weights, a config for each recipe, and the code that the C4 configs need.
+    """Write a folder with weights, a config for each recipe, and a training program with the head of the C4 configs.
 
     Raises:
         ValueError: Detectron2 has no such backbone.
@@ -62,7 +62,7 @@ def export_detectron2(loaded: LoadedBackbone, out: Path) -> Exported:
 
 
 def detectron2_name(name: str) -> str:
-    """Detectron2's name of one of torchvision's ResNet parameters."""
+    """Return Detectron2's name of a parameter or buffer of torchvision's ResNet."""
     name = name if name.startswith("layer") else f"stem.{name}"
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
@@ -70,12 +70,13 @@ def detectron2_name(name: str) -> str:
 
 
 class _PortablePickler(pickle.Pickler):
-    """Arrays as `numpy.ndarray(shape, type, bytes)`: numpy 2's own pickles can't be read by the numpy 1 of most
-    Detectron2 installations.
+    """Pickler that writes arrays as `numpy.ndarray(shape, type, bytes)`.
+
+    numpy 2's own pickles name numpy._core, which the numpy 1 of most Detectron2 installations does not have.
     """
 
     def reducer_override(self, value: Any) -> Any:
-        """How an array is written; anything else as usual."""
+        """Return how to rebuild an array; leave other values to pickle."""
         if isinstance(value, np.ndarray):
             array: NDArray[Any] = np.ascontiguousarray(value).reshape(value.shape)
             return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))
@@ -83,14 +84,17 @@ class _PortablePickler(pickle.Pickler):
 
 
 def dump_portable(content: Mapping[str, object]) -> bytes:
-    """A pickle of plain values and arrays that any numpy reads (protocol 4: Python 3.4 and newer)."""
+    """Return a pickle of plain values and arrays that numpy 1 and 2 read (protocol 4: Python 3.4 and newer)."""
     buffer = io.BytesIO()
     _PortablePickler(buffer, protocol=4).dump(dict(content))
     return buffer.getvalue()
 
 
 def _write_configs(card: BackboneCard, backbone: ResNet, out: Path) -> tuple[Path, ...]:
-    """A YAML file a recipe; Detectron2's C4 head is made of bottleneck blocks, so ResNet-18 and 34 get FPN alone."""
+    """Write a YAML file for each recipe that fits the backbone; return their paths.
+
+    Detectron2's C4 head is made of bottleneck blocks, so ResNet-18 and 34 get only the FPN recipe.
+    """
     recipes = [COCO_FPN_1X] if isinstance(backbone.layer1[0], BasicBlock) else [VOC_C4_24K, COCO_C4_2X, COCO_FPN_1X]
     paths = tuple(out / f"{recipe.name}.yaml" for recipe in recipes)
     for path, recipe in zip(paths, recipes, strict=True):

@@ -1,7 +1,6 @@
-"""Hugging Face: a folder in timm's hub layout, which timm and transformers load from the disk or from the hub."""
+"""Hugging Face: a folder in timm's hub layout, which timm and transformers load from disk or from the hub."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mocokit.engine.backbone_file import LoadedBackbone
-from mocokit.export.targets import Exported
+from mocokit.export.targets import Exported, Reader
 from mocokit.export.to_timm import as_timm
 from mocokit.nets.backbones import feature_dim
 
@@ -19,7 +18,7 @@ def export_huggingface(loaded: LoadedBackbone, out: Path) -> Exported:
     """Make the folder `out` with config.json and model.safetensors.
 
     Raises:
-        ValueError: timm has no such network; the message names targets that do.
+        ValueError: timm has no such network; the message names targets that can hold it.
 
     """
     config = _config(loaded)
@@ -43,7 +42,8 @@ def export_huggingface(loaded: LoadedBackbone, out: Path) -> Exported:
     )
 
 
-def _read_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
+def _read_with_transformers(folder: Path) -> Reader:
+    """Return a reader that loads the folder with transformers."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
@@ -55,7 +55,7 @@ def _read_with_transformers(folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _config(loaded: LoadedBackbone) -> dict[str, object]:
-    """timm's config.json: how to build the network and how to feed it."""
+    """Return the content of timm's config.json: how to build the network and how to prepare its images."""
     card = loaded.card
     model = as_timm(loaded, target="huggingface")
     declared = timm.get_pretrained_cfg(model.name, allow_unregistered=True)

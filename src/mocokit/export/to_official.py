@@ -1,9 +1,9 @@
 """facebookresearch/moco: a checkpoint that its main_moco.py resumes, with key encoder, queue and optimizer.
 
-Layout (main_moco.py, moco/builder.py): {epoch, arch, state_dict, optimizer}; in state_dict `module.queue` (C, K),
-`module.queue_ptr` (1,), `module.encoder_q.*` and `module.encoder_k.*` under torchvision's names with the head in `fc`.
-Its optimizer numbers the parameters of both encoders, query first, and has momentum for the first half alone. What
-that layout has no room for goes under the key `mocokit`, which main_moco.py does not read.
+Layout (main_moco.py, moco/builder.py): {epoch, arch, state_dict, optimizer}. The state_dict holds `module.queue`
+(C, K), `module.queue_ptr` (1,), and `module.encoder_q.*` and `module.encoder_k.*` under torchvision's names, with the
+head in `fc`. The optimizer numbers the parameters of both encoders, encoder_q first, and has momentum buffers only
+for encoder_q. State of mocokit that this layout lacks goes under the key `mocokit`, which main_moco.py does not read.
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,31 @@ from mocokit.engine.checkpoint import load_newest
 from mocokit.engine.run_folder import RunFolder
 from mocokit.export.targets import Exported
 from mocokit.methods import official_names
+from mocokit.methods.moco import MoCoSettings
 from mocokit.nets.heads import build_head
 
 EXTRAS = ("step", "steps_per_epoch", "config", "scaler", "precision")
-"""Entries of a checkpoint of ours that the official layout lacks."""
+"""Entries of a mocokit checkpoint that the official layout lacks."""
 
 
 def export_official(loaded: LoadedBackbone, out: Path) -> Exported:
     """Write the newest checkpoint of a run as `out`, for example checkpoint_0199.pth.tar.
 
     Raises:
-        ValueError: Not a run folder with a checkpoint, or not a network that the official code builds.
+        ValueError: There is no run folder with a checkpoint, or the official code can't build or train this run.
 
     """
     folder = RunFolder(loaded.path.parent)
     config = from_toml(folder.read_config())
-    if config.model.stem != "imagenet" or not hasattr(torchvision.models, config.model.arch):
+    card = loaded.card
+    if card.is_own or config.model.stem != "imagenet" or not hasattr(torchvision.models, config.model.arch):
         raise ValueError(
-            f"to=official: main_moco.py builds torchvision's ResNets, no {config.model.arch} with stem "
-            f"{config.model.stem}; use --to safetensors"
+            f"to=official: main_moco.py builds torchvision's ResNets, no {card.arch} with stem {card.stem}; "
+            "use --to safetensors"
         )
-    if config.method.name != "moco" or config.optim.name != "sgd":
+    if not isinstance(config.method, MoCoSettings) or config.optim.name != "sgd":
         raise ValueError(
-            f"to=official: main_moco.py trains MoCo v1 and v2 by SGD, the run is {config.method.name} by "
+            f"to=official: main_moco.py trains MoCo v1 and v2 with SGD, the run is {config.method.name} with "
             f"{config.optim.name}; use --to safetensors"
         )
     state, _ = load_newest(folder.checkpoints)
@@ -51,13 +53,13 @@ def export_official(loaded: LoadedBackbone, out: Path) -> Exported:
     return Exported(
         files=(out,),
         readers={f"moco/builder.py's layout, torchvision {torchvision.__version__}": read_official(out, config)},
-        usage=_command(config, out),
-        notes=tuple(_notes(config, step=state["step"], steps_per_epoch=state["steps_per_epoch"])),
+        usage=_official_command(config, config.method, out),
+        notes=tuple(_notes(config, config.method, step=state["step"], steps_per_epoch=state["steps_per_epoch"])),
     )
 
 
-def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
-    """What main_moco.py would do otherwise than the run did."""
+def _notes(config: Config, method: MoCoSettings, *, step: int, steps_per_epoch: int) -> Iterator[str]:
+    """Yield a note on each difference between this run and what main_moco.py does."""
     epoch, rest = divmod(step, steps_per_epoch)
     if rest:
         yield f"step {step} lies {rest} steps into epoch {epoch}; main_moco.py begins that epoch again"
@@ -67,14 +69,14 @@ def _notes(config: Config, *, step: int, steps_per_epoch: int) -> Iterator[str]:
         fixed = getattr(official, setting)
         if own != fixed:
             yield f"main_moco.py has data.{setting} = {fixed} written into it, the run had {own or 'its data'}"
-    if config.method.symmetric:
+    if method.symmetric:
         yield "main_moco.py has no symmetric loss, the run had"
-    if config.method.mask_same_image:
+    if method.mask_same_image:
         yield "main_moco.py does not mask negatives of the query's own image, the run did"
 
 
 def to_official(state: dict[str, Any], *, arch: str) -> dict[str, Any]:
-    """A checkpoint of ours in the official layout; no value changes."""
+    """Return a mocokit checkpoint in the official layout; no value changes."""
     method = state["method"]
     keys: Tensor = method["queue.keys"]  # (K, C)
     num_enqueued = method["queue._extra_state"]["num_enqueued"]
@@ -98,14 +100,17 @@ def to_official(state: dict[str, Any], *, arch: str) -> dict[str, Any]:
 
 
 def _official_optimizer(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer's state as SGD over both encoders has it."""
+    """Return the optimizer's state in the form of one SGD over both encoders.
+
+    Ours numbers encoder_q's parameters alone; theirs counts encoder_k's behind them, without momentum buffers.
+    """
     (group,) = optimizer["param_groups"]
     numbers = list(range(2 * len(group["params"])))
     return {"state": optimizer["state"], "param_groups": [{**group, "fused": None, "params": numbers}]}
 
 
 class OfficialMoCo(nn.Module):
-    """What moco/builder.py registers, without its forward pass."""
+    """Modules and buffers of moco/builder.py, without its forward pass."""
 
     def __init__(self, arch: str, *, dim: int, mlp: bool, queue_size: int) -> None:
         super().__init__()
@@ -119,12 +124,11 @@ class OfficialMoCo(nn.Module):
 
 
 def read_official(path: Path, config: Config) -> nn.Module:
-    """The query backbone (n, 3, S, S) -> (n, D) as main_moco.py reads `path`: model and optimizer, strictly."""
+    """Load `path` as main_moco.py does, model and optimizer strictly; return its backbone (n, 3, S, S) -> (n, D)."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    net = OfficialMoCo(
-        checkpoint["arch"], dim=config.model.dim, mlp=config.model.mlp, queue_size=config.method.queue_size
-    )
     state = checkpoint["state_dict"]
+    queue_size = state["module.queue"].shape[1]
+    net = OfficialMoCo(checkpoint["arch"], dim=config.model.dim, mlp=config.model.mlp, queue_size=queue_size)
     net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     torch.optim.SGD(net.parameters(), lr=config.optim.lr, momentum=0.9).load_state_dict(checkpoint["optimizer"])
     encoder_q = net.get_submodule("encoder_q").eval()
@@ -132,10 +136,9 @@ def read_official(path: Path, config: Config) -> nn.Module:
     return encoder_q
 
 
-def _command(config: Config, out: Path) -> str:
-    """The official command that continues the run."""
+def _official_command(config: Config, method: MoCoSettings, out: Path) -> str:
+    """Return the official command that continues the run."""
     optim = config.optim
-    method = config.method
     switches = {
         "--mlp": config.model.mlp,
         "--aug-plus": config.augment.aug_plus,

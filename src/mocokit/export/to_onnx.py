@@ -1,4 +1,4 @@
-"""ONNX: a graph from normalised images to features, for any batch size."""
+"""ONNX: a graph from normalised images to features, for any batch size and one image size."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from mocokit.export.targets import Exported, require_suffix
 from mocokit.nets.timm_models import at_image_size
 
 OPSET = 18
-"""The oldest that torch's exporter writes natively; onnxruntime reads it from 1.14 on."""
+"""Oldest opset that torch's exporter writes without conversion; onnxruntime reads it since 1.14."""
 
 
 def export_onnx(loaded: LoadedBackbone, out: Path) -> Exported:
-    """Write `out` (.onnx): `images` (batch, 3, S, S) float32, normalised -> `features` (batch, D)."""
+    """Write `out` (.onnx): `images` (batch, 3, S, S), normalised float32 -> `features` (batch, D)."""
     require_suffix(out, ".onnx")
     card = loaded.card
-    images = torch.zeros(2, 3, card.image_size, card.image_size)
+    images = torch.zeros(2, 3, card.image_size, card.image_size)  # 2: torch.export fixes a batch of 1
     torch.onnx.export(
         at_image_size(loaded.backbone, card.image_size),
         (images,),

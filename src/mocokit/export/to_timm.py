@@ -15,7 +15,7 @@ def export_timm(loaded: LoadedBackbone, out: Path) -> Exported:
     """Write `out` (.safetensors or .pth).
 
     Raises:
-        ValueError: timm has no such network; the message names targets that do.
+        ValueError: timm has no such network; the message names targets that can hold it.
 
     """
     model = as_timm(loaded, target="timm")
@@ -25,25 +25,28 @@ def export_timm(loaded: LoadedBackbone, out: Path) -> Exported:
     else:
         save_file(state, out, metadata={"format": "pt"})
     net = timm.create_model(model.name, num_classes=0, checkpoint_path=str(out), **model.arguments)
-    told = "".join(f", {name}={value}" for name, value in {"num_classes": 0, **model.arguments}.items())
+    arguments = "".join(f", {name}={value}" for name, value in {"num_classes": 0, **model.arguments}.items())
     return Exported(
         files=(out,),
         readers={f"timm {timm.__version__}": net.eval()},
-        usage=f'import timm\nnet = timm.create_model("{model.name}"{told}, checkpoint_path="{out.name}")',
+        usage=f'import timm\nnet = timm.create_model("{model.name}"{arguments}, checkpoint_path="{out.name}")',
     )
 
 
 def as_timm(loaded: LoadedBackbone, *, target: str) -> TimmModel:
-    """The timm model that the backbone is; torchvision's ResNets have the same names and parameters there.
+    """Return the timm model with the backbone's architecture and parameter names.
+
+    torchvision's ResNets have the same names and parameters in timm.
 
     Raises:
-        ValueError: It is none.
+        ValueError: timm has no such model; the message starts with `to=target`.
 
     """
     card = loaded.card
     model = find_timm(card.arch) or TimmModel(card.arch, {})
     if card.stem != "imagenet" or not timm.is_model(model.name):
-        others = "onnx or safetensors" if card.arch.startswith("resnet10") else "torchvision, onnx or safetensors"
+        not_in_torchvision = card.is_own or card.arch.startswith("resnet10")
+        others = "onnx or safetensors" if not_in_torchvision else "torchvision, onnx or safetensors"
         raise ValueError(f"to={target}: timm has no {card.arch} with stem {card.stem}; use --to {others}")
     if getattr(loaded.backbone, "dynamic_img_size", False):
         return model._replace(arguments={**model.arguments, "dynamic_img_size": True})

@@ -1,4 +1,4 @@
-"""torchvision: a state dict under its names, for its ResNets and for the Vision Transformers that it has."""
+"""torchvision: a state dict under its names, for its ResNets and Vision Transformers."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ VITS = {
     "vit_large_patch32_224": "vit_l_32",
     "vit_huge_patch14_224": "vit_h_14",
 }
-"""timm's name -> torchvision's name of the same network."""
+"""Name of a ViT in timm -> name of the same network in torchvision."""
 
 BLOCK_PARTS = {
     "norm1.": "ln_1.",
@@ -27,14 +27,14 @@ BLOCK_PARTS = {
     "mlp.fc1.": "mlp.0.",
     "mlp.fc2.": "mlp.3.",
 }
-"""Parts of a ViT's block in timm -> in torchvision; shapes are the same."""
+"""Parts of a ViT block: name in timm -> name in torchvision; shapes are the same."""
 
 
 def export_torchvision(loaded: LoadedBackbone, out: Path) -> Exported:
-    """Write `out` (.pth), which torchvision's own network loads strictly once its classifier is off.
+    """Write `out` (.pth), which torchvision's network loads strictly once its classifier is an Identity.
 
     Raises:
-        ValueError: torchvision has no such network; the message names targets that do.
+        ValueError: torchvision has no such network; the message names targets that can hold it.
 
     """
     require_suffix(out, ".pth", ".pt")
@@ -53,7 +53,7 @@ def export_torchvision(loaded: LoadedBackbone, out: Path) -> Exported:
 
 
 def _torchvision_model(card: BackboneCard) -> tuple[nn.Module, list[str]]:
-    """torchvision's network without its classifier, and the lines that build it."""
+    """Return torchvision's network without its classifier, and the lines of code that build it."""
     vit = find_timm(card.arch)
     if vit and vit.name in VITS and not vit.arguments:
         net = getattr(torchvision.models, VITS[vit.name])(image_size=card.image_size)
@@ -75,7 +75,7 @@ def _torchvision_model(card: BackboneCard) -> tuple[nn.Module, list[str]]:
 
 
 def vit_names(depth: int) -> dict[str, str]:
-    """Each parameter of a timm ViT with `depth` blocks -> its name in torchvision."""
+    """Return {name in timm: name in torchvision} for each parameter of a ViT with `depth` blocks."""
     layers = {"patch_embed.proj.": "conv_proj.", "norm.": "encoder.ln."}
     for block in range(depth):
         for ours, theirs in BLOCK_PARTS.items():

@@ -1,4 +1,4 @@
-"""Read other projects' checkpoints: recognise them by their keys, without running code from them.
+"""Read other projects' checkpoints: recognise the project by its keys, and run no code from the file.
 
-May import `engine` and `nets`.
+May import `config`, `engine`, `nets`, and `export` for torchvision's names of ViT parameters.
 """

@@ -1,4 +1,4 @@
-"""Any project's checkpoint -> a backbone file that every mocokit command takes."""
+"""Import a backbone: another project's checkpoint -> a backbone file that every mocokit command takes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,23 +7,24 @@ from pathlib import Path
 
 from mocokit.config.schema import DataConfig
 from mocokit.engine.backbone_file import BackboneCard, save_backbone
-from mocokit.foreign.architecture import compare, infer_architecture, rename_backbone, stem_of
+from mocokit.foreign.architecture import compare, infer_architecture, infer_stem, rename_backbone
 from mocokit.foreign.layouts import Recognised, recognise
 from mocokit.foreign.reading import read_checkpoint
 from mocokit.nets.backbones import build_backbone
 
 IMAGE_SIZES = {"imagenet": 224, "small": 32}
-"""Stem -> image size, where the user does not say."""
+"""Stem -> image size (pixels), if the user gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """What was found in a checkpoint."""
+    """Content of an imported checkpoint."""
 
     layout: str
+    """Name of the project's layout."""
     card: BackboneCard
     left_out: dict[str, int]
-    """What is not the backbone -> its number of tensors."""
+    """Part that is not the backbone, such as "head" -> number of its tensors."""
 
 
 def import_backbone(
@@ -38,15 +39,15 @@ def import_backbone(
     """Write the backbone of a checkpoint of MoCo, lightly, solo-learn, VISSL, mmselfsup, DINO, torchvision or timm.
 
     Args:
-        checkpoint: File that torch or safetensors reads; nothing in it is run.
+        checkpoint: File of torch or safetensors; no code in it is run.
         out: Backbone file to make (.safetensors).
-        arch: Backbone; None: told by names and shapes.
-        image_size: Side of the images that it reads (pixels); None: 224, with a small stem 32.
-        mean: Mean of each channel, 0..1, that its images were normalised with.
-        std: Standard deviation of each channel, 0..1.
+        arch: Backbone; None: inferred from names and shapes.
+        image_size: Side of its training images (pixels); None: 224, or 32 for the small stem.
+        mean: Mean of each channel, in 0..1, that its images were normalised with.
+        std: Standard deviation of each channel, in 0..1.
 
     Raises:
-        ValueError: Unreadable, would run code, has unknown keys, or does not fit the backbone.
+        ValueError: The file can't be read, would run code, has unknown keys, or does not fit the backbone.
 
     """
     source = Path(checkpoint).expanduser()
@@ -62,7 +63,7 @@ def import_backbone(
     except ValueError as error:
         raise ValueError(f"checkpoint={source}: {error}") from error
     backbone = build_backbone(arch, stem=stem)
-    state = backbone.state_dict() | rename_backbone(found.backbone)  # BatchNorm counters may be missing
+    state = backbone.state_dict() | rename_backbone(found.backbone)  # the file may lack BatchNorm counters
     backbone.load_state_dict(state)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     card = BackboneCard(
@@ -80,13 +81,13 @@ def import_backbone(
 
 
 def _architecture(found: Recognised, arch: str | None) -> tuple[str, str]:
-    """(arch, stem), inferred or as asked for; ValueError when the weights do not fit."""
+    """Return (arch, stem), inferred unless `arch` is given; raise ValueError if the weights do not fit `arch`."""
     state = rename_backbone(found.backbone)
     if arch is None:
         inferred, stem = infer_architecture(state)
         return found.layout.renamed_archs.get(inferred, inferred), stem
-    stem = stem_of(state) if not arch.startswith(("timm/", "vit_")) else "imagenet"
+    stem = infer_stem(state) if not arch.startswith(("timm/", "vit_")) else "imagenet"
     difference = compare(state, arch, stem)
     if len(difference):
-        raise ValueError(f"arch={arch}: {found.layout.name}'s weights are not of this backbone; {difference}")
+        raise ValueError(f"arch={arch}: the weights of {found.layout.name} are not of this backbone; {difference}")
     return arch, stem

@@ -1,4 +1,4 @@
-"""Which project wrote a checkpoint, told by its keys; where in it the backbone lies, and what else it holds."""
+"""Layouts of other projects' checkpoints: how keys tell the project, the backbone's keys, and what else is inside."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Keys of one project's checkpoints, after a leading `module.` (DistributedDataParallel) is taken off."""
+    """Keys of one project's checkpoints, without the leading `module.` of DistributedDataParallel."""
 
     name: str
     backbone: str
     """Prefix of the backbone's keys."""
-    marks: tuple[str, ...] = ()
-    """Prefixes of which one at least must occur, where the backbone's says too little."""
+    requires_any: tuple[str, ...] = ()
+    """Prefixes of which at least one must occur, if the backbone's prefix is not specific enough; empty: none must."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Prefix of keys that are not the backbone -> what they are."""
+    """Prefix of keys that are not the backbone -> plain name of that part."""
     renamed_archs: Mapping[str, str] = field(default_factory=dict)
-    """Backbones that have the shapes of another one but compute something else."""
+    """Inferred architecture -> the project's own, where both have the same shapes but compute different features."""
 
 
 OFFICIAL = Layout(
@@ -53,7 +53,7 @@ LAYOUTS = (
     Layout(
         name="lightly",
         backbone="backbone.",
-        marks=("projection_head.", "backbone_momentum.", "query_backbone.", "key_backbone."),
+        requires_any=("projection_head.", "backbone_momentum.", "query_backbone.", "key_backbone."),
         left_out={
             "projection_head": "projection head",
             "prediction_head.": "prediction head",
@@ -67,7 +67,7 @@ LAYOUTS = (
     Layout(
         name="solo-learn",
         backbone="backbone.",
-        marks=("projector.", "momentum_backbone.", "classifier."),
+        requires_any=("projector.", "momentum_backbone.", "classifier."),
         left_out={
             "projector.": "projector",
             "predictor.": "predictor",
@@ -79,7 +79,7 @@ LAYOUTS = (
     Layout(
         name="mmselfsup",
         backbone="backbone.",
-        marks=("neck.", "data_preprocessor.", "encoder_k."),
+        requires_any=("neck.", "data_preprocessor.", "encoder_k."),
         left_out={
             "neck.": "neck",
             "head.": "head",
@@ -95,25 +95,25 @@ LAYOUTS = (
         left_out={"fc.": "classifier", "head.": "classifier", "heads.": "classifier"},
     ),
 )
-"""The first that fits is taken."""
+"""Known layouts. The first that fits is used, so more specific ones come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """A checkpoint, taken apart."""
+    """Parts of a checkpoint."""
 
     layout: Layout
     backbone: State
-    """Under the project's names, without prefix."""
+    """The backbone's weights under the project's names, without prefix."""
     left_out: dict[str, int]
-    """What is not the backbone -> its number of tensors."""
+    """Part that is not the backbone, such as "head" -> number of its tensors."""
 
 
 def recognise(checkpoint: Mapping[str, Any]) -> Recognised:
-    """Take a checkpoint apart.
+    """Split a checkpoint into its backbone and other parts.
 
     Raises:
-        ValueError: It holds no weights, or keys that the layout does not know; the message lists them.
+        ValueError: It holds no weights, or has keys that its layout does not know; the message lists them.
 
     """
     state = find_weights(checkpoint)
@@ -122,9 +122,9 @@ def recognise(checkpoint: Mapping[str, Any]) -> Recognised:
     left_out = Counter[str]()
     unknown = list[str]()
     for key, value in state.items():
-        known = [what for prefix, what in layout.left_out.items() if key.startswith(prefix)]
-        if known:
-            left_out[known[0]] += 1
+        parts = [part for prefix, part in layout.left_out.items() if key.startswith(prefix)]
+        if parts:
+            left_out[parts[0]] += 1
         elif key.startswith(layout.backbone):
             backbone[key.removeprefix(layout.backbone)] = value
         else:
@@ -135,28 +135,29 @@ def recognise(checkpoint: Mapping[str, Any]) -> Recognised:
 
 
 def _fits(layout: Layout, state: State) -> bool:
+    """Return True if the layout's prefixes occur among the keys."""
     has_backbone = any(key.startswith(layout.backbone) for key in state)
-    return has_backbone and (not layout.marks or any(key.startswith(layout.marks) for key in state))
+    return has_backbone and (not layout.requires_any or any(key.startswith(layout.requires_any) for key in state))
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> State:
-    """The state dict within a checkpoint, without `module.` in front of its keys.
+    """Return the state dict inside a checkpoint, without `module.` in front of its keys.
 
     Raises:
-        ValueError: There is none, or it is a checkpoint of mocokit's own.
+        ValueError: There is none, or mocokit wrote the checkpoint.
 
     """
     if "method" in checkpoint and "step" in checkpoint:
-        raise ValueError("a checkpoint of mocokit's own; use the run folder, or the backbone.safetensors in it")
-    for state in _places(checkpoint):
+        raise ValueError("mocokit wrote this checkpoint; use its run folder, or the backbone.safetensors in it")
+    for state in _candidates(checkpoint):
         tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
     raise ValueError(f"holds no weights; its keys are {shorten(list(checkpoint))}")
 
 
-def _places(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Dictionaries that may be the state dict, the likeliest first."""
+def _candidates(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the dictionaries that may be the state dict, the likeliest first."""
     vissl = checkpoint.get("classy_state_dict")
     if isinstance(vissl, dict):
         model = vissl["base_model"]["model"]
@@ -168,6 +169,6 @@ def _places(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def shorten(keys: list[str], *, most: int = 12) -> str:
-    """The keys, or the first of them and how many more there are."""
+    """Return the keys as one text: at most the first `most`, and how many more there are."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

@@ -1,4 +1,4 @@
-"""Read a file of another project; nothing in it is run."""
+"""Read another project's checkpoint file without running code from it."""
 
 import argparse
 import re
@@ -15,10 +15,10 @@ from mocokit.engine.checkpoint import UNREADABLE, load_tensors
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What the file holds, on the CPU.
+    """Return the file's dictionary, with tensors on the CPU.
 
     Raises:
-        ValueError: No such file; cut or damaged; not a dictionary; or a pickle that would run code.
+        ValueError: The file is missing, cut, damaged, no dictionary, or a pickle that would run code.
 
     """
     if not path.is_file():
@@ -26,7 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_data_classes()):
             content = load_tensors(path)
     except (*UNREADABLE, SafetensorError) as error:
         raise ValueError(f"checkpoint={path}: {_explain(path, str(error))}") from error
@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _explain(path: Path, error: str) -> str:
-    """Why torch did not load it, in a line that helps."""
+    """Return why torch did not load the file and what to do, in one line."""
     code = re.search(r"(?:GLOBAL|global:?|class|function)\s+[`'\"]?([\w.]+\.[\w.]+)", error)
     if "weights_only" in error.lower() and code:
         return (
@@ -44,13 +44,13 @@ def _explain(path: Path, error: str) -> str:
             "it, save the state dict alone: torch.save({'state_dict': model.state_dict()}, 'plain.pth')"
         )
     if "Unsupported operand" in error and path.read_bytes().startswith(b"\x80"):  # a pickle's first byte
-        return "refused: a pickle that torch.save did not write, which could run code; write it anew with torch.save"
+        return "refused: torch.save did not write this pickle, and it could run code; save it with torch.save"
     first = error.splitlines()[0].split(". ")[0] if error else "it ends too early"
     return f"cut, damaged, or not a checkpoint ({first})"
 
 
-def _harmless() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
-    """Classes beyond tensors and plain values that checkpoints hold and that only keep data."""
+def _data_classes() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
+    """Return the classes, beyond tensors and plain values, that checkpoints may hold: each only stores data."""
     scalar: Callable[..., object] = cast(Any, np.float64(0).__reduce__()[0])
     reconstruct: Callable[..., object] = cast(Any, np.zeros(1).__reduce__()[0])
     kinds = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")

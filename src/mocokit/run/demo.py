@@ -1,7 +1,7 @@
-"""The demo: pre-train on the embedded sample with the CPU, then ask whether it learned anything.
+"""The demo: pre-train on the embedded sample on the CPU, then measure what the backbone learned.
 
-The sample is 2,293 + 740 + 639 tiles of thirteen photographs (experiments/build_sample.py); the class of a tile,
-used for evaluation only, is the photograph. Choices were made on the val part; the demo reports the test part.
+The sample has 2,293 train, 740 val and 639 test tiles of thirteen photographs (experiments/build_sample.py). The class
+of a tile is its photograph; it is used only for evaluation. SETTINGS were chosen on val; the demo reports test.
 """
 
 from importlib import resources
@@ -25,29 +25,29 @@ SETTINGS: dict[str, object] = {
     "run.device": "cpu",
     "run.knn_every": 20,
 }
-"""What differs from `moco-v2-small`: a network and a batch that two CPU cores can train in minutes."""
+"""Changes to `moco-v2-small`: a network and a batch that two CPU cores can train in minutes."""
 
 
 def sample_path(part: str) -> Path:
-    """The embedded sample: "train", "val" or "test"."""
+    """Return the path of a part of the embedded sample: "train", "val" or "test"."""
     return Path(str(resources.files("mocokit") / "sample" / f"photo_tiles_{part}.zip"))
 
 
 def run_demo(out: str | Path, *, epochs: int = EPOCHS, seed: int = 0, test: str = "test") -> RunResult:
-    """Pre-train on the sample's train part; the kNN monitor asks about `test`."""
+    """Pre-train on the sample's train part; the kNN monitor evaluates on the part `test`."""
     settings = {**SETTINGS, "optim.epochs": epochs, "run.seed": seed, "data.test": str(sample_path(test))}
     return pretrain("moco-v2-small", data=sample_path("train"), out=out, settings=settings)
 
 
-def judge(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRow]:
-    """kNN accuracy of raw pixels, of a random-init backbone and of the pre-trained one."""
+def evaluate_demo(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRow]:
+    """Return kNN accuracies of raw pixels, of a random-init backbone and of the pre-trained one."""
     return compare_with_baselines(
         run, bank=sample_path("train"), queries=sample_path(test), device_name="cpu", seed=seed
     )
 
 
 def free_folder(wanted: str | Path) -> Path:
-    """`wanted`, or the first of wanted-2, wanted-3, ... that does not exist yet, so that the demo can be repeated."""
+    """Return `wanted`, or the first of wanted-2, wanted-3, ... that does not exist, for repeated demos."""
     path = Path(wanted)
     number = 1
     while path.exists():

@@ -1,13 +1,14 @@
-"""An export, put together: backbone -> target -> proof on real images -> card."""
+"""Export a run: load its backbone, write it for a target, prove it on real images, write its card."""
 
+import copy
 import shutil
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocokit.config.schema import DataConfig
-from mocokit.config.toml import from_toml
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
@@ -16,54 +17,65 @@ from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.features import draw_indices
 from mocokit.export.card import describe, write_card
 from mocokit.export.proof import BATCH_SIZES, Proof, prove
-from mocokit.export.targets import Exported, load_target
+from mocokit.export.targets import Exported, Target, load_target
 from mocokit.run.demo import sample_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What an export left, and how far it is from ours."""
+    """Files of an export, and how far their features are from mocokit's."""
 
     exported: Exported
     card_files: tuple[Path, ...]
-    """The card, for people and for programs."""
+    """The card as Markdown and as JSON."""
     proof: Proof
     images: str
-    """What the difference was taken on."""
+    """Description of the images that the features were compared on."""
 
 
-def export_run(run: str | Path, *, to: str, out: str | Path, data: str | Path | None = None) -> ExportResult:
-    """Write a run's backbone for another library, read it there, and compare the features on real images.
+def export_run(
+    run: str | Path,
+    *,
+    to: str | Target,
+    out: str | Path,
+    data: str | Path | None = None,
+    backbone: nn.Module | None = None,
+) -> ExportResult:
+    """Write a run's backbone for another library, load it there, and compare the features on real images.
 
     Args:
         run: Run folder or backbone file.
-        to: Target; see `mocokit.export.targets.TARGETS`.
-        out: File (or folder, for huggingface) to make.
-        data: Images to compare on; None: the run's own where they still are, else the embedded sample.
+        to: Name of a target (see `mocokit.export.targets`), or a target itself.
+        out: File to make; a folder for huggingface and detectron2.
+        data: Images to compare on; None: the run's own if they are still there, else the embedded sample.
+        backbone: Module that takes the weights, for a run that was pre-trained with a module of your own.
 
     Raises:
-        ValueError: The target can't hold this backbone, or lacks its library.
-        ExportMismatchError: The library computes something else; nothing is kept.
+        ValueError: The target is unknown, can't hold this backbone, or lacks its library.
+        ExportMismatchError: The library computes other features; nothing is kept.
 
     """
     path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"out={out}: exists; choose another name")
-    export = load_target(to)
-    loaded = load_backbone(run)
+    target = load_target(to) if isinstance(to, str) else to
+    name = to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
+    loaded = load_backbone(run, backbone=backbone)
     pixels, images = _proof_images(loaded, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        exported = export(loaded, path)
+        # A copy: a target that folds or casts layers in place must not change what it is compared with.
+        exported = target(replace(loaded, backbone=copy.deepcopy(loaded.backbone)), path)
         proof = prove(loaded, exported.readers, pixels)
+        facts = describe(loaded, exported, target=name, proof=proof, images=images)
     except BaseException:
         _remove(path)
         raise
-    facts = describe(loaded, exported, target=to, proof=proof, images=images)
     return ExportResult(exported=exported, card_files=write_card(path, facts), proof=proof, images=images)
 
 
 def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -71,26 +83,31 @@ def _remove(path: Path) -> None:
 
 
 def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tensor, str]:
-    """(n, 3, S, S) uint8 images as evaluation reads them, and a word on where they come from."""
+    """Return (n, 3, S, S) uint8 images, cropped as for evaluation, and a description of where they come from."""
     source, name = _open(loaded, data)
     card = loaded.card
     count = sum(BATCH_SIZES)
     reader = ImageReader(source, max_image_px=DataConfig.max_image_px, seed=0)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
-    pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)  # some may be unreadable
+    # Four times as many as needed, since some may be unreadable.
+    pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)
     if len(pixels) < count:
-        raise ValueError(f"data: {len(pixels)} of the images can be read, {count} are needed for the comparison")
+        raise ValueError(
+            f"data={name}: {len(pixels)} of its images can be read, the comparison needs {count}; "
+            "name other images with --data"
+        )
     return pixels[:count], f"{count} images of {name}"
 
 
 def _open(loaded: LoadedBackbone, data: str | Path | None) -> tuple[ImageSource, str]:
+    """Return the images to compare on and their name: `data`, else the run's own, else the embedded sample."""
     if data is not None:
         return open_source(data), Path(data).name
     folder = RunFolder(loaded.path.parent)
     if folder.config.is_file():
-        source = from_toml(folder.read_config()).data.source
+        source = tomllib.loads(folder.read_config())["data"]["source"]
         try:
             return open_source(source), Path(source).name
-        except ValueError:  # moved since: any real image will do
+        except ValueError:  # moved or deleted since; the sample proves the same
             pass
     return open_source(sample_path("test")), "mocokit's embedded sample"

@@ -1,4 +1,8 @@
-"""A checkpoint of the official MoCo v1/v2 -> a run folder that `mocokit resume` continues, with queue and optimizer."""
+"""Import a run: a checkpoint of the official MoCo v1/v2 -> a run folder that `mocokit resume` continues.
+
+Weights, BatchNorm statistics, queue, pointer and momentum buffers are kept bit for bit. Layout of the file:
+`mocokit.export.to_official`.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,18 +25,21 @@ from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
 from mocokit.run.build import Parts, build_run
 from mocokit.run.pretrain import locate_data, state_of
+from mocokit.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialRun:
-    """An official checkpoint, and what it says about its run."""
+    """An official checkpoint, and the settings of its run."""
 
     path: Path
     content: dict[str, Any]
+    """All entries of the file."""
     state: State
-    """Without `module.` in front of the names."""
+    """Its state dict, without `module.` in front of the names."""
     config: Config
-    """A preset with what the file fixes: backbone, head, queue, optimizer; or the config that mocokit put into it."""
+    """Settings of a preset, with backbone, head, queue and optimizer as in the file; if mocokit wrote the file, the
+    config that it put there."""
 
 
 def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRun:
@@ -40,10 +47,10 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
 
     Args:
         checkpoint: checkpoint_XXXX.pth.tar.
-        preset: Whose settings fill what the file does not say; empty: moco-v2 for an MLP head, else moco-v1.
+        preset: Preset for settings that are not in the file; empty: moco-v2 for an MLP head, else moco-v1.
 
     Raises:
-        ValueError: Not readable, not official, or without what continuing needs.
+        ValueError: The file can't be read, is not official, or lacks queue, epoch or optimizer.
 
     """
     path = Path(checkpoint).expanduser()
@@ -52,7 +59,7 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
         found = recognise(content)
         if found.layout is not OFFICIAL or not {"epoch", "optimizer"} <= set(content):
             raise ValueError(
-                f"only official MoCo v1/v2 checkpoints with queue, epoch and optimizer can be continued, this is "
+                "only official MoCo v1/v2 checkpoints with queue, epoch and optimizer can be continued, this is "
                 f"{found.layout.name}; import its backbone into a .safetensors file"
             )
         state = find_weights(content)
@@ -64,8 +71,9 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
             return OfficialRun(path=path, content=content, state=state, config=from_toml(content["mocokit"]["config"]))
         base = get_preset(preset or ("moco-v2" if settings["model.mlp"] else "moco-v1"))
         if base.model.mlp != settings["model.mlp"]:
-            raise ValueError(f"preset={preset}: another head than the file's; leave the preset out")
-        batch = min(base.data.global_batch_size, state["queue"].shape[1])  # the file does not say; at most the queue
+            raise ValueError(f"preset={preset}: its head is not the file's; leave --preset out")
+        # The file does not hold the batch size. A batch of keys must fit into the queue.
+        batch = min(base.data.global_batch_size, state["queue"].shape[1])
         settings |= {"model.arch": arch, "model.stem": stem, "data.global_batch_size": batch}
         return OfficialRun(path=path, content=content, state=state, config=replace_settings(base, settings))
     except ValueError as error:
@@ -73,32 +81,35 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
 
 
 def _head_settings(state: State) -> dict[str, object]:
-    """Head and queue, told by shapes; ValueError when they do not fit each other."""
+    """Return the settings of head and queue from their shapes; raise ValueError if these contradict each other."""
     last = state.get("encoder_q.fc.2.weight", state.get("encoder_q.fc.weight"))
     if last is None:
-        raise ValueError("has no head (encoder_q.fc.weight, or fc.0 and fc.2 of an MLP)")
-    dim, queue_size = state["queue"].shape
+        raise ValueError("has no head (encoder_q.fc.weight, or encoder_q.fc.0 and fc.2 of an MLP)")
+    dim, queue_size = state["queue"].shape  # (C, K)
     if len(last) != dim:
-        raise ValueError(f"its head is {len(last)} wide, its queue holds keys of {dim}; they are not of one run")
+        raise ValueError(f"its head is {len(last)} wide, its queue holds keys of {dim}; they are of different runs")
     return {"model.mlp": "encoder_q.fc.2.weight" in state, "model.dim": dim, "method.queue_size": queue_size}
 
 
 def _optimizer_settings(optimizer: dict[str, Any]) -> dict[str, object]:
-    """The learning rate is not among them: the file holds that of its last epoch, not the schedule's peak."""
+    """Return momentum and weight decay.
+
+    The file's learning rate is that of its last epoch, not the peak of the schedule, so it is not used.
+    """
     (group,) = optimizer["param_groups"]
     return {"optim.sgd_momentum": group["momentum"], "optim.weight_decay": group["weight_decay"]}
 
 
 def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
-    """Make the run folder `out`; returns the optimizer steps that the run has behind it.
+    """Make the run folder `out`; return the number of optimizer steps that the run has done.
 
     Args:
-        run: What was read.
+        run: The checkpoint.
         out: Folder to make.
-        config: Settings to continue with: `run.config` with the place of the images, and what the user changes.
+        config: Settings to continue with: `run.config` with the path of the images and the user's changes.
 
     Raises:
-        ValueError: The settings do not fit the file, or the images do not.
+        ValueError: The settings or the images do not fit the file.
 
     """
     folder = RunFolder(out)
@@ -106,19 +117,20 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
     folder.require_free()
     for setting, value in (_head_settings(run.state) | {"model.arch": run.config.model.arch}).items():
         section, name = setting.split(".")
-        if getattr(getattr(config, section), name) != value:
-            raise ValueError(f"{setting}={getattr(getattr(config, section), name)}: the checkpoint's is {value}")
+        given = getattr(getattr(config, section), name)
+        require(given == value, setting, given, f"the checkpoint's is {value}; leave it out")
     parts = build_run(config, pick_device(config.run.device, local_rank=0))
-    own = run.content.get("mocokit", {})
-    step = own.get("step", run.content["epoch"] * parts.steps_per_epoch)
-    if own.get("steps_per_epoch", parts.steps_per_epoch) != parts.steps_per_epoch:
+    extras = run.content.get("mocokit", {})  # if mocokit wrote the file; see to_official.EXTRAS
+    step = extras.get("step", run.content["epoch"] * parts.steps_per_epoch)
+    if extras.get("steps_per_epoch", parts.steps_per_epoch) != parts.steps_per_epoch:
         raise ValueError(
-            f"data: {parts.steps_per_epoch} steps an epoch, {own['steps_per_epoch']} in the run; other data?"
+            f"data={config.data.source}: {parts.steps_per_epoch} steps an epoch, but the run had "
+            f"{extras['steps_per_epoch']}; give the images and the batch size that it was trained with"
         )
     parts.method.load_state_dict(_method_state(run, parts, num_keys=step * config.data.global_batch_size))
     parts.optimizer.load_state_dict(_optimizer_state(run, parts))
-    if "scaler" in own:
-        parts.precision.scaler.load_state_dict(own["scaler"])
+    if "scaler" in extras:
+        parts.precision.scaler.load_state_dict(extras["scaler"])
     state = {**state_of(parts, config), "step": step}
     folder.create(to_toml(config))
     save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
@@ -128,12 +140,12 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
 
 
 def _method_state(run: OfficialRun, parts: Parts, *, num_keys: int) -> dict[str, Any]:
-    """The file's weights and queue under our names.
+    """Return the file's weights and queue under mocokit's names.
 
     Args:
-        run: What was read.
-        parts: For how many slots the queue has.
-        num_keys: Keys that the run has enqueued, as far as its epochs tell.
+        run: The checkpoint.
+        parts: Objects of the new run; the size of the queue is read from them.
+        num_keys: Keys enqueued so far, computed from the file's epoch; only full turns of the queue are used.
 
     """
     state: dict[str, Any] = {}
@@ -141,19 +153,23 @@ def _method_state(run: OfficialRun, parts: Parts, *, num_keys: int) -> dict[str,
         for name, value in run.state.items():
             if name.startswith(f"{encoder}."):
                 state[f"{encoder}.{official_names.ours(name.removeprefix(f'{encoder}.'))}"] = value
-    assert isinstance(parts.method, MoCo), "the presets of official runs are MoCo v1's and v2's"
-    own = run.content.get("mocokit", {})
+    assert isinstance(parts.method, MoCo), "official runs use the presets of MoCo v1 and v2"
+    extras = run.content.get("mocokit", {})
     size = len(parts.method.queue.keys)
     state["queue.keys"] = run.state["queue"].T.contiguous()  # (K, C)
-    state["queue.image_ids"] = own.get("image_ids", torch.full((size,), -1))  # unknown, as for noise
-    whole_turns = num_keys // size * size  # the official pointer is the count modulo K
-    counted = own.get("num_enqueued", whole_turns + int(run.state["queue_ptr"]))
-    state["queue._extra_state"] = {"num_enqueued": counted}
+    state["queue.image_ids"] = extras.get("image_ids", torch.full((size,), -1))  # -1: image unknown
+    # The official pointer is the number of enqueued keys modulo K; full turns of the ring come from the epoch.
+    whole_turns = num_keys // size * size
+    num_enqueued = extras.get("num_enqueued", whole_turns + int(run.state["queue_ptr"]))
+    state["queue._extra_state"] = {"num_enqueued": num_enqueued}
     return state
 
 
 def _optimizer_state(run: OfficialRun, parts: Parts) -> dict[str, Any]:
-    """The file's momentum buffers, numbered as ours; by name, so that the order of either does not matter."""
+    """Return the file's momentum buffers under mocokit's parameter numbers.
+
+    Both numberings are resolved to names, so the order of parameters in either does not matter.
+    """
     optimizer = run.content["optimizer"]
     names = [name for name in run.state if name.startswith("encoder_") and official_names.is_parameter(name)]
     buffers: dict[str, Tensor] = {
@@ -161,14 +177,14 @@ def _optimizer_state(run: OfficialRun, parts: Parts) -> dict[str, Any]:
         for number, entry in optimizer["state"].items()
         if names[number].startswith("encoder_q.")
     }
-    own = parts.optimizer.state_dict()
+    ours = parts.optimizer.state_dict()
     trained = [name for name, value in parts.method.named_parameters() if value.requires_grad]
     theirs = {name: value for name, value in optimizer["param_groups"][0].items() if name in SGD_SETTINGS}
     return {
         "state": {number: buffers[name] for number, name in enumerate(trained) if name in buffers},
-        "param_groups": [{**own["param_groups"][0], **theirs}],
+        "param_groups": [{**ours["param_groups"][0], **theirs}],
     }
 
 
 SGD_SETTINGS = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
-"""What the file decides; which kernel does the step is ours to say."""
+"""Settings of SGD taken from the file; `foreach` and `fused` stay mocokit's, since they depend on the machine."""
