@@ -12,7 +12,7 @@ first weights and the random-init network; the pre-trained run is one.
 import argparse
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from fashion_mnist import FLAGS
 
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.baselines import Subject, subjects_of, view_of
-from mocokit.evaluate.evaluation import ALL, Exam, applies, examine, lacks_labels
+from mocokit.evaluate.baselines import build_extractors, view_of
+from mocokit.evaluate.builtin_protocols import find_protocol
+from mocokit.evaluate.contract import EvalContext, run_protocol
+from mocokit.evaluate.evaluation import ALL, suits
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.results import COLUMNS
 from mocokit.evaluate.splits import balanced_subset, open_train_and_test
@@ -30,8 +32,8 @@ from mocokit.evaluate.splits import balanced_subset, open_train_and_test
 Cell = dict[str, Any]
 
 
-def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, list[Subject]]:
-    """Images, and the features to judge, of one seed."""
+def build_contexts(args: argparse.Namespace, run: Path, seed: int) -> list[EvalContext]:
+    """Return the images and settings of one seed, once for each kind of features."""
     loaded = load_backbone(run)
     train, test = (str(next(args.data.glob(f"{part}-images-idx3-ubyte*"))) for part in ("train", "t10k"))
     images = open_train_and_test(train, test, view_of(loaded.card, num_workers=args.workers), seed=seed)
@@ -39,7 +41,9 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
         part if count >= len(part.indices) else part.only(balanced_subset(part, count, seed=0))
         for part, count in zip(images, (args.train_images, args.test_images), strict=True)
     ]
-    exam = Exam(
+    extractors = build_extractors(loaded, baselines=True, device=measure.CPU, seed=seed)
+    shared = EvalContext(
+        extractor=extractors[0],
         train=parts[0],
         test=parts[1],
         device=measure.CPU,
@@ -49,7 +53,7 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
         epochs_scale=args.epochs_scale,
         say=lambda text: print(f"  {text}", flush=True),
     )
-    return exam, subjects_of(loaded, baselines=True, device=measure.CPU, seed=seed)
+    return [replace(shared, extractor=extractor) for extractor in extractors]
 
 
 GIVEN = ("train_images", "test_images", "epochs_scale")
@@ -58,9 +62,9 @@ IDENTITY = ("asked", "features", "seed", *GIVEN)
 """What makes a cell the same."""
 
 
-def run_cell(asked: Cell, subject: Subject, exam: Exam) -> list[Cell]:
-    """The numbers of one protocol for one kind of features and one seed."""
-    return [{**asked, **asdict(score)} for score in examine(asked["asked"], subject, exam)]
+def run_cell(asked: Cell, context: EvalContext) -> list[Cell]:
+    """Return the accuracies of one protocol for one kind of features and one seed."""
+    return [{**asked, **asdict(score)} for score in run_protocol(find_protocol(asked["asked"]), context)]
 
 
 def table_of(cells: list[Cell]) -> str:
@@ -122,15 +126,15 @@ def main() -> None:
         cells = json.loads(args.results.read_text(encoding="utf-8"))["cells"]
     done = {tuple(cell[name] for name in IDENTITY) for cell in cells}
     for seed in args.seeds:
-        exam, subjects = build_exam(args, args.run, seed)
-        for protocol in args.protocols:
-            for subject in subjects:
-                allowed = applies(protocol, subject) and not lacks_labels(protocol, exam.train)
-                asked = {"asked": protocol, "features": subject.name, "seed": seed, **settings}
+        contexts = build_contexts(args, args.run, seed)
+        for protocol in map(find_protocol, args.protocols):
+            for context in contexts:
+                allowed = suits(protocol, context) and not protocol.reason_to_skip(context.train)
+                asked = {"asked": protocol.id, "features": context.extractor.name, "seed": seed, **settings}
                 if tuple(asked[name] for name in IDENTITY) in done or not allowed:
                     continue
-                print(f"seed {seed}: {protocol} of {subject.name}", flush=True)
-                cells += run_cell(asked, subject, exam)
+                print(f"seed {seed}: {protocol.id} of {context.extractor.name}", flush=True)
+                cells += run_cell(asked, context)
                 print(f"  {100 * cells[-1]['accuracy']:.2f} in {cells[-1]['seconds']:.0f} s", flush=True)
                 measure.save(args.results, {"linear": compare_linear(cells), "cells": cells})
     print(table_of(cells), json.dumps(compare_linear(cells), indent=1), sep="\n\n")

@@ -18,7 +18,7 @@ from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.machine import describe_machine
-from mocokit.evaluate.baselines import subjects_of, view_of
+from mocokit.evaluate.baselines import build_extractors, view_of
 from mocokit.evaluate.features import choose_images, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, knn_accuracy
 
@@ -50,9 +50,9 @@ def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict
     view = view_of(loaded.card, num_workers=0)
     images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]
     table: dict[str, dict[str, float]] = {}
-    for subject in subjects_of(loaded, baselines=True, device=CPU, seed=seed):
-        name = subject.name
-        train_features, test_features = (extract_features(subject.embed, part, device=CPU) for part in images)
+    for extractor in build_extractors(loaded, baselines=True, device=CPU, seed=seed):
+        name = extractor.name
+        train_features, test_features = (extract_features(extractor.embed, part, device=CPU) for part in images)
         knn = knn_accuracy(train_features, test_features, PROTOCOLS, device=CPU)
         table[name] = {f"kNN {protocol}": 100 * accuracy for protocol, accuracy in knn.items()}
         if logistic:

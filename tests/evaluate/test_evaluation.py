@@ -4,24 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.engine.backbone_file import BackboneCard, random_backbone, save_backbone
 from mocokit.evaluate import baselines
-from mocokit.evaluate.evaluation import ALL, check_protocol, evaluate
+from mocokit.evaluate.builtin_protocols import find_protocol
+from mocokit.evaluate.evaluation import ALL, evaluate
 from mocokit.evaluate.features import extract_features
 from mocokit.evaluate.knn import PROTOCOLS
 from mocokit.evaluate.report_knn import compare_with_baselines
-
-CARD = BackboneCard(
-    arch="resnet10_w32", stem="imagenet", image_size=32, eval_crop_ratio=1.0, mean=(0.5,) * 3, std=(0.25,) * 3, step=7
-)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run folder whose backbone is not the random-init baseline's."""
-    (tmp_path / "run").mkdir()
-    save_backbone(tmp_path / "run" / "backbone.safetensors", random_backbone(CARD, seed=99), CARD)
-    return tmp_path / "run"
 
 
 def test_one_table_of_all_that_the_data_allow(run: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,8 +84,12 @@ def test_a_backbone_file_will_do_and_its_results_lie_beside_it(run: Path, photos
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        ("lineal/moco", "protocols=lineal/moco: unknown; give knn, linear/fast"),
-        ("linear/mocco", "protocol='mocco': unknown; did you mean moco"),
+        (
+            "lineal/moco",
+            r"protocols='lineal/moco': unknown; did you mean linear/moco\? choose one of \['knn', 'linear/fast'",
+        ),
+        ("linear/mocco", r"protocols='linear/mocco': unknown; did you mean linear/moco\?"),
+        ("linear/moco@1%", "protocols=linear/moco@1%: trains on all labels; give linear/moco"),
         ("finetune/lr-grid", "for example finetune/lr-grid@1%"),
         ("finetune/lr-grid@x%", "not a share of the labels"),
         ("finetune/lr-grid@0%", "fraction=0.0: must be above 0"),
@@ -107,4 +99,4 @@ def test_a_backbone_file_will_do_and_its_results_lie_beside_it(run: Path, photos
 def test_a_wrong_protocol_is_an_error_that_helps(run: Path, photos: Path, protocol: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(run, data=photos, protocols=["knn", protocol], baselines=False, num_workers=0, device_name="cpu")
-    assert protocol not in ALL and all(check_protocol(known) for known in ALL)
+    assert protocol not in ALL and [find_protocol(known).id for known in ALL] == list(ALL)

@@ -49,25 +49,25 @@ def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
 
 
 def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = _spied(monkeypatch)
+    scored = _spied(monkeypatch)
     train = images.only(images.indices[::2])
     test = images.only(images.indices[1::2])
     protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,))
     result = fine_tune_and_test(_backbone(), PIXELS, train, test, protocol, device=CPU, precision=FP32, seed=0)
-    assert [set(part) <= set(train.indices) for part in judged] == [True, True, False]
-    assert judged[-1] == test.indices
+    assert [set(part) <= set(train.indices) for part in scored] == [True, True, False]
+    assert scored[-1] == test.indices
     assert result.lr in (0.1, 0.001) and 0 <= result.accuracy <= 1
 
 
 def test_a_part_of_the_labels_may_choose_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
     monkeypatch.setattr(finetune, "fine_tune", _noting(trained))
-    judged = _spied(monkeypatch)
+    scored = _spied(monkeypatch)
     protocol = replace(GRID, rates=(0.1, 0.001), head_multipliers=(1.0,), choose_on=20)
     fine_tune_and_test(_backbone(), PIXELS, images, images, protocol, device=CPU, precision=FP32, seed=0)
     part = set(balanced_subset(images, 20, seed=0))
-    assert [set(held) < part for held in judged] == [True, True, False]
-    assert trained == [20 - len(judged[0])] * 2 + [len(images.indices)], "the chosen rates train on all"
+    assert [set(held) < part for held in scored] == [True, True, False]
+    assert trained == [20 - len(scored[0])] * 2 + [len(images.indices)], "the chosen rates train on all"
 
 
 def _noting(counts: list[int]) -> Callable[..., nn.Module]:
@@ -82,18 +82,18 @@ def _noting(counts: list[int]) -> Callable[..., nn.Module]:
 
 
 def _spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The images of each later call of `judge`."""
-    judged: list[tuple[int, ...]] = []
-    judge = finetune.judge
+    """The images of each later call of `score_network`."""
+    scored: list[tuple[int, ...]] = []
+    score = finetune.score_network
 
     def spy(
         network: nn.Module, part: LabelledImages, *, device: torch.device, precision: Precision
     ) -> tuple[float, float]:
-        judged.append(part.indices)
-        return judge(network, part, device=device, precision=precision)
+        scored.append(part.indices)
+        return score(network, part, device=device, precision=precision)
 
-    monkeypatch.setattr(finetune, "judge", spy)
-    return judged
+    monkeypatch.setattr(finetune, "score_network", spy)
+    return scored
 
 
 def test_the_head_learns_at_its_multiple() -> None:

@@ -1,4 +1,4 @@
-"""What is judged: a pre-trained backbone, and what it has to beat: raw pixels, the same network before training."""
+"""Feature extractors to compare: the pre-trained backbone, and its baselines, raw pixels and random weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,20 +26,22 @@ RAW_PIXELS = "raw pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Features to judge."""
+class FeatureExtractor:
+    """One kind of frozen features to evaluate."""
 
     name: str
+    """PRE_TRAINED, RANDOM_INIT or RAW_PIXELS: the column of the table."""
     embed: Callable[[Tensor], Tensor]
-    """(n, 3, S, S) uint8 pixels -> (n, D)"""
+    """Maps (n, 3, S, S) uint8 pixels to (n, D) features."""
     pixels: PixelNormalize
+    """Normalises uint8 pixels for the backbone."""
     backbone: nn.Module | None
-    """None: the features are the pixels."""
+    """Network that computes the features; None: the features are the pixels themselves."""
     cache_key: str | None
-    """All that the features depend on beside the images; None: not worth keeping."""
+    """Everything that the features depend on besides the images; None: cheap features, which are not cached."""
 
     def features(self, images: LabelledImages, cache: FeatureCache, *, device: torch.device) -> Features:
-        """The features of `images`, from the cache where they are."""
+        """Return the features of `images`, from the cache if possible."""
 
         def extract() -> Features:
             return extract_features(self.embed, images, device=device)
@@ -47,25 +49,25 @@ class Subject:
         return extract() if self.cache_key is None else cache.get(self.cache_key, images, extract)
 
 
-def subjects_of(
+def build_extractors(
     loaded: LoadedBackbone, *, baselines: bool, device: torch.device, seed: int, precision: Precision | None = None
-) -> list[Subject]:
-    """The pre-trained backbone, after the baselines if they are asked for.
+) -> list[FeatureExtractor]:
+    """Return the extractor of the pre-trained backbone, after those of the baselines if they are asked for.
 
     Args:
         loaded: The pre-trained backbone.
-        baselines: Also raw pixels and a random-init backbone.
-        device: Where they compute.
-        seed: Of the random weights.
-        precision: Number format of the networks' forwards; None: fp32.
+        baselines: Include raw pixels and a random-init backbone.
+        device: Device of the networks.
+        seed: Seed of the random weights.
+        precision: Number format of the forwards; None: fp32.
 
     """
     pixels = loaded.pixels.to(device)
 
-    def network(name: str, backbone: nn.Module) -> Subject:
-        """The features of a backbone."""
+    def network(name: str, backbone: nn.Module) -> FeatureExtractor:
+        """Return the extractor of a backbone's features."""
         parts = (weights_digest(backbone), loaded.card.mean, loaded.card.std, precision.name if precision else "fp32")
-        return Subject(
+        return FeatureExtractor(
             name=name,
             embed=embed_with(backbone.to(device), pixels, precision),
             pixels=pixels,
@@ -76,10 +78,10 @@ def subjects_of(
     trained = network(PRE_TRAINED, loaded.backbone)
     if not baselines:
         return [trained]
-    raw = Subject(name=RAW_PIXELS, embed=embed_pixels(pixels), pixels=pixels, backbone=None, cache_key=None)
+    raw = FeatureExtractor(name=RAW_PIXELS, embed=embed_pixels(pixels), pixels=pixels, backbone=None, cache_key=None)
     return [raw, network(RANDOM_INIT, random_backbone(loaded.card, seed=seed)), trained]
 
 
 def view_of(card: BackboneCard, *, num_workers: int) -> EvaluationView:
-    """How images are read for this backbone."""
+    """Return the size and crop that this backbone reads images with."""
     return EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=num_workers)

@@ -1,4 +1,4 @@
-"""Linear classification on cached features: a classifier for each rate and weight decay, all trained at once.
+"""Train many linear classifiers at once on cached features, one per pair of learning rate and weight decay.
 
 Shapes: M rows of features, B rows of a batch, D feature dimension, P classifiers, L classes.
 """
@@ -21,38 +21,39 @@ SGD_MOMENTUM = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class FastLinearResult:
-    """How the chosen classifier does."""
+    """Accuracy and settings of the classifier that the held-out rows chose."""
 
     accuracy: float
     """On the test features, 0..1."""
     lr: float
     weight_decay: float
     at_the_edge: bool
-    """Whether the chosen rate is the smallest or largest that was tried."""
+    """True if the chosen rate is the smallest or the largest of the grid: a better one may lie outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardise:
-    """(n, D) -> (n, D): mean 0 and equal variance in each dimension, rows of length 1 on average."""
+    """Affine map of (n, D) rows: each dimension gets mean 0 and variance 1/D, so that rows have length 1 on average."""
 
     mean: Tensor
     scale: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Standardised `rows`."""
+        """Return the standardised rows."""
         return (rows - self.mean) * self.scale
 
 
 def measure_scale(rows: Tensor, device: torch.device) -> Standardise:
-    """The standardisation of (M, D) features; a dimension that is constant in them is left out as 0."""
+    """Measure the standardisation of (M, D) features; a dimension that is constant over the rows maps to 0."""
     std, mean = torch.std_mean(rows, dim=0)
+    # Below 1e-6 of the largest deviation a dimension is rounding noise, and 1 / std would blow it up.
     scale = torch.where(std > 1e-6 * std.max(), 1 / std, 0.0) / math.sqrt(rows.shape[1])
     return Standardise(mean=mean.to(device), scale=scale.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """P linear classifiers."""
+    """Weights of P linear classifiers."""
 
     weight: Tensor
     """(D, P, L)"""
@@ -60,7 +61,7 @@ class Heads:
     """(P, L)"""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Scores (B, P, L) of (B, D) rows."""
+        """Return the class scores (B, P, L) of (B, D) rows."""
         dim, heads, classes = self.weight.shape
         return (rows @ self.weight.view(dim, heads * classes)).view(-1, heads, classes) + self.bias
 
@@ -78,9 +79,22 @@ def train_heads(
     device: torch.device,
     seed: int,
 ) -> Heads:
-    """Train a classifier for each (rate, weight decay) by SGD with momentum, all on the same batches of `members`.
+    """Train one classifier per (learning rate, weight decay) pair by SGD with momentum, all on the same batches.
 
-    The gradient is written out: (softmax - one-hot) / B, once for all classifiers. Weight decay spares the biases.
+    One forward serves all P classifiers, and the gradient of the cross-entropy is written out instead of taken by
+    autograd: (softmax - one-hot) / B for the scores. Weight decay applies to the weights, not to the biases.
+
+    Args:
+        features: All rows.
+        members: Numbers of the rows to train on.
+        pairs: P pairs of (peak learning rate, weight decay).
+        standardise: Applied to the rows of each batch.
+        num_classes: L.
+        batch_size: B; the last batch of an epoch may be smaller.
+        schedule: Epochs and the decay of the rates.
+        device: Device to compute on.
+        seed: Seed of the order of rows.
+
     """
     dim = features.rows.shape[1]
     num_rows = len(members)
@@ -89,24 +103,26 @@ def train_heads(
         weight=torch.zeros(dim, len(pairs), num_classes, device=device),
         bias=torch.zeros(len(pairs), num_classes, device=device),
     )
-    velocity = torch.zeros_like(heads.weight), torch.zeros_like(heads.bias)
-    per_epoch = -(-num_rows // batch_size)
+    weight_velocity = torch.zeros_like(heads.weight)
+    bias_velocity = torch.zeros_like(heads.bias)
+    per_epoch = -(-num_rows // batch_size)  # rounded up
     for step in range(per_epoch * schedule.epochs):
         epoch, number = divmod(step, per_epoch)
         if number == 0:
             order = torch.from_numpy(permutation(seed, Purpose.EPOCH_ORDER, num_rows, epoch))
         chosen = members[order[number * batch_size : (number + 1) * batch_size]]
         rows = standardise(features.rows[chosen].to(device))  # (B, D)
+        # d loss / d scores = (softmax - one-hot) / B
         error = heads(rows).softmax(dim=2)  # (B, P, L)
         error[torch.arange(len(rows), device=device), :, features.labels[chosen].to(device)] -= 1
         error /= len(rows)
         gradient = (rows.T @ error.flatten(1)).view_as(heads.weight)  # (D, P, L)
         gradient += decays[:, None] * heads.weight
-        factor = schedule.lr(step, steps_per_epoch=per_epoch, peak_lr=1.0)
-        velocity[0].mul_(SGD_MOMENTUM).add_(gradient)
-        velocity[1].mul_(SGD_MOMENTUM).add_(error.sum(dim=0))
-        heads.weight.sub_(velocity[0] * (factor * rates)[:, None])
-        heads.bias.sub_(velocity[1] * (factor * rates)[:, None])
+        factor = schedule.lr(step, steps_per_epoch=per_epoch, peak_lr=1.0)  # shared: only the peaks differ
+        weight_velocity.mul_(SGD_MOMENTUM).add_(gradient)
+        bias_velocity.mul_(SGD_MOMENTUM).add_(error.sum(dim=0))
+        heads.weight.sub_(weight_velocity * (factor * rates)[:, None])
+        heads.bias.sub_(bias_velocity * (factor * rates)[:, None])
     return heads
 
 
@@ -119,25 +135,27 @@ def fast_linear(
     device: torch.device,
     seed: int,
 ) -> FastLinearResult:
-    """Choose a rate and a weight decay without the test features, then train on all of `train` and test once.
+    """Choose a learning rate and a weight decay on held-out training rows, train on all rows, and test once.
+
+    The test features have no influence on the choice.
 
     Args:
-        train: Features to train on, a random part of which chooses.
-        test: Features to test on.
-        protocol: Already fitted to the number of rows.
+        train: Training features; a random part of them is held out to choose the pair.
+        test: Test features.
+        protocol: Settings, already fitted to the number of training rows.
         num_classes: L.
-        device: Where to compute.
-        seed: Of the order of rows and of the part that chooses.
+        device: Device to compute on.
+        seed: Seed of the order of rows and of the held-out part.
 
     """
     num_rows = len(train.rows)
     held = torch.tensor(draw_indices(num_rows, max(1, round(protocol.held_out_share * num_rows)), seed=seed))
     rest = torch.from_numpy(np.setdiff1d(np.arange(num_rows), held.numpy()))
-    standardise = measure_scale(train.rows, device)  # needs no labels
+    standardise = measure_scale(train.rows, device)  # uses no labels, so the held-out rows may take part
     pairs = [(rate, decay) for rate in protocol.rates for decay in protocol.weight_decays]
 
     def fit(members: Tensor, tried: Sequence[tuple[float, float]]) -> Heads:
-        """A classifier for each pair that is tried, trained on those rows."""
+        """Return one trained classifier per pair in `tried`."""
         return train_heads(
             train,
             members,
@@ -150,18 +168,18 @@ def fast_linear(
             seed=seed,
         )
 
-    judged = judge_heads(fit(rest, pairs), train, held, standardise=standardise, device=device)
-    lr, weight_decay = best_pair(pairs, *judged)
+    accuracies, losses = score_heads(fit(rest, pairs), train, held, standardise=standardise, device=device)
+    lr, weight_decay = best_pair(pairs, accuracies, losses)
     final = fit(torch.arange(num_rows), [(lr, weight_decay)])
     every = torch.arange(len(test.rows))
-    accuracy = judge_heads(final, test, every, standardise=standardise, device=device)[0][0]
+    accuracy = score_heads(final, test, every, standardise=standardise, device=device)[0][0]
     return FastLinearResult(
         accuracy=accuracy, lr=lr, weight_decay=weight_decay, at_the_edge=lr in (protocol.rates[0], protocol.rates[-1])
     )
 
 
 @torch.no_grad()
-def judge_heads(
+def score_heads(
     heads: Heads,
     features: Features,
     members: Tensor,
@@ -169,10 +187,10 @@ def judge_heads(
     standardise: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> tuple[list[float], list[float]]:
-    """Accuracy (0..1) and mean cross-entropy of each classifier on the rows `members`."""
+    """Return the accuracy (0..1) and the mean cross-entropy of each of the P classifiers on the rows `members`."""
     hits = torch.zeros(len(heads.bias))
     loss = torch.zeros(len(heads.bias))
-    for part in members.split(1024):
+    for part in members.split(1024):  # bounds the scores at 1024 x P x L floats
         scores = heads(standardise(features.rows[part].to(device)))  # (B, P, L)
         truth = features.labels[part].to(device)  # (B,)
         hits += (scores.argmax(dim=2) == truth[:, None]).sum(dim=0).cpu()
@@ -184,7 +202,7 @@ def judge_heads(
 def best_pair(
     pairs: Sequence[tuple[float, float]], accuracies: Sequence[float], losses: Sequence[float]
 ) -> tuple[float, float]:
-    """The pair of the highest accuracy; among equals that of the lowest loss. A NaN loss loses against any other."""
+    """Return the pair with the highest accuracy; ties go to the lower loss. A NaN or infinite loss never wins."""
     scores = [
         (accuracy, -loss) if math.isfinite(loss) else (-1.0, 0.0)
         for accuracy, loss in zip(accuracies, losses, strict=True)

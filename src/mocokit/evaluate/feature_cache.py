@@ -1,6 +1,6 @@
-"""Features once: each set of features is computed for the same weights, images and transform a single time.
+"""Keep features on disk, so that the same weights, images and view are embedded only once.
 
-A file of the cache is written complete or not at all, and is checked by its hash when it is read.
+A cache file is written atomically, and its hash is checked when it is read.
 """
 
 import hashlib
@@ -22,47 +22,51 @@ from mocokit.evaluate.frozen import digest_tensors
 LOGGER = logging.getLogger("mocokit")
 
 FORMAT = 1
-"""Raise it when features of the same weights and images change."""
+"""Version of the cache. Raise it if a change of code gives other features for the same weights and images."""
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features on disk.
+    """Folder of cached features.
 
     Args:
-        folder: Where they lie; None: nothing is kept.
+        folder: Folder of the cache files; None: cache nothing.
 
     """
 
     folder: Path | None
     _fingerprints: dict[int, tuple[ImageSource, str]] = field(default_factory=dict, repr=False)
 
-    def get(self, what: str, images: LabelledImages, compute: Callable[[], Features]) -> Features:
-        """The features from the cache, or else computed and kept.
+    def get(self, extractor_key: str, images: LabelledImages, compute: Callable[[], Features]) -> Features:
+        """Return the cached features of `images`; compute and save them if they are missing or damaged.
+
+        A file that can't be written is a warning, not an error.
 
         Args:
-            what: All that they depend on beside the images: weights, normalisation, precision.
-            images: What they are the features of.
-            compute: Makes them.
+            extractor_key: Everything that the features depend on besides the images: weights, normalisation, precision.
+            images: Images of the features.
+            compute: Computes the features.
 
         """
         if self.folder is None:
             return compute()
-        path = self.folder / f"{self._key(what, images)}.safetensors"
+        path = self.folder / f"{self._key(extractor_key, images)}.safetensors"
         features = _load(path)
         if features is None:
             features = compute()
             _save(path, features)
         return features
 
-    def _key(self, what: str, images: LabelledImages) -> str:
+    def _key(self, extractor_key: str, images: LabelledImages) -> str:
         source = images.reader.source
-        if id(source) not in self._fingerprints:  # once a source; it is kept alive so that its id stays its own
+        # A fingerprint reads every file's size and time, so each source gets one. The source is stored with it: while
+        # it is alive, no other source can get the same id().
+        if id(source) not in self._fingerprints:
             self._fingerprints[id(source)] = source, fingerprint(source)
         view = images.view
         parts = (
             FORMAT,
-            what,
+            extractor_key,
             self._fingerprints[id(source)][1],
             images.labels,
             images.indices,

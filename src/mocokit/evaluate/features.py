@@ -1,6 +1,6 @@
-"""Frozen features of a data set.
+"""Labelled images of a data set, and their features from a frozen backbone.
 
-Shapes: M images, D feature dimension.
+Shapes: M images, n images of a batch, D feature dimension.
 """
 
 import contextlib
@@ -19,40 +19,41 @@ from mocokit.randomness import Purpose, permutation
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features and labels of the images that could be read."""
+    """Features and labels of a set of images; unreadable images are missing from both."""
 
     rows: Tensor
     """(M, D) float32 on the CPU."""
     labels: Tensor
-    """(M,)"""
+    """(M,) class numbers, in the order of `rows`."""
     extract_s: float = 0.0
-    """What it took to compute them (seconds), also when they come from a cache."""
+    """Seconds that computing the features took; a cached copy keeps the number of its first computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationView:
-    """How images are read for evaluation."""
+    """Size and crop at which evaluation reads images."""
 
     size_px: int
     crop_ratio: float
-    """Side of the central crop over the resized short side."""
+    """Side of the central crop, as a share of the resized short side."""
     num_workers: int
-    """Loader processes."""
+    """Loader processes; 0: threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """Some images of a labelled source, as they are read for evaluation."""
+    """A subset of a labelled image source, and the view that evaluation reads it with."""
 
     reader: ImageReader
     indices: tuple[int, ...]
+    """Positions of the chosen images in the source."""
     labels: tuple[int, ...]
-    """Of all images of the source."""
+    """Class number of every image of the source, chosen or not: look one up by its position."""
     class_names: tuple[str, ...]
     view: EvaluationView
 
     def only(self, indices: Sequence[int]) -> "LabelledImages":
-        """The same, with other images of the source."""
+        """Return a copy that holds the images of the source at `indices` instead."""
         return replace(self, indices=tuple(indices))
 
 
@@ -63,16 +64,17 @@ def choose_images(
     indices: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LabelledImages:
-    """All images of the reader's source, or those at `indices`.
+    """Return the labelled images of the reader's source.
 
     Args:
         reader: Reads the images.
-        view: How to read them.
-        indices: Images to take; None: all.
-        class_names: Number the classes as in this other source; None: as in this one.
+        view: Size and crop to read them at.
+        indices: Positions of the images to take; None: all images.
+        class_names: Class names of the source whose class numbers to use, such as the training images; None: those of
+            this source.
 
     Raises:
-        ValueError: The source has no labels, or a class that `class_names` lacks.
+        ValueError: The source has no labels, or has a class that is missing from `class_names`.
 
     """
     source = reader.source
@@ -95,7 +97,10 @@ def choose_images(
 
 
 def draw_indices(size: int, count: int, *, seed: int) -> list[int]:
-    """`count` of 0 .. size-1 at random, all when there are fewer; the same for the same seed."""
+    """Return `count` random numbers out of 0 .. size-1, sorted; all of them if `count` exceeds `size`.
+
+    The draw depends on `seed` and `size` alone.
+    """
     return sorted(int(index) for index in permutation(seed, Purpose.SUBSET, size)[:count])
 
 
@@ -103,13 +108,16 @@ def draw_indices(size: int, count: int, *, seed: int) -> list[int]:
 def extract_features(
     embed: Callable[[Tensor], Tensor], images: LabelledImages, *, device: torch.device, batch_size: int = 256
 ) -> Features:
-    """Features of `images`.
+    """Return the features of `images`, in the order of `images.indices`.
 
     Args:
-        embed: (n, 3, H, W) uint8 pixels on `device` -> (n, D).
-        images: What to read.
-        device: Where `embed` computes.
-        batch_size: n.
+        embed: Maps (n, 3, H, W) uint8 pixels on `device` to (n, D) features.
+        images: Images to embed; those that can't be read are left out.
+        device: Device of `embed`.
+        batch_size: n, images per call of `embed`.
+
+    Raises:
+        ValueError: None of the images can be read.
 
     """
     views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
@@ -118,26 +126,35 @@ def extract_features(
     rows = torch.empty(0)
     labels = list[int]()
     for pixels, indices in loader:
-        if len(indices) == 0:
+        if len(indices) == 0:  # no image of this batch could be read
             continue
         part = embed(pixels.to(device, non_blocking=True)).float().cpu()  # (n, D)
         if not labels:
-            rows = torch.empty(len(images.indices), part.shape[1])  # once: M x D may be most of the memory
+            rows = torch.empty(len(images.indices), part.shape[1])  # allocated once: growing it would need twice M x D
         rows[len(labels) : len(labels) + len(part)] = part
         labels += [images.labels[index] for index in indices.tolist()]
     if not labels:
-        raise ValueError("data: none of the images to evaluate can be read")
+        raise ValueError("data: none of the images to evaluate can be read; check the files and their permissions")
     return Features(rows=rows[: len(labels)], labels=torch.tensor(labels), extract_s=time.perf_counter() - start)
 
 
 def embed_with(
     backbone: nn.Module, pixels: nn.Module, precision: Precision | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Embedding by a frozen backbone; it is in eval mode during each call and as it was afterwards."""
+    """Return a function that embeds images with `backbone`.
+
+    Each call puts the backbone in eval mode and restores its mode afterwards.
+
+    Args:
+        backbone: Maps normalised pixels to (n, D) features.
+        pixels: Normalises uint8 pixels for the backbone.
+        precision: Number format of the forward; None: fp32.
+
+    """
     autocast = contextlib.nullcontext if precision is None else precision.autocast
 
     def embed(images: Tensor) -> Tensor:
-        """(n, 3, H, W) uint8 -> (n, D)"""
+        """Map (n, 3, H, W) uint8 pixels to (n, D) features."""
         was_training = backbone.training
         backbone.eval()
         with autocast():
@@ -149,10 +166,10 @@ def embed_with(
 
 
 def embed_pixels(pixels: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The baseline without a network: the pixels as a network would read them, flattened to a row."""
+    """Return a function that flattens normalised pixels to one row per image: the baseline without a network."""
 
     def embed(images: Tensor) -> Tensor:
-        """(n, 3, H, W) uint8 -> (n, 3 H W)"""
+        """Map (n, 3, H, W) uint8 pixels to (n, 3 * H * W) rows."""
         rows: Tensor = pixels(images)
         return rows.flatten(1)
 

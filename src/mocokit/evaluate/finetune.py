@@ -1,4 +1,7 @@
-"""Fine-tuning on few labels: backbone and classifier trained together, on a part of the labelled images or on all."""
+"""Fine-tune a backbone together with a new classifier, on a part of the labelled images or on all of them.
+
+Shapes: n images of a batch, M images, S pixels a side, L classes.
+"""
 
 import copy
 from collections.abc import Callable
@@ -19,17 +22,19 @@ from mocokit.evaluate.splits import balanced_subset, hold_out
 from mocokit.nets.backbones import feature_dim
 
 CHOOSING_SHARE = 0.2
-"""Share of the labelled images that chooses the rates."""
+"""Share of the labelled images that is held out to choose the learning rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneResult:
-    """How a fine-tuned network does."""
+    """Accuracy of a fine-tuned network, and the learning rates it was trained with."""
 
     accuracy: float
     """On the test images after the last epoch, 0..1."""
     lr: float
+    """Peak learning rate of the backbone."""
     head_multiplier: float
+    """Learning rate of the classifier over that of the backbone."""
 
 
 def fine_tune_and_test(
@@ -46,27 +51,28 @@ def fine_tune_and_test(
 ) -> FineTuneResult:
     """Fine-tune a copy of `backbone` and test it once.
 
-    Where the protocol has several rates, each is trained on four fifths of the labelled images, or of as many as the
-    protocol chooses on, and judged on the rest; the chosen one is then trained on all. Test images have no say.
+    If the protocol has several pairs of learning rates, each pair is trained on four fifths of the labelled images (or
+    of the `choose_on` images that the protocol limits the choice to) and scored on the held-out fifth. The best pair is
+    then trained on all labelled images. Test images have no influence on the choice.
 
     Args:
-        backbone: Where training starts; not changed.
-        pixels: uint8 images -> what the backbone reads.
+        backbone: Weights to start from; not changed.
+        pixels: Normalises uint8 pixels for the backbone.
         labelled: Images to train on.
         test: Images to test on.
-        protocol: Already fitted to the number of labelled images.
-        device: Where to compute.
-        precision: Number format of forwards and backwards.
-        seed: Of crops, order, the classifier's first weights and the held-out part.
-        say: Told what is going on.
+        protocol: Settings, already fitted to the number of labelled images.
+        device: Device to compute on.
+        precision: Number format of forward and backward passes.
+        seed: Seed of the crops, the order, the classifier's initial weights and the held-out part.
+        say: Called with a line of progress.
 
     Raises:
-        ValueError: Several rates, but one labelled image a class.
+        ValueError: The protocol has several pairs, but no class has two labelled images.
 
     """
 
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
-        """The network after training on those images at those rates."""
+        """Return the network after training on `images` at these learning rates."""
         return fine_tune(
             backbone,
             pixels,
@@ -82,18 +88,19 @@ def fine_tune_and_test(
     pairs = protocol.pairs
     chosen = pairs[0]
     if len(pairs) > 1:
-        rest, held = hold_out(_part_that_chooses(labelled, protocol, seed=seed), CHOOSING_SHARE, seed=seed)
-        judged: list[tuple[float, float]] = []
+        rest, held = hold_out(_images_for_choosing(labelled, protocol, seed=seed), CHOOSING_SHARE, seed=seed)
+        scores: list[tuple[float, float]] = []  # (accuracy, loss) of each pair on the held-out part
         for number, (lr, multiplier) in enumerate(pairs, start=1):
             say(f"choosing a rate, {number} of {len(pairs)}: lr {lr:g}, head x{multiplier:g}")
-            judged.append(judge(train(rest, lr, multiplier), held, device=device, precision=precision))
-        chosen = best_pair(pairs, *zip(*judged, strict=True))
+            scores.append(score_network(train(rest, lr, multiplier), held, device=device, precision=precision))
+        chosen = best_pair(pairs, *zip(*scores, strict=True))
     say(f"training on all {len(labelled.indices):,} labelled images: lr {chosen[0]:g}, head x{chosen[1]:g}")
-    accuracy, _ = judge(train(labelled, *chosen), test, device=device, precision=precision)
+    accuracy, _ = score_network(train(labelled, *chosen), test, device=device, precision=precision)
     return FineTuneResult(accuracy=accuracy, lr=chosen[0], head_multiplier=chosen[1])
 
 
-def _part_that_chooses(labelled: LabelledImages, protocol: FineTuneProtocol, *, seed: int) -> LabelledImages:
+def _images_for_choosing(labelled: LabelledImages, protocol: FineTuneProtocol, *, seed: int) -> LabelledImages:
+    """Return a balanced subset of at most `protocol.choose_on` images."""
     if protocol.choose_on is None or protocol.choose_on >= len(labelled.indices):
         return labelled
     return labelled.only(balanced_subset(labelled, protocol.choose_on, seed=seed))
@@ -111,7 +118,11 @@ def fine_tune(
     precision: Precision,
     seed: int,
 ) -> nn.Module:
-    """A trained network (n, 3, S, S) uint8 -> (n, L); BatchNorm is in train mode while it is trained."""
+    """Fine-tune a copy of `backbone` with a new classifier, and return it in eval mode.
+
+    All layers are trained, and BatchNorm is in train mode. The network maps (n, 3, S, S) uint8 pixels to (n, L) scores.
+    `fine_tune_and_test` explains the arguments.
+    """
     schedule = protocol.schedule
     order = WholeEpochs(indices=labelled.indices, batch_size=protocol.batch_size, epochs=schedule.epochs, seed=seed)
     head = build_classifier(feature_dim(backbone), len(labelled.class_names), init_std=0.01, seed=seed)
@@ -121,7 +132,7 @@ def fine_tune(
     for step, (images, indices) in enumerate(build_training_loader(labelled, order, device=device, seed=seed)):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=group["peak_lr"])
-        if len(indices) < 2:  # BatchNorm needs two; only where images can't be read
+        if len(indices) < 2:  # BatchNorm needs two images; happens only if the others of the batch can't be read
             continue
         with precision.autocast():
             loss = F.cross_entropy(network(images.to(device, non_blocking=True)), labels[indices].to(device))
@@ -134,7 +145,7 @@ def fine_tune(
 def build_optimizer(
     backbone: nn.Module, head: nn.Module, protocol: FineTuneProtocol, *, lr: float, head_multiplier: float
 ) -> torch.optim.Optimizer:
-    """SGD, or SimCLR's LARS, each group of parameters with its own `peak_lr`."""
+    """Return SGD or SimCLR's LARS; each parameter group carries its own `peak_lr`, which the schedule scales."""
     optimizer: torch.optim.Optimizer
     if protocol.optimizer == "lars":
         optimizer = Lars(
@@ -155,10 +166,10 @@ def build_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=protocol.weight_decay)
 
 
-def judge(
+def score_network(
     network: nn.Module, images: LabelledImages, *, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
-    """(accuracy 0..1, mean cross-entropy) of a trained network on images without augmentation."""
+    """Return the accuracy (0..1) and the mean cross-entropy of a trained network on images without augmentation."""
     scores = extract_features(embed_with(network, nn.Identity(), precision), images, device=device)  # (M, L)
     accuracy = float((scores.rows.argmax(dim=1) == scores.labels).float().mean())
     return accuracy, float(F.cross_entropy(scores.rows, scores.labels))

@@ -1,4 +1,4 @@
-"""Frozen means frozen: a backbone's parameters and buffers are bit by bit what they were."""
+"""Prove that a frozen backbone stays frozen: no bit of its parameters and buffers changes."""
 
 import contextlib
 import hashlib
@@ -10,26 +10,26 @@ from mocokit.engine.agreement import tensor_bytes
 
 
 class FrozenWeightsMovedError(RuntimeError):
-    """A frozen parameter or BatchNorm statistic changed; the message names it."""
+    """A frozen parameter or BatchNorm statistic changed; the message names the first one."""
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each tensor's bits."""
+    """Return the SHA-256 of each tensor's bits, by name."""
     return {name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in tensors.items()}
 
 
 def weights_digest(module: nn.Module) -> str:
-    """One hash of all parameters and buffers with their names."""
+    """Return one SHA-256 of the names and bits of all parameters and buffers."""
     parts = digest_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})
     return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within the context `module` is in eval mode and takes no gradient; afterwards its modes are as they were.
+    """Context manager that puts `module` in eval mode without gradients, and restores both settings afterwards.
 
     Raises:
-        FrozenWeightsMovedError: A parameter or a buffer, such as a BatchNorm statistic, changed within the context.
+        FrozenWeightsMovedError: A parameter or a buffer, such as a BatchNorm statistic, changed inside the context.
 
     """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

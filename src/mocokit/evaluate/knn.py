@@ -1,7 +1,8 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (InstDisc sec. 3.4).
 
-Neither the similarities nor a normalised copy of the bank ever exist as a whole: chunks of both sides meet, and each
-query keeps the k best so far. The bank may lie in parts on several ranks.
+Memory stays bounded: a chunk of the bank is compared with a chunk of the queries, and each query keeps its best k rows
+so far. The (Q, M) similarities and a normalised copy of the bank never exist as a whole. The bank may be sharded over
+ranks.
 
 Shapes: M bank rows, Q queries, D feature dimension, L classes, m and q rows of a chunk.
 """
@@ -18,7 +19,7 @@ from mocokit.evaluate.features import Features, LabelledImages, extract_features
 
 
 class KnnProtocol(NamedTuple):
-    """Neighbours and the temperature of their votes."""
+    """Number of neighbours, and the temperature T of their votes."""
 
     k: int
     temperature: float
@@ -28,13 +29,13 @@ class KnnProtocol(NamedTuple):
 
 
 PROTOCOLS = (KnnProtocol(20, 0.07), KnnProtocol(200, 0.1))
-"""DINO's, and the official MoCo notebook's; reported side by side, since they answer differently."""
+"""DINO's setting and the official MoCo notebook's; both are reported, since they give different accuracies."""
 
 CHUNK_BYTES = 256 * 2**20
-"""A chunk of the bank, a chunk of the queries and their similarities together."""
+"""Memory of a bank chunk, a query chunk and their similarities together."""
 
 QUERY_CHUNK = 1024
-"""q at most; fewer where rows are long."""
+"""Largest q; long rows get a smaller one, so that CHUNK_BYTES holds."""
 
 
 def knn_accuracy(
@@ -45,16 +46,17 @@ def knn_accuracy(
     device: torch.device,
     bank_is_shard: bool = False,
 ) -> dict[KnnProtocol, float]:
-    """Share of queries (0..1) whose class gets the largest sum of exp(cosine / T) over their k nearest bank rows.
+    """Return the kNN accuracy (0..1) of `queries` for each protocol, computed in one pass.
 
-    Extra memory stays under about CHUNK_BYTES + 8 Q k bytes whatever M is; k beyond M means all of the bank.
+    Each of the k bank rows nearest to a query votes for its class with weight exp(cosine / T). Extra memory stays under
+    about CHUNK_BYTES + 8 Q k bytes for any M. If k exceeds M, the whole bank votes.
 
     Args:
         bank: Rows that vote.
         queries: Rows to classify; with `bank_is_shard` the same on every rank.
-        protocols: All are computed in one pass.
-        device: Where chunks are compared.
-        bank_is_shard: `bank` is this rank's part of the bank; the result is that of the whole, on every rank.
+        protocols: Numbers of neighbours and temperatures.
+        device: Device that compares the chunks.
+        bank_is_shard: True if `bank` is this rank's part of the bank; every rank returns the accuracy on the whole.
 
     """
     k = max(protocol.k for protocol in protocols)
@@ -75,16 +77,16 @@ def knn_accuracy(
 
 
 def nearest_classes(bank: Features, queries: Tensor, k: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and class of the k bank rows nearest to each query, nearest first; k is cut to M.
+    """Return the cosine and the class of the k bank rows nearest to each query, nearest first; k is at most M.
 
     Args:
         bank: (M, D) rows on any device, in memory or mapped from a file; never copied as a whole.
-        queries: (Q, D)
-        k: Neighbours to keep.
-        device: Where chunks are compared.
+        queries: (Q, D) rows.
+        k: Neighbours to keep per query.
+        device: Device that compares the chunks.
 
     Returns:
-        (Q, k) float32 and (Q, k) int32 on `device`.
+        Cosines (Q, k) float32 and classes (Q, k) int32 on `device`.
 
     """
     num_queries = len(queries)
@@ -92,6 +94,8 @@ def nearest_classes(bank: Features, queries: Tensor, k: int, *, device: torch.de
     k = min(k, len(bank.rows))
     best = torch.full((num_queries, k), -torch.inf, device=device)
     classes = torch.zeros(num_queries, k, dtype=torch.int32, device=device)
+    # q D + m (D + q) floats of 4 bytes: the query chunk gets at most half of CHUNK_BYTES, the bank chunk and the
+    # similarities the other half.
     q = max(1, min(QUERY_CHUNK, CHUNK_BYTES // (8 * width)))
     m = max(1, CHUNK_BYTES // (8 * (width + q)))
     for bank_part in _slices(len(bank.rows), m):
@@ -115,10 +119,10 @@ def _slices(size: int, step: int) -> Iterator[slice]:
 
 
 def _merge_ranks(best: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of all ranks' candidates for each query; the same on every rank."""
+    """Return the k nearest of all ranks' candidates for each query; every rank gets the same result."""
     rows = len(best)
     num_ranks = distributed.world_size()
-    widest = distributed.max_over_ranks(best.shape[1])  # a small shard has fewer than k rows
+    widest = distributed.max_over_ranks(best.shape[1])  # a shard of fewer than k rows offers fewer candidates
     missing = widest - best.shape[1]
     best = F.pad(best, (0, missing), value=-torch.inf)
     classes = F.pad(classes, (0, missing))
@@ -131,10 +135,11 @@ def _merge_ranks(best: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]
 def _count_hits(
     similarity: Tensor, classes: Tensor, truth: Tensor, protocols: Sequence[KnnProtocol], *, num_classes: int
 ) -> dict[KnnProtocol, int]:
+    """Return the number of correctly classified queries of a chunk, by protocol."""
     hits = {}
     for protocol in protocols:
         votes = torch.zeros(len(truth), num_classes, device=similarity.device)  # (q, L)
-        weights = (similarity[:, : protocol.k] / protocol.temperature).exp()  # 0 for a place that no row took
+        weights = (similarity[:, : protocol.k] / protocol.temperature).exp()  # exp(-inf) = 0: padding does not vote
         votes.scatter_add_(1, classes[:, : protocol.k].long(), weights)
         hits[protocol] = int((votes.argmax(dim=1) == truth).sum())
     return hits
@@ -148,7 +153,7 @@ def knn_of(
     *,
     device: torch.device,
 ) -> dict[KnnProtocol, float]:
-    """kNN accuracy of an embedding of images."""
+    """Return the kNN accuracy (0..1) of `embed` for each protocol: extract both sets of features, then compare them."""
     return knn_accuracy(
         extract_features(embed, bank, device=device),
         extract_features(embed, queries, device=device),

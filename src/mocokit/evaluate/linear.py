@@ -1,4 +1,4 @@
-"""Linear classification on a frozen backbone, as published: random crops through the network in every epoch.
+"""Train a linear classifier on a frozen backbone, as published: every epoch embeds new random crops.
 
 Shapes: n rows of a batch, D feature dimension, L classes.
 """
@@ -20,6 +20,7 @@ from mocokit.nets.backbones import build_seeded
 from mocokit.randomness import Purpose, torch_seed
 
 SCORE_CHUNK = 8192
+"""Rows scored at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +31,17 @@ class LinearResult:
 
     @property
     def last(self) -> float:
-        """Of the last epoch: no test image had a say in it."""
+        """Test accuracy after the last epoch, which no test image influenced."""
         return self.by_epoch[-1]
 
     @property
     def best(self) -> float:
-        """Of the best epoch on the test images, which main_lincls.py keeps as its best model."""
+        """Test accuracy of the best epoch on the test images; main_lincls.py keeps that epoch as its best model."""
         return max(self.by_epoch)
 
 
 def build_classifier(feature_dim: int, num_classes: int, *, init_std: float | None, seed: int) -> nn.Linear:
-    """A linear layer with weights ~ N(0, init_std) and bias 0; with None as torch initialises it."""
+    """Return a linear layer with weights ~ N(0, init_std) and bias 0; None keeps torch's own initial weights."""
     head = build_seeded(lambda: nn.Linear(feature_dim, num_classes), torch_seed(seed, Purpose.MODEL_INIT, 1))
     if init_std is not None:
         draws = torch.Generator().manual_seed(torch_seed(seed, Purpose.MODEL_INIT, 2))
@@ -60,22 +61,22 @@ def train_linear(
     seed: int,
     on_epoch: Callable[[int, float], None] = lambda _epoch, _accuracy: None,
 ) -> LinearResult:
-    """Train a linear classifier on `backbone`'s features of augmented images.
+    """Train a linear classifier on the features of augmented images, and test it after each epoch.
 
-    The backbone stays in eval mode and bit by bit what it was, so the test features are taken once.
+    The backbone stays in eval mode, and none of its bits changes. So the test features are computed once, beforehand.
 
     Args:
-        backbone: The network that must not move.
-        embed: (n, 3, S, S) uint8 pixels on `device` -> (n, D), by that network.
+        backbone: Network whose weights are checked to stay frozen.
+        embed: Maps (n, 3, S, S) uint8 pixels on `device` to (n, D) features, by that network.
         train: Images to train on.
-        test: (M, D) features of the images to test on.
-        protocol: Already fitted to the number of training images.
-        device: Where to compute.
-        seed: Of crops, order and the classifier's first weights.
-        on_epoch: Called with each epoch's number, from 1 on, and test accuracy.
+        test: Features of the test images.
+        protocol: Settings, already fitted to the number of training images.
+        device: Device to compute on.
+        seed: Seed of the crops, the order and the classifier's initial weights.
+        on_epoch: Called after each epoch with its number, from 1 on, and the test accuracy.
 
     Raises:
-        FrozenWeightsMovedError: A parameter or BatchNorm statistic of the backbone moved.
+        FrozenWeightsMovedError: A parameter or BatchNorm statistic of the backbone changed.
 
     """
     order = WholeEpochs(
@@ -91,7 +92,7 @@ def train_linear(
     with frozen(backbone):
         for step, (pixels, indices) in enumerate(build_training_loader(train, order, device=device, seed=seed)):
             set_lr(optimizer, protocol.schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=protocol.lr))
-            if len(indices):  # 0: no image of the batch could be read
+            if len(indices):  # 0 if no image of the batch could be read
                 with torch.no_grad():
                     rows = embed(pixels.to(device, non_blocking=True)).float()  # (n, D)
                 F.cross_entropy(head(rows), labels[indices].to(device)).backward()
@@ -106,7 +107,7 @@ def train_linear(
 def build_training_loader(
     train: LabelledImages, order: WholeEpochs, *, device: torch.device, seed: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches of cropped and flipped images with their indices."""
+    """Return batches of randomly cropped and flipped images: uint8 pixels, and positions in the source."""
     return build_loader(
         SingleViews(train.reader, size_px=train.view.size_px, seed=seed),
         order,
@@ -117,7 +118,7 @@ def build_training_loader(
 
 @torch.no_grad()
 def accuracy_of(head: Callable[[Tensor], Tensor], features: Features, *, device: torch.device) -> float:
-    """Share of rows whose largest score is that of their class."""
+    """Return the share of rows (0..1) that `head` gives the largest score for their own class."""
     hits = 0
     for rows, labels in zip(features.rows.split(SCORE_CHUNK), features.labels.split(SCORE_CHUNK), strict=True):
         hits += int((head(rows.to(device)).argmax(dim=1).cpu() == labels).sum())

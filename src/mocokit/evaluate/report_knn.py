@@ -1,4 +1,4 @@
-"""The kNN table of a run, beside what it has to beat; on several ranks each holds a part of the bank."""
+"""Measure the kNN accuracy of a run beside its baselines; under torchrun, the images are sharded over the ranks."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
-from mocokit.evaluate.baselines import Subject, subjects_of, view_of
+from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
 from mocokit.evaluate.features import Features, LabelledImages, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
 from mocokit.evaluate.splits import open_train_and_test
@@ -17,10 +17,11 @@ from mocokit.evaluate.splits import open_train_and_test
 
 @dataclass(frozen=True, kw_only=True)
 class KnnRow:
-    """One line of the table."""
+    """kNN accuracies of one kind of features."""
 
     features: str
     accuracy: dict[KnnProtocol, float]
+    """0..1"""
 
 
 def compare_with_baselines(
@@ -33,13 +34,13 @@ def compare_with_baselines(
     device_name: str = "auto",
     seed: int = 0,
 ) -> list[KnnRow]:
-    """kNN accuracy of a run's backbone, and of the baselines.
+    """Return the kNN accuracy of a run's backbone, after those of the baselines.
 
     Args:
         run: Run folder or backbone file.
         bank: Labelled images that vote.
-        queries: Labelled images to classify; None: a tenth of `bank`, held out.
-        baselines: Also judge raw pixels and a random-init backbone.
+        queries: Labelled images to classify; None: a held-out tenth of `bank`.
+        baselines: Also measure raw pixels and a random-init backbone.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
@@ -52,26 +53,27 @@ def compare_with_baselines(
         view = view_of(loaded.card, num_workers=num_workers)
         train, test = open_train_and_test(bank, queries, view, seed=seed)
         return [
-            KnnRow(features=subject.name, accuracy=_knn_on_ranks(subject, train, test, device))
-            for subject in subjects_of(loaded, baselines=baselines, device=device, seed=seed)
+            KnnRow(features=extractor.name, accuracy=_knn_on_ranks(extractor, train, test, device))
+            for extractor in build_extractors(loaded, baselines=baselines, device=device, seed=seed)
         ]
 
 
 def _knn_on_ranks(
-    subject: Subject, bank: LabelledImages, queries: LabelledImages, device: torch.device
+    extractor: FeatureExtractor, bank: LabelledImages, queries: LabelledImages, device: torch.device
 ) -> dict[KnnProtocol, float]:
     own_bank, own_queries = (
-        extract_features(subject.embed, _share(images), device=device) for images in (bank, queries)
+        extract_features(extractor.embed, _share(images), device=device) for images in (bank, queries)
     )
     return knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
 
 
 def _share(images: LabelledImages) -> LabelledImages:
-    """Every R-th image: this rank's part."""
+    """Return this rank's part of the images: every R-th one, where R is the number of ranks."""
     return images.only(images.indices[distributed.rank() :: distributed.world_size()])
 
 
 def _all_ranks(features: Features) -> Features:
+    """Gather the features of all ranks on every rank."""
     counts = distributed.all_gather_objects(len(features.rows))
     return replace(
         features,

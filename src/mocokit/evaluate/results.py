@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, each beside the id of its protocol: one JSON file and one table."""
+"""Rows of evaluation results, each with the id of its protocol; kept as one JSON file and one Markdown table."""
 
 import json
 import statistics
@@ -10,42 +10,45 @@ from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.report.text_tables import markdown_columns, text_columns
 
 COLUMNS = ("raw pixels", "random init", "pre-trained")
+"""Kinds of features, in the order of the table's columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number."""
+    """One accuracy: a protocol, a kind of features and a seed."""
 
     protocol: str
-    """Its id: how, with which batch and how many epochs."""
+    """Id of the result: the protocol, and the batch size and epochs it ran with."""
     features: str
-    """pre-trained, random init or raw pixels"""
+    """One of COLUMNS."""
     accuracy: float
     """On the test images, 0..1."""
     seed: int
     minutes: float
-    """All that it took, computing the features included, also when they came from the cache."""
+    """Duration, including the time to compute the features, even if they came from the cache."""
     train_images: int
+    """Number of labelled images trained on."""
     test_images: int
     chosen: str = ""
-    """What a held-out part of the training images chose."""
+    """Settings that a held-out part of the training images chose; empty: nothing to choose."""
     data: str
+    """Location of the training images."""
     test: str
-    """Empty: a tenth of `data`."""
+    """Location of the test images; empty: a held-out tenth of `data`."""
     weights: str
-    """First digits of the hash of the judged run's weights."""
+    """First 12 hex digits of the hash of the run's weights."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a newer result of the same replaces."""
+        """Identity of the row: a newer row with the same key replaces it."""
         return self.protocol, self.features, self.seed, self.data, self.test
 
 
 def load_rows(path: Path) -> list[Row]:
-    """The rows of an `evaluation.json`; none when there is no such file.
+    """Return the rows of an `evaluation.json`; an empty list if the file does not exist.
 
     Raises:
-        ValueError: Not a file that `save_rows` wrote.
+        ValueError: The file was not written by `save_rows`.
 
     """
     if not path.is_file():
@@ -57,20 +60,20 @@ def load_rows(path: Path) -> list[Row]:
 
 
 def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """`new` with those of `old` that it does not replace; results of other weights are dropped."""
+    """Return `new` after the rows of `old` that it does not replace; rows of other weights are dropped."""
     keys = {row.key for row in new}
     weights = {row.weights for row in new}
     return [row for row in old if row.key not in keys and row.weights in weights] + list(new)
 
 
 def save_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Write `evaluation.json` and `evaluation.md`."""
+    """Write `evaluation.json` and `evaluation.md` into `folder`."""
     write_text_atomically(folder / "evaluation.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     write_text_atomically(folder / "evaluation.md", markdown_table(rows))
 
 
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: a protocol a line, accuracy in percent, mean and sample deviation where there are seeds."""
+    """Return the header and one line per protocol: accuracies in percent, over seeds as mean +- sample deviation."""
     present = [name for name in COLUMNS if any(row.features == name for row in rows)]
     lines = []
     for protocol in dict.fromkeys(row.protocol for row in rows):
@@ -82,7 +85,7 @@ def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def show_percent(accuracies: Sequence[float]) -> str:
-    """`81.2 +- 0.3`, or a dash for nothing."""
+    """Return accuracies (0..1) as `81.2`, or `81.2 +- 0.3` for several; a dash for none."""
     if not accuracies:
         return "-"
     mean = f"{100 * statistics.mean(accuracies):.1f}"
@@ -90,19 +93,19 @@ def show_percent(accuracies: Sequence[float]) -> str:
 
 
 def show_minutes(minutes: float) -> str:
-    """`12 s`, `3.5 min` or `2.1 h`."""
+    """Return a duration as `12 s`, `3.5 min` or `2.1 h`."""
     if minutes < 1:
         return f"{60 * minutes:.0f} s"
     return f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """The table for a terminal: names to the left, numbers to the right."""
+    """Return the table for a terminal: names aligned left, numbers right."""
     return text_columns(*table_cells(rows))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table in Markdown, over what it was measured on."""
+    """Return the table in Markdown, below a line that tells the images, the weights and the seeds."""
     first = rows[0]
     seeds = sorted({row.seed for row in rows})
     tested = first.test or "a held-out tenth of them"

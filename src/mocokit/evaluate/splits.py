@@ -1,4 +1,4 @@
-"""Which labelled images train, choose and test: balanced subsets, id lists and held-out parts, all drawn by a seed."""
+"""Split labelled images for training, choosing and testing: balanced subsets, id lists and held-out parts, by seed."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,10 +14,10 @@ from mocokit.randomness import Purpose, generator
 
 
 def balanced_subset(images: LabelledImages, count: int, *, seed: int) -> list[int]:
-    """`count` of the images at random, equally many of each class as far as class sizes allow, at least one of each.
+    """Return `count` random images, equally many of each class as far as class sizes allow, at least one of each.
 
-    A remainder goes to classes drawn at random. Larger subsets of the same seed hold the smaller ones' images, but
-    for that remainder.
+    Classes drawn at random get the remainder of the division. With the same seed, a larger subset contains a smaller
+    one, except for that remainder.
     """
     members = _by_class(images)
     quotas = _water_fill([len(member) for member in members.values()], max(count, len(members)), seed=seed)
@@ -29,6 +29,7 @@ def balanced_subset(images: LabelledImages, count: int, *, seed: int) -> list[in
 
 
 def _by_class(images: LabelledImages) -> dict[int, list[int]]:
+    """Return the positions of the images of each class, by class number in ascending order."""
     members: dict[int, list[int]] = {}
     for index in images.indices:
         members.setdefault(images.labels[index], []).append(index)
@@ -36,7 +37,7 @@ def _by_class(images: LabelledImages) -> dict[int, list[int]]:
 
 
 def _water_fill(sizes: Sequence[int], total: int, *, seed: int) -> list[int]:
-    """Quotas of at most `sizes` that sum to `total` and differ as little as possible."""
+    """Return one quota per class: at most its size, as equal as possible, with sum min(total, sum(sizes))."""
     total = min(total, sum(sizes))
     level = 0
     while sum(min(size, level + 1) for size in sizes) <= total and level < max(sizes):
@@ -50,10 +51,10 @@ def _water_fill(sizes: Sequence[int], total: int, *, seed: int) -> list[int]:
 
 
 def fraction_of(images: LabelledImages, fraction: float, *, seed: int) -> LabelledImages:
-    """A balanced part of the images; 1 gives all of them.
+    """Return a balanced part of the images; all of them if `fraction` is 1.
 
     Raises:
-        ValueError: `fraction` is not in 0..1.
+        ValueError: `fraction` is not above 0 and at most 1.
 
     """
     if not 0 < fraction <= 1:
@@ -64,7 +65,7 @@ def fraction_of(images: LabelledImages, fraction: float, *, seed: int) -> Labell
 
 
 def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """(rest, held-out part): about `share` of each class, at least one image of a class that has two or more.
+    """Return (rest, held-out part). The held-out part has about `share` of each class: at least one image, never all.
 
     Raises:
         ValueError: No class has two images.
@@ -76,7 +77,9 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
         order = generator(seed, Purpose.SUBSET, 1 + label, 1).permutation(len(member))
         held += [member[row] for row in order[:count]]
     if not held:
-        raise ValueError("fraction: one labelled image a class leaves none to choose a rate with; use a larger one")
+        raise ValueError(
+            "fraction: one labelled image a class leaves none to choose a rate with; use a larger fraction"
+        )
     rest = np.setdiff1d(images.indices, held).tolist()
     return images.only(rest), images.only(sorted(held))
 
@@ -84,10 +87,10 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
 def open_labelled(
     data: str | Path, test: str | Path | None, view: EvaluationView
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """Labelled images to train on, and those to test on if they are images of their own.
+    """Open the training images, and the test images if `test` is given.
 
     Raises:
-        ValueError: One of the two has no labels, or `test` has a class that `data` lacks.
+        ValueError: One of the two has no labels, or `test` has a class that is missing from `data`.
 
     """
     images = choose_images(_reader(data), view)
@@ -97,7 +100,7 @@ def open_labelled(
 def train_and_test(
     images: LabelledImages, test: LabelledImages | None, *, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Both parts; without images to test on, a tenth of `images` is held out, drawn by `seed`."""
+    """Return (training images, test images); if `test` is None, a random tenth of `images` is held out by `seed`."""
     if test is not None:
         return images, test
     held = draw_indices(len(images.indices), max(1, len(images.indices) // 10), seed=seed)
@@ -108,7 +111,7 @@ def train_and_test(
 def open_train_and_test(
     data: str | Path, test: str | Path | None, view: EvaluationView, *, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Both steps, for who needs a single seed; raises like `open_labelled`."""
+    """Open both sets and split them by one seed; raises the errors of `open_labelled`."""
     return train_and_test(*open_labelled(data, test, view), seed=seed)
 
 
@@ -117,12 +120,13 @@ def _reader(location: str | Path) -> ImageReader:
 
 
 def read_id_list(path: str | Path, source: ImageSource) -> list[int]:
-    """Indices of the images that a text file names, one a line: by file name, by the end of the path, or by number.
+    """Return the positions of the images listed in a text file, such as SimCLR's `imagenet_subsets/1percent.txt`.
 
-    SimCLR's `imagenet_subsets/1percent.txt` is such a file.
+    Each line names one image by its file name or the end of its path. If every line is a number below the number of
+    images, lines are positions instead.
 
     Raises:
-        ValueError: No such file, or a line that names no image, or several.
+        ValueError: The file can't be read, or a line matches no image or several.
 
     """
     try:
