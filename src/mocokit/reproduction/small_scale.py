@@ -1,4 +1,4 @@
-"""A cell at the scale of one small machine: the paper's differences stay, sizes and lengths shrink alike for all."""
+"""A cell's run at the scale of one small machine: the paper's differences stay, sizes and lengths shrink alike."""
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
@@ -7,21 +7,27 @@ from mocokit.reproduction.table import Cell, Table
 from mocokit.run.demo import SETTINGS
 
 PAPER_EPOCHS = 200
-"""The length that a table's `small_epochs` stands for; other lengths keep their ratio to it."""
+"""Length that a table's `small_epochs` stands for. Other lengths keep their ratio to it."""
 
 SIZES = ("data.image_size", "data.global_batch_size", "model.arch", "model.stem", "method.bn_groups")
-"""What the demo's settings say for every method."""
+"""Settings of the demo that every method takes over."""
 
 
 def shrink(table: Table, cell: Cell, *, epochs: int | None = None) -> Config:
-    """The cell's run with the demo's network, batch and rate, and its schedule `epochs` long for the paper's 200.
+    """Return the cell's config with the demo's network, batch and learning rate, and a shorter schedule.
 
-    Temperature, head, augmentation, kind of schedule and mechanism are the paper's; the queue holds the demo's 1,024
-    keys unless the table is about it.
+    Temperature, head, augmentation, kind of schedule and mechanism stay the paper's. The queue holds the demo's 1,024
+    keys unless the cell's `small` settings say otherwise.
+
+    Args:
+        table: Table of the cell.
+        cell: Cell to shrink.
+        epochs: Epochs for the paper's 200; None: the table's `small_epochs`.
+
     """
     paper = cell.config
     ratio = (epochs or table.small_epochs) / PAPER_EPOCHS
-    settings: dict[str, object] = {name: SETTINGS[name] for name in SIZES} | _of_small_images(paper)
+    settings: dict[str, object] = {name: SETTINGS[name] for name in SIZES}
     settings |= {
         "optim.epochs": max(1, round(paper.optim.epochs * ratio)),
         "optim.milestones": tuple(max(1, round(milestone * ratio)) for milestone in paper.optim.milestones),
@@ -30,12 +36,17 @@ def shrink(table: Table, cell: Cell, *, epochs: int | None = None) -> Config:
         "run.knn_every": 0,
         "augment.crop_scale": SETTINGS["augment.crop_scale"],
     }
-    settings |= _of_method(paper)
-    return replace_settings(paper, settings | _ungrouped(paper) | dict(cell.small))
+    settings |= _small_image_settings(paper) | _method_settings(paper)
+    if paper.method.bn_groups == 1:  # BatchNorm over the whole batch stays so
+        settings["method.bn_groups"] = 1
+    return replace_settings(paper, settings | dict(cell.small))
 
 
-def _of_small_images(paper: Config) -> dict[str, object]:
-    """No blur, whole images when judging, pixels standardised by the data, but for SimCLR's which stay in 0..1."""
+def _small_image_settings(paper: Config) -> dict[str, object]:
+    """Return settings for small images: no blur, evaluation on whole images, pixels standardised by the data.
+
+    SimCLR's pixels stay in 0..1.
+    """
     small = get_preset("moco-v2-small")
     settings: dict[str, object] = {
         "augment.blur_p": small.augment.blur_p,
@@ -46,21 +57,16 @@ def _of_small_images(paper: Config) -> dict[str, object]:
     return settings
 
 
-def _of_method(paper: Config) -> dict[str, object]:
-    small = get_preset("moco-v2-small").method
+def _method_settings(paper: Config) -> dict[str, object]:
+    """Return rate, queue and key momentum at small scale. End-to-end and SimCLR have theirs in `cell.small`."""
     match paper.method.name:
         case "moco":
             return {
                 "method.queue_size": SETTINGS["method.queue_size"],
-                "method.key_momentum": small.key_momentum,
+                "method.key_momentum": get_preset("moco-v2-small").method.key_momentum,
                 "method.mask_same_image": True,
                 "optim.lr": SETTINGS["optim.lr"],
             }
         case "memory-bank":
             return {"optim.lr": SETTINGS["optim.lr"]}
     return {}
-
-
-def _ungrouped(paper: Config) -> dict[str, object]:
-    """BatchNorm over the whole batch stays that."""
-    return {"method.bn_groups": 1} if paper.method.bn_groups == 1 else {}
