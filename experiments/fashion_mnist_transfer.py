@@ -1,12 +1,12 @@
-"""Fashion-MNIST: every way to judge one pre-trained run with labels, beside random weights and raw pixels.
+"""Fashion-MNIST: evaluate one pre-trained run by every protocol, beside random weights and raw pixels.
 
     python experiments/fashion_mnist_transfer.py --data DIR --run runs/fashion_mnist/seed0
 
-DIR holds the four IDX files (Debian's package dataset-fashion-mnist). A run folder that does not exist yet is trained
-first, with the settings of fashion_mnist.py. Each cell (protocol, features, seed) is written as soon as it is known,
-and a cell that is there already is not run again; so what is too long for one go can be run with fewer images or a
-shorter schedule, which the cell tells. Seeds draw the subsets of labels, crops, order, the classifier's
-first weights and the random-init network; the pre-trained run is one.
+DIR holds the four IDX files (Debian's package dataset-fashion-mnist). If the run folder does not exist, the run is
+trained first with the settings of fashion_mnist.py. Each cell (protocol, features, seed) is saved at once and never
+repeated, so the script may be called several times. A slow protocol can be run on fewer images or with a shorter
+schedule; the cell records both. Seeds draw the subsets of labels, the crops, the order, the classifier's first weights
+and the random-init network. There is only one pre-trained run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Cell = dict[str, Any]
 
 
 def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, list[Subject]]:
-    """Images, and the features to judge, of one seed."""
+    """Return the images and the features to evaluate, for one seed."""
     loaded = load_backbone(run)
     train, test = (str(next(args.data.glob(f"{part}-images-idx3-ubyte*"))) for part in ("train", "t10k"))
     images = open_train_and_test(train, test, view_of(loaded.card, num_workers=args.workers), seed=seed)
@@ -53,18 +53,18 @@ def build_exam(args: argparse.Namespace, run: Path, seed: int) -> tuple[Exam, li
 
 
 GIVEN = ("train_images", "test_images", "epochs_scale")
-"""What a cell has of images and time."""
+"""A cell's number of images and length of schedule."""
 IDENTITY = ("asked", "features", "seed", *GIVEN)
-"""What makes a cell the same."""
+"""Fields that identify a cell."""
 
 
 def run_cell(asked: Cell, subject: Subject, exam: Exam) -> list[Cell]:
-    """The numbers of one protocol for one kind of features and one seed."""
+    """Return the results of one protocol for one kind of features and one seed."""
     return [{**asked, **asdict(score)} for score in examine(asked["asked"], subject, exam)]
 
 
 def table_of(cells: list[Cell]) -> str:
-    """Markdown: a row a protocol, a column a kind of features, mean and spread over seeds, and minutes of one cell."""
+    """Return a Markdown table: one row a protocol, one column a kind of features, and the mean minutes of a cell."""
     lines = [f"| protocol | labels | {' | '.join(COLUMNS)} | minutes |", "|---" * (len(COLUMNS) + 3) + "|"]
     for protocol, labels in dict.fromkeys((cell["protocol"], cell["labels"]) for cell in cells):
         own = [cell for cell in cells if (cell["protocol"], cell["labels"]) == (protocol, labels)]
@@ -76,9 +76,9 @@ def table_of(cells: list[Cell]) -> str:
 
 
 def compare_linear(cells: list[Cell]) -> dict[str, dict[str, float]]:
-    """How much faster the fast linear protocol is than the official one, and the points of accuracy between them.
+    """Return the time of the official linear protocol over that of the fast one, and the difference in accuracy.
 
-    By the images and the schedule that both were given.
+    There is one entry for each number of images and length of schedule that both were run with.
     """
     found: dict[str, dict[str, float]] = {}
     for given in dict.fromkeys(tuple(cell[name] for name in GIVEN) for cell in cells):
@@ -99,7 +99,7 @@ def _mean(cells: list[Cell], key: str) -> float:
 
 
 def main() -> None:
-    """Fill in the missing cells and print the table."""
+    """Run the missing cells, save each, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/fashion_mnist/seed0"))
