@@ -1,8 +1,9 @@
-"""Write docs/scaling.md: the planner's numbers for moco-v2 on 1 to 1,024 H100.
+"""Write docs/scaling.md: the planner's numbers for moco-v2 on 1 to 1,024 H100s.
 
 python benchmarks/plan_table.py
 """
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ HEAD = """\
 # Scaling (computed, not measured)
 
 Every number on this page was computed by `mocokit plan`; `benchmarks/plan_table.py` wrote it. No run of this size was
-made. The model is stated in `src/mocokit/planning.py`, its constants and their sources in the table of devices there;
+made. The model is in `src/mocokit/plan/cost_model.py`, with its constants and their sources in the table of devices;
 its errors against measurements on CPU cores are in `benchmarks/results/plan_accuracy.json`. One H100 was at hand
 once: with all 8 BatchNorm groups at a time it took 70.2 ms a step (planned: 69.1, since the effect of torch.compile is
 fitted to it), eager with one group 98.7 ms (105.9) and 11.95 GB of torch's memory (12.10).
@@ -31,7 +32,8 @@ grows by a group of 32 images a device, which is another run than the papers'.
 
 
 def main() -> None:
-    """Compute each world size, write the page."""
+    """Compute a row for each world size and write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = list[list[str]]()
     bound_from = ""
     for world_size in WORLD_SIZES:
