@@ -1,4 +1,4 @@
-"""How speed changes with workers, image size, batch and queue size: `mocokit bench` over each, one at a time.
+"""Measure speed over workers, image size, batch and queue size: `mocokit bench` with one of them changed at a time.
 
 python benchmarks/curves.py
 """
@@ -34,7 +34,7 @@ CURVES: dict[str, tuple[object, ...]] = {
 
 
 def measure(folder: Path, setting: str, value: object, *, seconds: float) -> dict[str, Any]:
-    """One point of a curve."""
+    """Measure one point of a curve; from 224 px on, the batch is 16."""
     changes = {**BASE, "data.source": str(folder), setting: value}
     if setting == "data.image_size" and isinstance(value, int) and value >= 224:
         changes["data.global_batch_size"] = 16
@@ -52,7 +52,7 @@ def measure(folder: Path, setting: str, value: object, *, seconds: float) -> dic
 
 
 def main() -> None:
-    """Measure every curve and write JSON."""
+    """Measure every curve, print its table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))

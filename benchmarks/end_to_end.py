@@ -1,10 +1,10 @@
-"""From a folder of JPEG files to a pre-trained backbone, start-up included: `mocokit pretrain` against both peers.
+"""Time `mocokit pretrain` against two peers, from a folder of JPEG files to a pre-trained backbone.
 
-Every side is a command of its own with the same images, epochs, batch, queue and cores; the peers have 2 workers,
-mocokit its default, as many as cores. Rounds are interleaved; what counts is the median wall clock.
+Each side is one command, with the same images, epochs, batch, queue and cores. The peers have 2 workers, mocokit has
+its default of one worker a core. Rounds are interleaved. The result is the median wall-clock time, start-up included.
 
     python benchmarks/end_to_end.py --case small_32_12mp --repeats 3
-    python benchmarks/end_to_end.py --tiny --plain                     # do the scripts work?
+    python benchmarks/end_to_end.py --tiny --plain                     # only test that the scripts work
 """
 
 import argparse
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A run, the same for all sides but for what only mocokit has: precision and BatchNorm groups."""
+    """Settings of a run. Precision and BatchNorm groups are mocokit's alone; the peers share all others."""
 
     arch: str
     image_size: int
@@ -45,10 +45,10 @@ class Case:
     height: int = 375
     precision: str = "bf16"
     noise: float = NOISE
-    """Of the photographs: what the size of a file depends on."""
+    """Noise in the photographs, which determines the size of a file."""
 
 
-# Lengths: the slowest side takes one to three minutes on 2 cores.
+# Lengths are chosen so that the slowest side takes one to three minutes on 2 cores.
 CASES = {
     "r18_64": Case(arch="resnet18", image_size=64, batch=128, bn_groups=4, queue_size=65536, images=2048, epochs=4),
     "r50_224": Case(arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2),
@@ -91,21 +91,21 @@ CASES = {
 
 
 def make_images(case: Case, work: Path) -> Path:
-    """The case's photographs, in a folder of their own below `work`; kept for the next time."""
+    """Write the case's photographs into a folder below `work`, if they are not there yet, and return the folder."""
     data = work / f"{case.width}x{case.height}x{case.images}_noise{case.noise:g}"
     make_folder(data, count=case.images, width=case.width, height=case.height, noise=case.noise)
     return data
 
 
 def shrink(case: Case) -> Case:
-    """The same in a few seconds."""
+    """Return a case of the same shape that takes a few seconds."""
     width = min(case.width, 1200)
     height = min(case.height, 900)
     return replace(case, batch=16, queue_size=256, images=32, epochs=1, width=width, height=height)
 
 
 def mocokit_command(case: Case, data: Path, out: Path) -> list[str]:
-    """`mocokit pretrain` as its README shows it."""
+    """Return the command of `mocokit pretrain`, as the README shows it."""
     return [
         sys.executable,
         "-m",
@@ -136,7 +136,7 @@ def mocokit_command(case: Case, data: Path, out: Path) -> list[str]:
 
 
 def peer_command(script: str, case: Case, data: Path, out: Path) -> list[str]:
-    """One of the scripts in peers/."""
+    """Return the command of a script in peers/."""
     return [
         sys.executable,
         str(HERE / "peers" / script),
@@ -160,12 +160,12 @@ def peer_command(script: str, case: Case, data: Path, out: Path) -> list[str]:
 
 
 class Side:
-    """A command that is run again and again.
+    """A command that is run several times, and its measurements.
 
     Args:
-        name: What the table calls it.
-        command: What to run.
-        out: File or folder that it makes, removed before each run.
+        name: Name in the table.
+        command: Command line.
+        out: File or folder that the command writes; it is removed before each run.
 
     """
 
@@ -175,18 +175,18 @@ class Side:
         self.out = out
         self.log = out.with_suffix(".log")
         self.seconds: list[float] = []
-        """Wall clock of each run, start-up included."""
+        """Wall-clock time of each run, start-up included."""
         self.core_seconds: list[float] = []
-        """Work of all cores, of the process and its workers."""
+        """CPU time of each run: user and system time of the process and its workers."""
         self.last_loss: list[float] = []
         self.shares: list[dict[str, float]] = []
-        """See `shares_of`; mocokit's runs only."""
+        """Result of `shares_of` for each run of mocokit; empty for the peers."""
 
     def run(self, batch: int) -> None:
-        """Run the command.
+        """Run the command and append its measurements.
 
         Raises:
-            RuntimeError: It failed, or its loss is not finite.
+            RuntimeError: The command failed, or its loss is not finite.
 
         """
         shutil.rmtree(self.out, ignore_errors=True)
@@ -198,10 +198,10 @@ class Side:
         wall_s = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
-            raise RuntimeError(f"{self.name}: exit status {done.returncode}; {self.log} says why")
+            raise RuntimeError(f"{self.name}: exit status {done.returncode}; see {self.log}")
         loss = self._read_loss()
         if not math.isfinite(loss):
-            raise RuntimeError(f"{self.name}: the loss is {loss}; {self.log} has its course")
+            raise RuntimeError(f"{self.name}: the loss is {loss}; see {self.log}")
         self.seconds.append(wall_s)
         self.core_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         self.last_loss.append(loss)
@@ -215,12 +215,12 @@ class Side:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Lines of `metrics.jsonl`."""
+    """Return the lines of a run's `metrics.jsonl`."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def shares_of(run: Path, batch: int, wall_s: float) -> dict[str, float]:
-    """Where the wall clock of a mocokit run went; the three add up to 1."""
+    """Return the shares of a mocokit run's wall-clock time; the three add up to 1."""
     steps = 0.0
     loop_s = 0.0
     waiting_s = 0.0
@@ -237,7 +237,7 @@ def shares_of(run: Path, batch: int, wall_s: float) -> dict[str, float]:
 
 
 def measure(case: Case, data: Path, work: Path, *, repeats: int, plain: bool) -> list[Side]:
-    """Run all sides `repeats` times in turn."""
+    """Run all sides in turn, `repeats` times."""
     lightly = work / "lightly.pt"
     mocokit = work / "mocokit"
     loop = work / "plain_pytorch.pt"
@@ -255,7 +255,7 @@ def measure(case: Case, data: Path, work: Path, *, repeats: int, plain: bool) ->
 
 
 def summarise(case: Case, data: Path, sides: Sequence[Side]) -> dict[str, Any]:
-    """Every run's numbers, and what they come to."""
+    """Return the numbers of all runs, and their medians and ratios."""
     ours = next(side for side in sides if side.name == "mocokit")
     return {
         "case": asdict(case),
@@ -276,7 +276,7 @@ def summarise(case: Case, data: Path, sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def report(name: str, result: dict[str, Any]) -> str:
-    """The table, and where mocokit's time went."""
+    """Return the table as Markdown, and the shares of mocokit's time."""
     case = result["case"]
     rows = [
         (
@@ -299,13 +299,15 @@ def report(name: str, result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the cases and write a JSON file for each."""
+    """Run the cases, and write one JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="instead of the case's, on a CPU without bf16")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="replaces the case's precision, for a CPU without bf16"
+    )
     parser.add_argument("--plain", action="store_true", help="run the plain PyTorch loop too")
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, nothing is recorded")
+    parser.add_argument("--tiny", action="store_true", help="run for seconds instead of minutes, and write no results")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for images and runs")
     parser.add_argument("--results", type=Path, default=HERE / "results")

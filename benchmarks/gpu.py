@@ -1,10 +1,10 @@
-"""The paper's run on one GPU: ResNet-50 at 224 px, bf16, batch 256 in 8 BatchNorm groups, K 65536. Under 10 minutes.
+"""Time the paper's run on one GPU: ResNet-50 at 224 px, bf16, batch 256 in 8 BatchNorm groups, K 65536.
 
     python benchmarks/gpu.py
 
-Measures the step on a batch that is already there, the loader alone on real JPEG files, and both together, with and
-without torch.compile, color and blur on the CPU or the GPU; says what 200 epochs of ImageNet would take; and runs the
-tests that need a GPU.
+Takes under 10 minutes. Measures the step on a batch that is already on the device, the loader alone on real JPEG files,
+and both together, with and without torch.compile, with color and blur on the CPU or the GPU. Computes the hours of 200
+epochs of ImageNet. Then runs the tests that need a GPU.
 """
 
 import argparse
@@ -35,7 +35,7 @@ EPOCHS = 200
 
 
 def measure(folder: Path, settings: dict[str, object], *, batch: int, seconds: float) -> BenchResult:
-    """One way to run it."""
+    """Return the bench result with these settings."""
     fixed = {
         "data.source": str(folder),
         "data.global_batch_size": batch,
@@ -47,7 +47,7 @@ def measure(folder: Path, settings: dict[str, object], *, batch: int, seconds: f
 
 
 def row_of(name: str, result: BenchResult) -> tuple[str, ...]:
-    """A line of the table."""
+    """Return a row of the table."""
     step = sum(result.step_ms.values())
     hours = IMAGENET_IMAGES * EPOCHS / result.images_per_s / 3600
     return (
@@ -63,9 +63,9 @@ def row_of(name: str, result: BenchResult) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Measure, print and write JSON; exit code 1 when a target is missed."""
+    """Measure, print and write JSON; exit with code 1 if a target is missed or a test fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways, and no tests")
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="measure only these, and run no tests")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=15.0)
@@ -79,7 +79,9 @@ def main() -> None:
     runs: dict[str, BenchResult] = {}
     for name in args.only or WAYS:
         runs[name] = measure(folder, WAYS[name], batch=args.batch, seconds=args.seconds)
-        print(*row_of(name, runs[name]), sep=" | ", flush=True)  # a compilation may outlast the machine's time
+        print(
+            *row_of(name, runs[name]), sep=" | ", flush=True
+        )  # at once, in case a compilation takes too long for the time on the machine
     header = (
         "",
         "step alone, img/s",

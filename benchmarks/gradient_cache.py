@@ -1,7 +1,7 @@
-"""Peak memory and time of a SimCLR step on one device, with the gradient cache and without, over the batch size.
+"""Measure peak memory and time of a SimCLR step on one device over the batch size, with and without gradient cache.
 
-MoCo v1 calls end-to-end training on 4096 images intractable (sec. 4.1). With the cache, memory follows the micro-batch
-and the step costs one forward pass more; loss and gradient are those of the whole batch (tests/methods).
+MoCo v1 calls end-to-end training on 4096 images intractable (sec. 4.1). With the cache, memory grows with the
+micro-batch, and a step costs one more forward pass. Loss and gradient are those of the whole batch (tests/methods).
 
     python benchmarks/gradient_cache.py --batches 256 1024 4096
     python benchmarks/gradient_cache.py --device cuda --arch resnet50 --image-size 224 --ways cached
@@ -23,7 +23,7 @@ WAYS = ("cached", "whole")
 
 
 def measure(args: argparse.Namespace, way: str, batch: int) -> StepCost | None:
-    """A step of SimCLR with BatchNorm groups of 32 images; None where memory did not suffice."""
+    """Return the cost of a SimCLR step with BatchNorm groups of 32 images; None if it failed for lack of memory."""
     groups = batch // GROUP_ROWS
     config = replace_settings(
         get_preset("simclr"),
@@ -44,12 +44,12 @@ def measure(args: argparse.Namespace, way: str, batch: int) -> StepCost | None:
 
 
 def main() -> None:
-    """Measure each way at each batch size and write JSON."""
+    """Measure both ways at each batch size, print the table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet10_w32")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--micro-groups", type=int, default=2, help="groups of 32 that go through the network at once")
+    parser.add_argument("--micro-groups", type=int, default=2, help="groups of 32 images in a micro-batch")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "gradient_cache.json")

@@ -1,6 +1,6 @@
-"""What BatchNorm groups cost: a training step with plain BatchNorm, chunk by chunk, and once a group.
+"""Measure the cost of BatchNorm groups: plain BatchNorm, grouped BatchNorm, and one pass of the network a group.
 
-Interleaved, medians.
+Rounds are interleaved; the results are medians.
 
     python benchmarks/grouped_batchnorm.py
 """
@@ -20,7 +20,10 @@ from mocokit.nets.grouped_batchnorm import batchnorm_groups, convert_batchnorm
 
 
 def step_of(net: nn.Module, images: torch.Tensor, *, groups: int, at_once: bool) -> Callable[[], None]:
-    """A forward and a backward pass over `images`."""
+    """Return a function that runs a forward and a backward pass over `images`.
+
+    `at_once`: pass all groups through the network in one call (our grouped BatchNorm); else one call a group.
+    """
 
     def step() -> None:
         if groups == 1:
@@ -36,7 +39,7 @@ def step_of(net: nn.Module, images: torch.Tensor, *, groups: int, at_once: bool)
 
 
 def main() -> None:
-    """Time the three ways on this machine and write milliseconds a step."""
+    """Time the three ways on this machine and write the milliseconds of a step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/grouped_batchnorm.json"))
@@ -56,7 +59,7 @@ def main() -> None:
             for name, step in ways.items():
                 start = time.perf_counter()
                 step()
-                if repeat >= 2:  # the first ones warm up
+                if repeat >= 2:  # the first two rounds warm up
                     times[name].append(1000 * (time.perf_counter() - start))
         table[f"{arch}, {size} px, batch {batch}"] = {name: statistics.median(values) for name, values in times.items()}
     args.results.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Peak extra memory and time of weighted kNN at ImageNet's shape: chunks against a whole matrix of similarities.
+"""Measure peak extra memory and time of weighted kNN at ImageNet's shape, in chunks and with a whole matrix.
 
-Features are random; their own memory is not counted, what kNN needs on top of it is. Each measurement is a process of
-its own, since a process's peak never falls.
+Features are random. Extra memory is the memory that kNN needs beside the features. Each measurement runs in a process
+of its own, because the peak of a process never falls.
 
     python benchmarks/knn_memory.py
 """
@@ -27,7 +27,7 @@ DIM = 2048
 CLASSES = 1000
 ROWS = 1_281_167  # ImageNet's train and val images
 QUERIES = 50_000
-CASES = {  # name: (way, bank rows, queries); each of the last two has one side of ImageNet whole
+CASES = {  # name: (way, bank rows, queries); the last two cases have all queries or the whole bank of ImageNet
     "whole matrix": ("whole", 128_117, 500),
     "chunks": ("chunks", 128_117, 500),
     "chunks, all queries": ("chunks", 12_812, QUERIES),
@@ -36,13 +36,13 @@ CASES = {  # name: (way, bank rows, queries); each of the last two has one side 
 
 
 def whole(bank: Features, queries: Features) -> None:
-    """As it is usually written: a normalised copy of the bank and all similarities."""
+    """Run kNN as it is usually written: a normalised copy of the bank, and the whole matrix of similarities."""
     similarity = F.normalize(queries.rows.float(), dim=1) @ F.normalize(bank.rows.float(), dim=1).T
     similarity.topk(200, dim=1)
 
 
 def chunks(bank: Features, queries: Features) -> None:
-    """mocokit's."""
+    """Run mocokit's kNN."""
     knn_accuracy(bank, queries, PROTOCOLS, device=CPU)
 
 
@@ -50,7 +50,10 @@ WAYS = {"whole": whole, "chunks": chunks}
 
 
 def random_features(num_rows: int) -> Features:
-    """Half-precision rows, so that ImageNet's bank takes 5.2 GB; made in place, so that no peak of before hides one."""
+    """Return random half-precision features, with which ImageNet's bank takes 5.2 GB.
+
+    They are filled in place: temporary memory would raise the peak before kNN and hide kNN's own.
+    """
     rows = torch.empty(num_rows, DIM, dtype=torch.float16)
     for part in rows.split(4096):
         part.copy_(torch.randn(part.shape))
@@ -58,12 +61,12 @@ def random_features(num_rows: int) -> Features:
 
 
 def measure_here(way: str, num_rows: int, num_queries: int) -> dict[str, float]:
-    """Megabytes by which kNN raises this process's peak, and its seconds."""
+    """Return the megabytes by which kNN raises this process's peak memory, and its seconds."""
     torch.manual_seed(0)
     bank = random_features(num_rows)
     queries = random_features(num_queries)
     few = Features(rows=bank.rows[:300], labels=bank.labels[:300])
-    WAYS[way](few, Features(rows=queries.rows[:2], labels=queries.labels[:2]))  # libraries load
+    WAYS[way](few, Features(rows=queries.rows[:2], labels=queries.labels[:2]))  # load libraries before measuring
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     WAYS[way](bank, queries)
@@ -73,14 +76,17 @@ def measure_here(way: str, num_rows: int, num_queries: int) -> dict[str, float]:
 
 
 def measure(case: str) -> dict[str, float]:
-    """The same in a fresh process."""
+    """Return the result of `measure_here` in a fresh process."""
     command = [sys.executable, __file__, "--here", case]
     result: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return result
 
 
 def predict(table: dict[str, dict[str, float]]) -> dict[str, float]:
-    """At ImageNet's full shape: no more memory than both sides' cases together, time as queries times bank rows."""
+    """Return a prediction for ImageNet's full shape.
+
+    Memory is at most that of the last two cases together. Time is proportional to queries times bank rows.
+    """
     queries = table["chunks, all queries"]
     bank = table["chunks, all of the bank"]
     return {
@@ -90,7 +96,7 @@ def predict(table: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each case and write JSON."""
+    """Measure each case, print the table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--here", choices=CASES)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "knn_memory.json")

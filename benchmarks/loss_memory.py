@@ -1,6 +1,6 @@
-"""Peak extra memory and time of the loss, forward and backward: chunks of negatives against whole (N, K) scores.
+"""Measure peak extra memory and time of the loss, forward and backward, in chunks and with whole (N, K) scores.
 
-Each measurement is a process of its own, since a process's peak never falls.
+Each measurement runs in a process of its own, because the peak of a process never falls.
 
     python benchmarks/loss_memory.py
 """
@@ -26,13 +26,13 @@ TEMPERATURE = 0.2
 
 
 def whole_scores(q: Tensor, k: Tensor, negatives: Tensor) -> Tensor:
-    """The loss as it is usually written."""
+    """Return the loss as it is usually written, with all scores in one tensor."""
     logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / TEMPERATURE  # (N, 1+K)
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
 
 
 def chunks(q: Tensor, k: Tensor, negatives: Tensor) -> Tensor:
-    """mocokit's."""
+    """Return mocokit's loss, which goes through the negatives in chunks."""
     return info_nce(q, k, negatives, temperature=TEMPERATURE).row_losses.mean()
 
 
@@ -40,13 +40,13 @@ WAYS = {"whole scores": whole_scores, "chunks": chunks}
 
 
 def measure_here(way: str, batch: int, queue_size: int) -> dict[str, float]:
-    """Megabytes by which forward and backward raise this process's peak, and the second call's seconds."""
+    """Return the megabytes by which forward and backward raise this process's peak, and the seconds of a repeat."""
     torch.manual_seed(0)
     q, k, negatives = (torch.randn(rows, DIM) for rows in (batch, batch, queue_size))
-    for tensor in (q, k, negatives):  # in place, so that no peak of before hides the loss's own
+    for tensor in (q, k, negatives):  # in place: temporary memory here would raise the peak and hide that of the loss
         tensor.div_(tensor.norm(dim=1, keepdim=True))
     q.requires_grad_()
-    WAYS[way](q[:2], k[:2], negatives[:64]).backward()  # libraries load
+    WAYS[way](q[:2], k[:2], negatives[:64]).backward()  # load libraries before measuring
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     WAYS[way](q, k, negatives).backward()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,14 +56,14 @@ def measure_here(way: str, batch: int, queue_size: int) -> dict[str, float]:
 
 
 def measure(way: str, batch: int, queue_size: int) -> dict[str, float]:
-    """The same in a fresh process."""
+    """Return the result of `measure_here` in a fresh process."""
     command = [sys.executable, __file__, "--here", way, str(batch), str(queue_size)]
     result: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return result
 
 
 def main() -> None:
-    """Measure both ways over K and write JSON."""
+    """Measure both ways over K, print the table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--here", nargs=3, metavar=("WAY", "N", "K"))

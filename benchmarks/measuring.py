@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, interleaved timing, a JSON file and a markdown table."""
+"""Functions that the benchmarks share: number of cores, interleaved timing, ratios, and a JSON file of results."""
 
 import json
 import os
@@ -17,13 +17,13 @@ PEERS = ("lightly", "numpy", "Pillow")
 
 
 def use_cores(count: int) -> None:
-    """Keep this process and those that it starts to `count` cores."""
+    """Pin this process and its children to `count` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def describe_sides() -> dict[str, Any]:
-    """The machine, and versions of what is compared."""
+    """Return a description of the machine and the versions of the compared libraries."""
     return {**describe_machine(), "versions": {package: _version(package) for package in PEERS}}
 
 
@@ -37,12 +37,14 @@ def _version(package: str) -> str:
 def time_interleaved(
     sides: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each call; each round calls every side once, so that a busy minute of the machine hits all of them.
+    """Return the seconds of each call, by side.
+
+    Each round calls every side once, so that a busy minute of the machine affects all sides alike.
 
     Args:
-        sides: What to time, by name.
+        sides: Name -> function to time.
         rounds: Timed calls of each side.
-        warm_up: Rounds before them that don't count.
+        warm_up: Untimed rounds before these.
 
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -56,7 +58,7 @@ def time_interleaved(
 
 
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How many times faster `fast` is: ratio of the medians, and the range of the rounds' own ratios."""
+    """Return how many times faster `fast` is: ratio of medians, and lowest and highest ratio of a round."""
     of_rounds = [a / b for a, b in zip(slow, fast, strict=True)]
     return {
         "ratio": statistics.median(slow) / statistics.median(fast),
@@ -66,12 +68,12 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, floa
 
 
 def show_ratio(ratio: Mapping[str, float]) -> str:
-    """`2.71x (2.65 to 2.80)`."""
+    """Return a ratio as `2.71x (2.65 to 2.80)`."""
     return f"{ratio['ratio']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
 
 
 def save_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write `result` as JSON, with the machine."""
+    """Write `result` and a description of the machine as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": describe_sides(), **result}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,12 +1,13 @@
-"""How far the planner's step time and memory are from measured ones, on one core of this machine.
+"""Compare the planner's step time and memory with measured ones, on one core of this machine.
 
     python benchmarks/plan_accuracy.py
 
-Four configurations calibrate three constants (operations and bytes per second, and what libraries hold once they are
-in use), eight others are predicted with them.
-Time is CPU time, which a busy machine disturbs less than wall time.
+Four configurations calibrate three constants: operations per second, bytes per second, and the memory that libraries
+hold once they are in use. Eight other configurations are predicted with these constants.
+Time is CPU time, which other work on the machine disturbs less than wall-clock time.
 """
 
+import argparse
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ RESULT = Path(__file__).parent / "results" / "plan_accuracy.json"
 
 
 def build_config(arch: str, size: int, batch: int, micro: int) -> Config:
-    """One configuration."""
+    """Return the config of one row."""
     settings: Mapping[str, object] = {
         "model.arch": arch,
         "data.image_size": size,
@@ -60,7 +61,7 @@ def build_config(arch: str, size: int, batch: int, micro: int) -> Config:
 
 
 def measure(row: tuple[str, int, int, int]) -> dict[str, float]:
-    """CPU seconds of a step on one core, the memory in use at most, and with what glibc keeps between."""
+    """Return the CPU seconds of a step on one core, the peak memory in use, and the peak with glibc's cache."""
     cost, in_use = (measure_step(build_config(*row), without_holes=choice) for choice in (False, True))
     return {
         "step_s": cost.cpu_s,
@@ -74,7 +75,7 @@ def _predicted_bytes(config: Config, counts: StepCounts) -> float:
 
 
 def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
-    """Seconds an operation and a byte, by least squares of relative errors, neither below zero."""
+    """Return the seconds of an operation and of a byte: least squares of relative errors, neither below zero."""
     rows = np.array([(count.flops / s, count.moved_bytes / s) for count, s in zip(counts, seconds, strict=True)])
     best = [max(0.0, value) for value in np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]]
     if min(best) == 0.0:
@@ -84,7 +85,8 @@ def _fit(counts: list[StepCounts], seconds: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Calibrate, predict, measure, compare."""
+    """Calibrate, predict, measure, print the comparison, and write JSON."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     use_cores(1)
     known = [measure(row) for row in CALIBRATION]
     counted = [count_step(build_config(*row)) for row in CALIBRATION]

@@ -1,8 +1,9 @@
-"""Write docs/scaling.md: the planner's numbers for moco-v2 on 1 to 1,024 H100.
+"""Write docs/scaling.md: the planner's numbers for moco-v2 on 1 to 1,024 H100s.
 
 python benchmarks/plan_table.py
 """
 
+import argparse
 from pathlib import Path
 
 from mocokit.config.presets import get_preset
@@ -17,12 +18,11 @@ PLACE = Path(__file__).parent.parent / "docs" / "scaling.md"
 HEAD = """\
 # Scaling (computed, not measured)
 
-`mocokit plan` computed every number on this page, and `benchmarks/plan_table.py` wrote the page. No run of this size
-was made. The cost model is in `src/mocokit/plan/cost_model.py`, with its constants and their sources in the table of
-devices. `benchmarks/results/plan_accuracy.json` holds its errors against measurements on CPU cores. One H100 was
-measured once. With all 8 BatchNorm groups at a time, compiled, a step took 70.2 ms; the model says 69.1 ms, since its
-effect of torch.compile is fitted to this measurement. Eager, with one group at a time, a step took 98.7 ms (model:
-105.9), and torch's memory was 11.95 GB (model: 12.10).
+Every number on this page was computed by `mocokit plan`; `benchmarks/plan_table.py` wrote it. No run of this size was
+made. The model is in `src/mocokit/plan/cost_model.py`, with its constants and their sources in the table of devices;
+its errors against measurements on CPU cores are in `benchmarks/results/plan_accuracy.json`. One H100 was at hand
+once: with all 8 BatchNorm groups at a time it took 70.2 ms a step (planned: 69.1, since the effect of torch.compile is
+fitted to it), eager with one group 98.7 ms (105.9) and 11.95 GB of torch's memory (12.10).
 
 The run is `moco-v2` (ResNet-50, 224 px, K 65,536) in bf16, on nodes of 8 H100 with 50 GB/s between nodes and 110 kB an
 image. Up to 8 devices it is the papers' run: 256 images in 8 BatchNorm groups, one group at a time, compiled. Beyond,
@@ -31,7 +31,8 @@ each device adds a group of 32 images to the batch, so the run is no longer the 
 
 
 def main() -> None:
-    """Compute each world size, write the page."""
+    """Compute a row for each world size and write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = list[list[str]]()
     bound_from = ""
     for world_size in WORLD_SIZES:

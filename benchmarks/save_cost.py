@@ -1,7 +1,8 @@
-"""What a checkpoint costs training: steps with a save on its way against steps without, as a share of the interval.
+"""Measure the cost of a checkpoint: time of training steps during a save against steps without one.
 
-The state is copied on the training thread and written by another, which shares the cores. The extra time of a stretch
-of steps that starts with a save, over the default interval between saves (run.save_minutes), is the share.
+The training thread copies the state; another thread, which shares the cores, writes it. The extra time of a stretch of
+steps that starts with a save is divided by the default interval between saves (run.save_minutes). That is the share of
+training time that saves cost.
 
     python benchmarks/save_cost.py
 """
@@ -45,7 +46,7 @@ CASES: dict[str, dict[str, object]] = {
 
 
 def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device: str) -> dict[str, Any]:
-    """Seconds that one save costs, in all and on the training thread, and its share of the default interval."""
+    """Return the seconds that one save costs, in total and on each thread, and its share of the default interval."""
     parts = build_run(config, torch.device(device))
     size = config.data.image_size
     batch_size = config.data.global_batch_size
@@ -57,7 +58,7 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     train = trainer(parts)
 
     def seconds(num_steps: int) -> float:
-        """Of so many training steps."""
+        """Train `num_steps` steps and return the seconds."""
         begun = time.perf_counter()
         for step in range(num_steps):
             train(batch, step)
@@ -66,7 +67,7 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
     num_steps = max(3, round(stretch_s / min(seconds(1) for _ in range(4))))
 
     def save() -> None:
-        """Save as Recorder.save does."""
+        """Save a checkpoint as a training run does: wait for the last write, copy, write on another thread."""
         begun = time.perf_counter()
         writer.wait()
         state = copied_to_cpu({**state_of(parts, config), "step": 1})
@@ -80,7 +81,7 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
         writer.start(write)
 
     def saving() -> None:
-        """A stretch that starts with a save."""
+        """Run a stretch of steps that starts with a save."""
         save()
         seconds(num_steps)
         writer.wait()
@@ -101,7 +102,7 @@ def measure(config: Config, work: Path, *, stretch_s: float, rounds: int, device
 
 
 def main() -> None:
-    """Measure both cases and write JSON."""
+    """Measure both cases, print the table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stretch-s", type=float, default=5.0, help="seconds of steps in a stretch")

@@ -1,7 +1,7 @@
-"""One optimizer step on synthetic images: a plain PyTorch loop, lightly, and mocokit in fp32 and bf16.
+"""Time one optimizer step on synthetic images: a plain PyTorch loop, lightly, and mocokit in fp32 and bf16.
 
-Interleaved rounds, medians. The flops of a step are counted once, on the plain loop (query forward and backward, key
-forward, logits), and set against the best matrix product that this machine does.
+Rounds are interleaved; the results are medians. The operations of a step are counted once, on the plain loop (query
+forward and backward, key forward, logits), and compared with the fastest matrix product of this machine.
 
     python benchmarks/step.py --case r50_224
     python benchmarks/step.py --case r50_224_gpu
@@ -42,7 +42,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network, the batch that it sees, and the BatchNorm groups that a user would choose for it."""
+    """A network, its batch, and the number of BatchNorm groups that a user would choose."""
 
     arch: str
     image_size: int
@@ -60,13 +60,13 @@ CASES = {
 
 
 def float_views(case: Case) -> tuple[Tensor, Tensor]:
-    """Two batches as the peers' loaders give them, on the device: NCHW, float, normalised by the workers."""
+    """Return two batches (N, 3, H, W) on the device, as the peers' loaders make them: float and normalised."""
     shape = (case.batch, 3, case.image_size, case.image_size)
     return torch.randn(shape, device=case.device), torch.randn(shape, device=case.device)
 
 
 def plain_step(case: Case) -> Step:
-    """A step of the plain PyTorch loop."""
+    """Return a step of the plain PyTorch loop."""
     model = plain_pytorch.MoCo(build_backbone(case.arch), case.queue_size).to(case.device)
     optimizer = plain_pytorch.build_optimizer(model, LR)
     query, key = float_views(case)
@@ -74,7 +74,7 @@ def plain_step(case: Case) -> Step:
 
 
 def lightly_step(case: Case, *, tuned: bool) -> Step:
-    """A step of the lightly script; `tuned`: with what a user can add to it, bf16 autocast and channels_last."""
+    """Return a step of the lightly script; if `tuned`, with bf16 autocast and channels_last, which a user can add."""
     layout = torch.channels_last if tuned else torch.contiguous_format
     model = lightly_moco.MoCo(build_backbone(case.arch)).to(case.device).to(memory_format=layout)
     criterion = lightly_moco.build_criterion(case.queue_size).to(case.device)
@@ -90,7 +90,7 @@ def lightly_step(case: Case, *, tuned: bool) -> Step:
 
 
 def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, compiled: bool = False) -> Step:
-    """A step of mocokit's engine, from uint8 views to meters."""
+    """Return a step of mocokit's engine, from uint8 views to meters."""
     settings = {
         "data.source": str(folder),
         "data.image_size": case.image_size,
@@ -107,7 +107,7 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
     shape = (2, case.batch, case.image_size, case.image_size, 3)
     query, key = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
     batch = ViewBatch(query=query, key=key, image_ids=torch.arange(case.batch, device=device))
-    # A recorder without files: what the loop does within a step is done, what it does between steps is not.
+    # A recorder without files: the work within a step is done, the work between steps (logs, saves) is not.
     board = MeterBoard(device)
     recorder: Any = SimpleNamespace(
         count=lambda views, rows, *, step, finite: board.add(rows, step=step, finite=finite),
@@ -129,7 +129,7 @@ def mocokit_step(case: Case, folder: Path, *, precision: str, bn_groups: int, co
 
 
 def finished(step: Step, device: str) -> Step:
-    """The same step, over when the device is done with it."""
+    """Return the step, made to wait until the device has finished it."""
     if device == "cpu":
         return step
 
@@ -141,7 +141,7 @@ def finished(step: Step, device: str) -> Step:
 
 
 def matmul_peak(dtype: torch.dtype, device: str, *, repeats: int = 20) -> float:
-    """GFLOP/s of the fastest square matrix product."""
+    """Return the GFLOP/s of the fastest of `repeats` square matrix products."""
     side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = finished(lambda: torch.mm(a, b), device)
@@ -155,17 +155,17 @@ def matmul_peak(dtype: torch.dtype, device: str, *, repeats: int = 20) -> float:
 
 
 def count_gflop(step: Step) -> float:
-    """Billions of multiplications and additions in a step's convolutions and matrix products."""
+    """Return the billions of multiplications and additions in a step's convolutions and matrix products."""
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops()) / 1e9
 
 
 def measure(case: Case, *, rounds: int) -> dict[str, Any]:
-    """Time every side."""
+    """Time every side, count operations, and return all numbers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(case.batch):  # assembling a run needs images; the step never reads them
+        for number in range(case.batch):  # a run needs images to be built; the step never reads them
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
         sides = {
             "plain PyTorch fp32": plain_step(case),
@@ -187,7 +187,7 @@ def measure(case: Case, *, rounds: int) -> dict[str, Any]:
 
 
 def summarise(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the seconds mean, by side."""
+    """Return the median, speed and ratios of each side."""
     seconds = result["seconds"]
     summary = {}
     for name, values in seconds.items():
@@ -205,7 +205,7 @@ def summarise(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The table, under a line about flops and peaks."""
+    """Return a line about operations and peaks, and the table as Markdown."""
     header = ("step", "ms", "images/s", "GFLOP/s", "of matmul peak", "x lightly fp32", "x plain PyTorch")
     rows = [
         (
@@ -229,7 +229,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Time the cases and write a JSON file for each."""
+    """Time the cases, and write one JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, nargs="+", default=["r50_224", "r18_64"])
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,10 +1,10 @@
-"""Cut the embedded sample from the photographs inside scikit-image; run once, its result is committed.
+"""Cut the embedded sample from scikit-image's photographs. It was run once; its result is committed.
 
     python experiments/build_sample.py src/mocokit/sample
 
-Thirteen photographs (materials, tissue, stars, a cat ...) are cut into 48x48 tiles; the class of a tile is
-the photograph it came from. Of four blocks of 96x96 pixels two go to train, one to val and one to test; tiles overlap
-within a block only, so no pixel is in two parts. Choices are made on val; test is for the final number.
+Thirteen photographs (materials, tissue, stars, a cat ...) are cut into tiles of 48x48 pixels. The class of a tile is
+its photograph. Of every four blocks of 96x96 pixels, two go to train, one to val and one to test. Tiles overlap only
+within a block, so no pixel is in two parts. Settings are chosen on val; test is for the final number.
 """
 
 import argparse
@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from skimage import data
 
-PHOTOGRAPHS = {  # name: what scikit-image says of its licence
+PHOTOGRAPHS = {  # name: licence, according to scikit-image
     "astronaut": "NASA, public domain",
     "brick": "CC0, cc0textures.com",
     "camera": "CC0, Lav Varshney",
@@ -35,13 +34,13 @@ PHOTOGRAPHS = {  # name: what scikit-image says of its licence
 TILE_PX = 48
 BLOCK_PX = 96
 STRIDE_PX = {"train": 16, "val": 24, "test": 24}
-MIN_STD = 6.0  # grey levels; flatter tiles (black sky, empty slide) could be of any photograph
-MAX_TILES = {"train": 250, "val": 100, "test": 100}  # a photograph
+MIN_STD = 6.0  # grey levels; a flatter tile (black sky, empty slide) could be from any photograph
+MAX_TILES = {"train": 250, "val": 100, "test": 100}  # of each photograph
 PARTS = ("train", "train", "val", "test")
 
 
 def tiles_of(pixels: NDArray[np.uint8]) -> dict[str, list[NDArray[np.uint8]]]:
-    """The tiles of one photograph (H, W, 3), by part."""
+    """Return the tiles of one photograph (H, W, 3) for each part."""
     tiles: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in PARTS}
     height, width = pixels.shape[:2]
     for block_row in range(height // BLOCK_PX):
@@ -61,6 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
+    from skimage import data  # of the extra `bench`
+
     rng = np.random.default_rng(0)
     archives = {part: zipfile.ZipFile(out / f"photo_tiles_{part}.zip", "w") for part in set(PARTS)}
     for name in PHOTOGRAPHS:
@@ -71,7 +72,9 @@ def main() -> None:
             for number, index in enumerate(chosen):
                 file = BytesIO()
                 Image.fromarray(tiles[index]).save(file, "JPEG", quality=92, subsampling=0)
-                member = zipfile.ZipInfo(f"{name}/{number:03d}.jpg")  # a fixed date: the same bytes each time
+                member = zipfile.ZipInfo(
+                    f"{name}/{number:03d}.jpg"
+                )  # with a fixed date, so that the archive has the same bytes each time
                 archives[part].writestr(member, file.getvalue())
             print(f"{name:22} {part:5} {len(chosen)}")
     for archive in archives.values():

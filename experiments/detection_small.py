@@ -1,23 +1,28 @@
-"""Detection in small: clip-art objects pasted on photographs, five trials from random weights and from a run.
+"""Detection at small scale: five trials from random weights and from a run, on clip art pasted on photographs.
 
     python experiments/detection_small.py --objects DIR [--run RUN]
 
-DIR holds folders of PNG files with transparency, a class each (Debian's package openclipart-png:
+DIR holds one folder a class, with PNG files that have transparency (Debian's package openclipart-png:
 /usr/share/openclipart/png). Backgrounds are tiles of the embedded sample's photographs. The recipe is VOC's at 128 px,
-batch 2 and 600 iterations, with the learning rate of batch 16 and fewer regions; its length was chosen on the training
-images, nothing on the test images. RUN must be of the same architecture; finished trials in --out are not repeated.
+batch 2 and 600 iterations, with the learning rate of batch 16 and fewer regions. Its length was chosen on the training
+images; nothing was chosen on the test images. RUN must have the same architecture. Finished trials in --out are not
+repeated.
 """
 
 import argparse
 import io
 import json
 import shutil
+import sys
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import measure
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests.pasted_objects
+
 from tests.pasted_objects import write_pasted_voc
 
 from mocokit.detection.data_sets import open_voc
@@ -30,7 +35,7 @@ PICTURES_PER_CLASS = 4
 
 
 def recipe_of(iterations: int) -> DetectionRecipe:
-    """VOC's recipe for a CPU."""
+    """Return VOC's recipe, made small enough for a CPU."""
     return replace(
         VOC_C4_24K.rescaled(2).at_short_side(128).shortened(iterations),
         lr=0.02,
@@ -43,7 +48,7 @@ def recipe_of(iterations: int) -> DetectionRecipe:
 
 
 def cutouts(folder: Path) -> list[Image.Image]:
-    """The first few pictures of a folder that have a transparent border and are not slim."""
+    """Return the first PICTURES_PER_CLASS pictures of a folder with transparency and a side ratio of 0.6 to 1.6."""
     found = list[Image.Image]()
     for path in sorted(folder.glob("*.png")):
         picture = Image.open(path).convert("RGBA")
@@ -60,14 +65,14 @@ def cutouts(folder: Path) -> list[Image.Image]:
 
 
 def photographs(part: str) -> list[Image.Image]:
-    """Tiles of one part of the embedded sample."""
+    """Return the background tiles of one part of the embedded sample."""
     with zipfile.ZipFile(sample_path(part)) as archive:
         names = [name for name in archive.namelist() if name.startswith(BACKGROUNDS)]
         return [Image.open(io.BytesIO(archive.read(name))) for name in names]
 
 
 def make_set(root: Path, objects: Path, classes: list[str], *, num_train: int, num_test: int) -> None:
-    """VOC folders; training and test images share the objects, not the backgrounds."""
+    """Write the data set as VOC folders. Training and test images share the objects but not the backgrounds."""
     shutil.rmtree(root, ignore_errors=True)
     pictures = {name: cutouts(objects / name) for name in classes}
     for part, split, count, seed in (("train", "2007_trainval", num_train, 0), ("test", "2007_test", num_test, 1)):
@@ -77,7 +82,7 @@ def make_set(root: Path, objects: Path, classes: list[str], *, num_train: int, n
 
 
 def table_of(results: dict[str, list[Trial]]) -> str:
-    """Markdown: a row a backbone, mean and standard deviation over its trials."""
+    """Return a Markdown table: one row a backbone, mean and standard deviation over its trials."""
     names = list(next(iter(results.values()))[0].metrics)
     columns = [f"{name} on {part}" for part in ("training images", "test images") for name in names]
     lines = ["| backbone | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
@@ -89,7 +94,7 @@ def table_of(results: dict[str, list[Trial]]) -> str:
 
 
 def main() -> None:
-    """Make the set, run the trials, and write the results as they come."""
+    """Write the data set, run the trials, and save the results after each backbone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=Path, required=True)
     parser.add_argument("--classes", nargs="+", default=["food", "transportation"])

@@ -1,9 +1,9 @@
-"""Fashion-MNIST: pre-train on 60,000 unlabelled images, then kNN and logistic regression on the 10,000 test images.
+"""Fashion-MNIST: pre-train on 60,000 unlabelled images, then test kNN and logistic regression on 10,000 images.
 
     python experiments/fashion_mnist.py --data DIR --seeds 0 1 2
 
 DIR holds the four IDX files (Debian's package dataset-fashion-mnist: /usr/share/datasets/fashion-mnist). Settings were
-chosen on the last 10,000 training images with the first 50,000 as bank; the test images were not looked at.
+chosen on the last 10,000 training images with the first 50,000 as bank; no test image was used for a choice.
 """
 
 import argparse
@@ -21,7 +21,7 @@ FLAGS = [
 
 
 def main() -> None:
-    """Train and judge each seed, and write the results as they come."""
+    """Train and evaluate each seed, and save the results after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -33,7 +33,7 @@ def main() -> None:
     for seed in args.seeds:
         out = args.out / f"seed{seed}"
         minutes = measure.train("moco-v2-small", ["--data", images["train"], "--seed", str(seed), *FLAGS], out)
-        accuracy = measure.judge(out, images["train"], images["t10k"], seed=seed, logistic=True)
+        accuracy = measure.evaluate(out, images["train"], images["t10k"], seed=seed, logistic=True)
         runs.append({"seed": seed, **minutes, "accuracy": accuracy})
         measure.save(args.results, {"flags": FLAGS, "runs": runs})
     print(measure.table_of([run["accuracy"] for run in runs]))

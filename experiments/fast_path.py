@@ -1,10 +1,10 @@
-"""Does the fast pipeline train as well as the reference? Both, 3 seeds each, on three data sets.
+"""Compare training with the fast and the reference pipeline, 3 seeds each, on three data sets.
 
     python experiments/fast_path.py --fashion-mnist DIR
 
-Where no image is decoded at a fraction of its size (the embedded sample, Fashion-MNIST), views are equal bit by bit, so
-the weights must be too; the script checks that. The embedded sample enlarged 8x as JPEG files is the case in which
-nearly every image is decoded at a fraction.
+The fast pipeline decodes large JPEG files at a fraction of their size. Where it never does so (the embedded sample,
+Fashion-MNIST), views are bit-equal, so the weights must be too; the script checks that. In the
+third data set, the embedded sample enlarged 8x as JPEG files, it does so for nearly every image.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mocokit.run.demo import SETTINGS, sample_path
 
 
 def enlarge(folder: Path) -> Path:
-    """The sample's train part as 384 px JPEG files in class folders."""
+    """Write the sample's train part as JPEG files of 384 px in class folders, and return the folder."""
     with zipfile.ZipFile(sample_path("train")) as archive:
         for name in archive.namelist():
             path = (folder / name).with_suffix(".jpg")
@@ -39,7 +39,7 @@ def enlarge(folder: Path) -> Path:
 def compare(
     name: str, data: str, bank: str, test: str, flags: list[str], *, seeds: list[int], out: Path
 ) -> list[dict[str, Any]]:
-    """Train and judge with each pipeline from each seed."""
+    """Train and evaluate each pipeline with each seed."""
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -48,7 +48,7 @@ def compare(
             extra = ["--data", data, "--seed", str(seed), "--data.pipeline", pipeline]
             minutes = measure.train("moco-v2-small", [*flags, *extra], run)
             weights[pipeline] = load_file(run / "backbone.safetensors")
-            accuracy = measure.judge(run, bank, test, seed=seed, logistic=False)["pre-trained"]
+            accuracy = measure.evaluate(run, bank, test, seed=seed, logistic=False)["pre-trained"]
             runs.append({"pipeline": pipeline, "seed": seed, **minutes, "accuracy": accuracy})
         fast = weights["fast"]
         reference = weights["reference"]
@@ -60,7 +60,7 @@ def compare(
 
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a data set and pipeline."""
+    """Return a Markdown table: one row for each data set and pipeline."""
     protocols = list(next(iter(results.values()))[0]["accuracy"])
     lines = [f"| data | pipeline | {' | '.join(protocols)} | weights bit-equal |", "|---" * (len(protocols) + 3) + "|"]
     for name, runs in results.items():
@@ -73,7 +73,7 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Run the three comparisons and write the results as they come."""
+    """Run the three comparisons and save the results after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fashion-mnist", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""Runs for faults.py: started for real, watched through the files they write, compared bit by bit."""
+"""Start real runs for faults.py, watch the files that they write, and compare their final states bit by bit."""
 
 import contextlib
 import os
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests' way to start a run
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # for tests.run_process, which starts a run as the tests do
 
 from tests.run_process import final_state, finish, start, wait_for_step
 
@@ -32,21 +34,21 @@ FLAGS = [
 
 
 Row = dict[str, Any]
-"""What a fault came to: times, detection_s, recovery_s, bits_differing, images_miscounted, said."""
+"""Result of a fault: times, detection_s, recovery_s, bits_differing, images_miscounted, said."""
 
 
 class NotPossibleError(RuntimeError):
-    """The machine does not allow the fault."""
+    """Error for a fault that cannot be injected on this machine."""
 
 
 class Runs:
-    """Runs in one folder, all of the same 80 images and settings.
+    """Runs with the same 80 images and settings, each in a folder below `work`.
 
     Args:
-        work: Folder of their run folders.
-        steps: Length of each.
-        ranks: Processes of those with several.
-        patience_s: Time after which a run, or a step of it, counts as never coming.
+        work: Parent of the run folders.
+        steps: Steps of each run.
+        ranks: Processes of a run on several ranks.
+        patience_s: Seconds to wait for a run or a step before giving up.
 
     """
 
@@ -59,7 +61,7 @@ class Runs:
         self._started: list[subprocess.Popen[str]] = []
 
     def arguments(self, out: Path, *flags: str, data: Path | None = None) -> list[str]:
-        """Of `mocokit`, for a run into `out`."""
+        """Return the arguments of `mocokit` for a run into `out`."""
         epochs = ("--epochs", str(self.steps // STEPS_PER_EPOCH))
         return [
             "pretrain",
@@ -81,7 +83,7 @@ class Runs:
         environment: dict[str, str] | None = None,
         program: Sequence[str] = ("-m", "mocokit"),
     ) -> subprocess.Popen[str]:
-        """Start `mocokit`: its process (torchrun's with `ranks`), which `end_all` ends."""
+        """Start `mocokit`, with `ranks` under torchrun, and return the process. `end_all` ends it."""
         process = start(arguments, ranks=ranks, program=program, **(environment or {}))
         self._started.append(process)
         return process
@@ -94,13 +96,13 @@ class Runs:
         data: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> tuple[subprocess.Popen[str], Path]:
-        """Start the run `name` in its emptied folder: its process and the folder."""
+        """Empty the folder of run `name`, start the run, and return its process and its folder."""
         out = self.work / name
         shutil.rmtree(out, ignore_errors=True)
         return self.start(self.arguments(out, *flags, data=data), ranks=ranks, environment=environment), out
 
     def begin_patched(self, name: str, patch: str, *flags: str, ranks: int = 0) -> tuple[subprocess.Popen[str], Path]:
-        """The same after `patch` was run in each process."""
+        """Do the same, but run the Python code `patch` first in each process."""
         script = self.work / f"{name}.py"
         out = self.work / name
         script.write_text(patch + "\nimport sys\nfrom mocokit.cli import main\nsys.exit(main())\n", encoding="utf-8")
@@ -108,12 +110,12 @@ class Runs:
         return self.start(self.arguments(out, *flags), ranks=ranks, program=(str(script),)), out
 
     def copy_photos(self, name: str) -> Path:
-        """A folder of the images that a fault may damage."""
+        """Return a copy of the image folder that a fault may damage."""
         shutil.rmtree(self.work / name, ignore_errors=True)
         return Path(shutil.copytree(self.photos, self.work / name))
 
     def undisturbed(self, *flags: str, ranks: int = 0) -> Path:
-        """Folder of a run that nothing happens to; made once."""
+        """Return the folder of an undisturbed run with these flags; it is trained once."""
         name = f"whole_{ranks}{''.join(flags).replace('-', '_')}"
         if not (self.work / name / "done").exists():
             process, out = self.begin(name, *flags, ranks=ranks)
@@ -122,23 +124,23 @@ class Runs:
         return self.work / name
 
     def finish(self, process: subprocess.Popen[str], *, code: int | None = None) -> tuple[int, str]:
-        """Exit code of a process that ends by itself, and what it printed; AssertionError when it is not `code`."""
+        """Wait for a process, assert that its exit code is `code` if given, and return the exit code and the output."""
         found, output = finish(process, within_s=self.patience_s)
         assert code in (None, found), f"exit code {found}: {output}"
         return found, output
 
     def until_end(self, process: subprocess.Popen[str]) -> tuple[float, int, str]:
-        """Seconds until a process has ended with all that it started; its exit code, and what it printed."""
+        """Wait for a process and its children to end; return the seconds waited, the exit code and the output."""
         begun = time.monotonic()
         code, output = self.finish(process)
         return time.monotonic() - begun, code, output
 
     def wait_for_step(self, run: Path, step: int) -> None:
-        """Return when the run has logged `step` steps."""
+        """Return as soon as the run has logged `step` steps."""
         wait_for_step(run, step, within_s=self.patience_s)
 
     def wait_for_line(self, log: Path, text: str, *, times: int) -> None:
-        """Return when so many lines of a log hold `text`."""
+        """Return as soon as `text` occurs `times` times in a log."""
         deadline = time.monotonic() + self.patience_s
         while log.read_text(encoding="utf-8").count(text) < times:
             if time.monotonic() > deadline:
@@ -146,7 +148,7 @@ class Runs:
             time.sleep(0.05)
 
     def wait_for_checkpoint(self, run: Path, *, ending: str = ".pt") -> Path:
-        """The newest file of the run's checkpoints with that ending, once there is one."""
+        """Wait until the run has a checkpoint file with this ending, and return the newest."""
         deadline = time.monotonic() + self.patience_s
         while time.monotonic() < deadline:
             if found := sorted((run / "checkpoints").glob("step_*" + ending)):
@@ -155,7 +157,7 @@ class Runs:
         raise TimeoutError(f"{run}: no checkpoint came")
 
     def end(self, run: Path, *, ranks: int = 0) -> tuple[float, str]:
-        """Resume `run` and let it end: seconds until it was past where it had been, and what it printed."""
+        """Resume `run` to its end; return the seconds until its first new step, and the output."""
         before = logged_steps(run)
         begun = time.monotonic()
         process = self.start(["resume", str(run)], ranks=ranks)
@@ -165,7 +167,7 @@ class Runs:
         return seconds, output
 
     def end_all(self) -> None:
-        """SIGKILL whatever a fault that failed has left running."""
+        """Send SIGKILL to all processes that a failed fault has left running."""
         for process in self._started:
             for pid, _ in [*children(process.pid)] if process.poll() is None else []:
                 with contextlib.suppress(ProcessLookupError):
@@ -175,7 +177,7 @@ class Runs:
         self._started.clear()
 
     def lost(self, run: Path, whole: Path) -> dict[str, int]:
-        """Bits of the final state that differ from the undisturbed run's, and images counted twice or not at all."""
+        """Return the bits of the final state that differ from run `whole`, and the images counted twice or never."""
         state = final_state(run)
         reference = final_state(whole)
         parts = ("method", "optimizer", "step")
@@ -187,7 +189,7 @@ class Runs:
 
 
 def make_photos(folder: Path) -> Path:
-    """80 photograph tiles of the embedded sample, as JPEG files."""
+    """Write 80 tiles of the embedded sample as JPEG files and return the folder."""
     if not folder.exists():
         with zipfile.ZipFile(sample_path("val")) as archive:
             for name in ("brick", "cat", "coffee", "grass", "rocket"):
@@ -197,42 +199,42 @@ def make_photos(folder: Path) -> Path:
 
 
 def logged_lines(run: Path) -> list[str]:
-    """The line of each step that a run has logged so far."""
+    """Return the logged line of each step of a run so far."""
     log = run / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return [line for line in lines if '"loss"' in line]
 
 
 def logged_steps(run: Path) -> int:
-    """How many these are."""
+    """Return the number of steps that a run has logged so far."""
     return len(logged_lines(run))
 
 
 def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
-    """Process id of each rank that torchrun started."""
+    """Return {rank: process id} of the ranks that torchrun started."""
     return {int(environment["RANK"]): pid for pid, environment in children(launcher.pid) if "RANK" in environment}
 
 
 def children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """(process id, environment) of each process that `parent` started and that lives."""
+    """Yield (process id, environment) of each living child of `parent`."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 status = (folder / "status").read_text(encoding="utf-8")
                 pairs = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-            except OSError:  # ended meanwhile
+            except OSError:  # the process has ended meanwhile
                 continue
             if f"\nPPid:\t{parent}\n" in status:
                 yield int(folder.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL one process that we started."""
+    """Send SIGKILL to one process that we started."""
     os.kill(process.pid, signal.SIGKILL)
 
 
 def differing_bits(a: Any, b: Any) -> int:
-    """Bits in which the tensors of two states differ; a different number or text counts as one."""
+    """Return the number of bits in which the tensors of two states differ; any other difference counts as one."""
     if isinstance(a, torch.Tensor):
         own, other = (value.detach().reshape(-1).contiguous().view(torch.uint8).numpy() for value in (a, b))
         return int(np.unpackbits(own ^ other).sum())

@@ -1,4 +1,4 @@
-"""docs/reliability.md out of experiments/results/faults.json, soak.json and those of hours before (soak_*.json)."""
+"""Write docs/reliability.md from experiments/results/faults.json, soak.json and earlier soaks (soak_*.json)."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,18 @@ from typing import Any
 from mocokit.report.text_tables import markdown_columns
 
 FAILED = "FAILED"
-"""What the row of a fault says first that a run did not survive as it should."""
+"""Start of the row of a fault that a run did not survive as it should."""
 
 TEXT = """\
 # Reliability, measured
 
-`make faults` (experiments/faults.py) breaks real training runs of a small ResNet on real photographs, and compares each
-with an undisturbed run of as many steps. The columns:
-
-- **times**: how often the fault was injected. The times below are the longest of these.
-- **lost**: images counted twice or not at all, and bits that differ in the final weights, optimizer state and queue.
-- **detection**: from the fault until the run has ended with a message, or a second process was refused.
-- **recovery**: from `mocokit resume` until the first step past the one where the fault hit. Most of it is the start of
-  Python and of the ranks.
-- **load**: processes that wanted a core before the row was measured, beside the run itself. A busy machine makes all
-  times longer.
+Written by `make faults` (experiments/faults.py), which breaks real runs of a small ResNet on real photographs and
+compares each with an undisturbed run of as many steps.
+Lost: bits of the final weights, optimizer and queue that differ, and images counted twice or not at all. Detection:
+time from the fault until the run has ended with a message (or a second process was refused). Recovery: time from
+`mocokit resume` until the first step beyond the fault, most of which is the start of Python and of the ranks; the
+longest of all times. Load: processes that wanted a core when the row was begun, beside the run. On a busy machine all
+times are longer.
 
 {table}
 {machines}
@@ -33,12 +30,12 @@ WORDS = ("how injected", "lost", "what was said")
 SOAK = """
 ## {minutes:g} minutes without a fault
 
-`python experiments/soak.py --minutes {minutes:g}`: two ranks trained {steps:,} steps, with {saves:,} checkpoints and
-{evaluations:,} kNN evaluations between them. Each rank was sampled {samples} times from /proc. The first sixth of the
-time is left out as warm-up ({steps_after_warm_up:,} steps remain). Slopes are least-squares fits, +- two standard
-errors. Each evaluation and each save takes and frees so much memory that the slope of an hour can't show a small leak.
-But leaked memory is never freed, so the table compares minima: a row is flat if the minimum of the second half is not
-above that of the first half. Memory may rise by 5 MB an hour.
+`python experiments/soak.py --minutes {minutes:g}`: two ranks trained for {steps:,} steps, with {saves:,} saves and
+{evaluations:,} kNN evaluations between them. There are {samples} samples of each rank from /proc; those of the first
+sixth of the time are left out ({steps_after_warm_up:,} steps remain). Slopes are least-squares fits, +- two standard
+errors. Each evaluation and save moves memory up and down by more than a line through an hour can resolve. But a leak
+never gives memory back. So "flat" means: the least in the second half is not above the least in the first half (memory:
+rises by less than 5 MB an hour).
 
 {table}
 {medians}{machines}
@@ -48,7 +45,7 @@ SOAK_HEADER = ("rank", "what", "minimum of first half", "minimum of second half"
 
 
 def write_document(path: Path, faults: Path) -> None:
-    """Write the document: a row for each fault of the file `faults`, and what the soaks beside it hold."""
+    """Write the document: a row for each fault in the file `faults`, and a section for each soak file beside it."""
     rows = json.loads(faults.read_text(encoding="utf-8"))["faults"] if faults.exists() else {}
     measured = [row["machine"] for row in rows.values() if "machine" in row]
     cells = [_cells(name, row) for name, row in rows.items()]
@@ -91,7 +88,7 @@ def _soak(result: dict[str, Any]) -> str:
 
 
 def _medians(ranks: dict[str, Any]) -> str:
-    """Of the memory in both halves, which a single low sample does not move; nothing for soaks from before."""
+    """Return the medians of memory in both halves, which one low sample does not move; "" if the soak has none."""
     memory = {rank: lines["memory_mb"] for rank, lines in ranks.items() if "median_of_first_half" in lines["memory_mb"]}
     halves = (
         f"{rank} {line['median_of_first_half']:,.1f} and {line['median_of_second_half']:,.1f} MB"
@@ -101,7 +98,7 @@ def _medians(ranks: dict[str, Any]) -> str:
 
 
 def _machines(machines: list[dict[str, Any]]) -> str:
-    """Each machine once, with the commits measured on it."""
+    """Return a line for each machine, with the commits measured on it."""
     commits: dict[str, list[str]] = {}
     for machine in machines:
         about = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "commit")

@@ -1,7 +1,7 @@
-"""Break real runs in every way that a machine knows, and measure what is lost: `make faults`.
+"""Inject faults of processes, files, disks, ranks and hosts into real runs, and measure the loss: `make faults`.
 
-Writes experiments/results/faults.json and the table in docs/reliability.md; a fault that a run did not survive as it
-should says FAILED there, and the exit status is 1.
+Writes experiments/results/faults.json and the table in docs/reliability.md. If a run does not survive a fault as it
+should, its row says FAILED and the exit status is 1.
 """
 
 import argparse
@@ -50,11 +50,11 @@ FAULTS: tuple[Callable[..., Row], ...] = (
 )
 
 UNEXPECTED = (AssertionError, OSError, LookupError, ValueError, StopIteration, subprocess.SubprocessError)
-"""What a fault raises when the run does not do what it should, or nothing at all within the patience."""
+"""Errors of a fault whose run does something wrong, or nothing within the patience."""
 
 
 def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
-    """One fault's row; without `times` when it was not run, or when it failed, and then `said` says why."""
+    """Inject one fault and return its row; `not_run` tells why it cannot be injected here, `said` why it failed."""
     about: Row = {"how": _how(fault)}
     measured = {"steps": runs.steps, "load_before": round(os.getloadavg()[0], 1), "machine": describe_machine()}
     try:
@@ -70,7 +70,7 @@ def inject(fault: Callable[..., Row], runs: Runs, *, quick: bool) -> Row:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the fault that raised it, and the error's last line."""
+    """Return the source line of the fault that raised the error, and the last line of its message."""
     tools = {"fault_runs.py", "run_process.py"}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT))]
     frame = [frame for frame in frames if Path(frame.filename).name not in tools][-1]
@@ -79,7 +79,7 @@ def _reason(error: BaseException) -> str:
 
 
 def write_results(rows: dict[str, Row], results: Path, document: Path) -> None:
-    """Write JSON and the table; faults without a row are marked."""
+    """Write the JSON file and the document; faults without a row get `not run yet`."""
     missing = {fault.__name__: {"how": _how(fault), "not_run": "not run yet"} for fault in FAULTS}
     results.write_text(json.dumps({"faults": missing | rows}, indent=1) + "\n", encoding="utf-8")
     write_document(document, results)
@@ -90,17 +90,19 @@ def _how(fault: Callable[..., Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Inject every fault, or some, and write what came of it; 1 when one failed."""
+    """Inject every fault or the named ones, write the results, and return 1 if one failed, else 0."""
     names = [fault.__name__ for fault in FAULTS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer kills, 2 ranks instead of 4, shorter waits")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="rows of others stay as they are")
-    parser.add_argument("--keep", action="store_true", help="use undisturbed runs that lie in --work")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, help="inject only these; rows of others are kept"
+    )
+    parser.add_argument("--keep", action="store_true", help="reuse the undisturbed runs in --work")
     parser.add_argument("--work", type=Path, default=Path("runs/faults"))
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "faults.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "reliability.md")
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # mounts and namespaces are undone
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # raises, so that mounts are undone
     if not args.keep:
         shutil.rmtree(args.work, ignore_errors=True)
     rows: dict[str, Row] = {}

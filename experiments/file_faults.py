@@ -1,4 +1,4 @@
-"""Faults of disks and files: full, damaged, half-written, vanished, blocked."""
+"""Faults of disks and files: full disks and damaged, half-written, vanished or blocked files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from mocokit.engine.checkpoint import list_checkpoints
 
 
 def _damaged(runs: Runs, name: str, damage: Callable[[Path], None], said: str) -> Row:
-    """A killed run whose newest checkpoint is damaged."""
+    """Kill a run halfway, damage its newest checkpoint, resume it, and return the row."""
     process, run = runs.begin(name)
     runs.wait_for_step(run, runs.steps // 2)
     kill(process)
@@ -123,7 +123,7 @@ def blocked_mount(runs: Runs, *, quick: bool) -> Row:
     runs.finish(process, code=0)
     assert "bad image" not in (run / "log.txt").read_text(encoding="utf-8")
     waited = [json.loads(line)["data_wait_share"] for line in logged_lines(run)]
-    assert max(waited) > 0.5, "the run did wait for the image"
+    assert max(waited) > 0.5, "the run must wait for the image"
     assert time.monotonic() - begun > blocked_s
     return {
         "times": 1,

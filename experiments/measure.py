@@ -1,4 +1,4 @@
-"""What the experiments share: train by the command line, judge frozen features, write JSON and a table."""
+"""Functions that the experiments share: train with the command line, evaluate frozen features, write results."""
 
 import json
 import resource
@@ -26,13 +26,16 @@ CPU = torch.device("cpu")
 
 
 def torchrun(ranks: int) -> list[str]:
-    """The command in front of a program's name; Python's alone for one rank."""
+    """Return the start of a command line that runs a program on `ranks` ranks; plain Python for one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return [sys.executable, *(launcher if ranks > 1 else [])]
 
 
 def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
-    """Run `mocokit pretrain` into an emptied folder; minutes of wall clock and of both cores' work, all included."""
+    """Run `mocokit pretrain` into an emptied folder, and return its minutes of wall-clock time and of CPU time.
+
+    Both include start-up and the kNN monitor. CPU time is user and system time of all cores.
+    """
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,8 +47,8 @@ def train(preset: str, flags: list[str], out: Path) -> dict[str, float]:
     return {"wall_minutes": (time.perf_counter() - start) / 60, "core_minutes": core_s / 60}
 
 
-def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
-    """Accuracy in percent of pixels, random-init and pre-trained features, by protocol."""
+def evaluate(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict[str, dict[str, float]]:
+    """Return the accuracy in percent: features (raw pixels, random init, pre-trained) -> protocol -> accuracy."""
     loaded = load_backbone(run)
     view = view_of(loaded.card, num_workers=0)
     images = [choose_images(ImageReader(open_source(data), max_image_px=10**8, seed=0), view) for data in (bank, test)]
@@ -65,19 +68,19 @@ def judge(run: Path, bank: str, test: str, *, seed: int, logistic: bool) -> dict
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """Write `result` as JSON, with the machine."""
+    """Write `result` and a description of the machine as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": describe_machine(), **result}, indent=1) + "\n", encoding="utf-8")
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """`81.2 +- 0.3`: mean and sample standard deviation."""
+    """Return `81.2 +- 0.3`, mean and sample standard deviation; only the number for one value."""
     tensor = torch.tensor(values, dtype=torch.float64)
     return f"{tensor.mean():.1f} +- {tensor.std():.1f}" if len(values) > 1 else f"{tensor.mean():.1f}"
 
 
 def table_of(runs: list[dict[str, dict[str, float]]]) -> str:
-    """Markdown: a row a kind of features, a column a protocol, mean and spread over runs."""
+    """Return a Markdown table: one row a kind of features, one column a protocol, mean and deviation over runs."""
     protocols = list(next(iter(runs[0].values())))
     lines = ["| features | " + " | ".join(protocols) + " |", "|" + "---|" * (len(protocols) + 1)]
     for name in runs[0]:

@@ -1,11 +1,11 @@
-"""Do gradients travel while the backward pass still runs, and what does it save? Two ranks over one slow link.
+"""Measure how much of the gradient sum over ranks runs during the backward pass, and the time that this saves.
 
     python experiments/overlap.py
 
-Each rate of the link is a network namespace of its own whose loopback device is throttled (needs root, `ip` and `tc`).
-Steps in turn: gradients summed as in training, and the same in one flat buffer once backward is over. The first is also
-traced once, and the part of the summing that ran during backward read from the trace. Run on a machine with nothing
-else to do.
+Two ranks talk over one slow link: the loopback device of a network namespace, throttled to each rate in turn (needs
+root, `ip` and `tc`). Two kinds of steps alternate: gradients are summed as in training, or in one flat buffer after the
+backward pass. One step of the first kind is traced; the trace tells which part of the summing ran during backward. The
+machine must be idle.
 """
 
 import argparse
@@ -14,22 +14,21 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from mocokit import distributed
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
 from mocokit.data.batch import ViewBatch
-from mocokit.distributed.gradients import BucketedGradientSum, Loss
+from mocokit.distributed.gradients import BucketedGradientSum, GradientSum, Loss
 from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
 from mocokit.report.text_tables import markdown_columns
@@ -41,21 +40,20 @@ SIDE_PX = 64
 Span = tuple[float, float]
 
 
-class SumAfterwards(BucketedGradientSum):
-    """Sums in one flat buffer after the last backward."""
+class SumAfterwards(GradientSum):
+    """Sum of the gradients over ranks in one flat buffer, after the last backward of a step.
 
-    def backward(self, loss: Tensor) -> None:
-        """As in training, but nothing travels yet before the last is done."""
-        loss.backward()
-        if self._is_last:
-            gradients = [p.grad for p in self._ddp.parameters() if p.grad is not None]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+    Args:
+        parameters: Parameters, in the same order on all ranks.
+
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.losses_left = 0
 
     def forward(self, loss: Loss, *args: Any, is_last: bool) -> tuple[Tensor, Any]:
-        """Let no micro-batch synchronise."""
+        """Return `loss(*args)`; no micro-batch synchronises."""
         self._is_last = is_last
         with self._ddp.no_sync():
             result: tuple[Tensor, Any] = self._ddp(loss, *args)
@@ -63,7 +61,7 @@ class SumAfterwards(BucketedGradientSum):
 
 
 def work(out: Path, steps: int) -> None:
-    """One rank: seconds of each step both ways, and the spans of a traced one."""
+    """Run one rank. The first one writes the seconds of each step of both kinds and the times of the trace to `out`."""
     config = replace_settings(
         get_preset("moco-v2"),
         {
@@ -86,29 +84,29 @@ def work(out: Path, steps: int) -> None:
             num_images=10_000,
             total_steps=99,
         )
-        ways = {
+        sums: dict[str, GradientSum] = {
             "while backward runs": BucketedGradientSum(method.parameters()),
             "afterwards": SumAfterwards(method.parameters()),
         }
         generator = torch.Generator().manual_seed(distributed.rank())
 
-        def step(gradients: BucketedGradientSum, number: int) -> None:
-            """On noise."""
+        def step(gradients: GradientSum, number: int) -> None:
+            """Train one step on noise."""
             shape = (BATCH // RANKS, 3, SIDE_PX, SIDE_PX)
             query, key = (torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(2))
             batch = ViewBatch(query=query, key=key, image_ids=torch.arange(BATCH // RANKS))
             train_step(method, batch, number, gradients=gradients, optimizer=optimizer, precision=precision)
 
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {name: [] for name in sums}
         for number in range(steps + 1):
-            for name, way in ways.items():
+            for name, gradients in sums.items():
                 distributed.barrier()
-                seconds[name].append(_time(partial(step, way, number)))
+                seconds[name].append(_time(partial(step, gradients, number)))
         with profile(activities=[ProfilerActivity.CPU]) as trace:
-            step(ways["while backward runs"], steps)
+            step(sums["while backward runs"], steps)
     if distributed.started_as_main():
         spans = [(event.name, event.time_range.start, event.time_range.end) for event in trace.events() or ()]
-        seconds = {name: values[1:] for name, values in seconds.items()}  # libraries load in the first
+        seconds = {name: values[1:] for name, values in seconds.items()}  # the first step loads libraries
         out.write_text(json.dumps({"seconds": seconds, **read_trace(spans)}), encoding="utf-8")
 
 
@@ -119,7 +117,10 @@ def _time(action: Callable[[], None]) -> float:
 
 
 def read_trace(spans: list[tuple[str, float, float]]) -> dict[str, float]:
-    """Milliseconds of the backward pass, of summing, and of both at once."""
+    """Return the milliseconds of the backward pass, of summing and of both at once, and the number of buckets.
+
+    `spans` holds (name, start, end), in microseconds.
+    """
     nodes = [(start, end) for name, start, end in spans if "evaluate_function" in name]
     backward = (min(start for start, _ in nodes), max(end for _, end in nodes))
     summing = merge([(start, end) for name, start, end in spans if name == "gloo:all_reduce"])
@@ -133,7 +134,7 @@ def read_trace(spans: list[tuple[str, float, float]]) -> dict[str, float]:
 
 
 def merge(spans: list[Span]) -> list[Span]:
-    """The same times without overlaps."""
+    """Return sorted spans that cover the same times without overlap."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -144,7 +145,7 @@ def merge(spans: list[Span]) -> list[Span]:
 
 
 def measure_link(rate: str, out: Path, steps: int) -> dict[str, Any]:
-    """One rate of the link, such as 1gbit."""
+    """Measure one rate of the link, such as 1gbit."""
     throttle = f"ip link set lo up && tc qdisc add dev lo root tbf rate {rate} burst 256kb latency 400ms"
     command = [*measure.torchrun(RANKS), str(Path(__file__)), "--worker", str(out), "--steps", str(steps)]
     namespace = ["unshare", "--net", "sh", "-c", f'{throttle} && exec "$@"', "sh", *command]
@@ -153,7 +154,7 @@ def measure_link(rate: str, out: Path, steps: int) -> dict[str, Any]:
 
 
 def table_of(links: list[dict[str, Any]]) -> str:
-    """Markdown: a row a rate."""
+    """Return a Markdown table: one row a rate."""
     header = [
         "link",
         "step, summed afterwards",
@@ -182,7 +183,7 @@ def table_of(links: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure all rates, or be one rank of a measurement."""
+    """Measure all rates; with --worker, run one rank of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", nargs="+", default=["10gbit", "2gbit", "1gbit"])
     parser.add_argument("--steps", type=int, default=12)

@@ -1,4 +1,4 @@
-"""Faults of one process: killed, told to stop, given NaN, disturbed by a second run or by the clock."""
+"""Faults of one process: SIGKILL, SIGTERM, NaN gradients, a second run in its folder, a jumping clock."""
 
 import os
 import random
@@ -68,10 +68,11 @@ def kill_worker(runs: Runs, *, quick: bool) -> Row:
 def term_while_saving(runs: Runs, *, quick: bool) -> Row:
     """SIGTERM, with 30 s to live, while a save is on its way to a slow disk (2 s a file)."""
     patch = (
-        "import time, mocokit.engine.checkpoint as c; old = c._flush\n"
-        "def slow(path):\n"
-        f"    time.sleep({1 if quick else 2} if path.name.endswith('.partial') else 0); old(path)\n"
-        "c._flush = slow\n"
+        "import os, time; old = os.fsync\n"
+        "def slow(descriptor):\n"
+        "    path = os.readlink(f'/proc/self/fd/{descriptor}')\n"
+        f"    time.sleep({1 if quick else 2} if path.endswith('.partial') else 0); old(descriptor)\n"
+        "os.fsync = slow\n"
     )
     process, run = runs.begin_patched("term_while_saving", patch)
     runs.wait_for_checkpoint(run, ending=".pt.partial")
@@ -115,7 +116,7 @@ def two_runs(runs: Runs, *, quick: bool) -> Row:
     """A second `pretrain`, and a `resume`, on the folder of a run that goes on."""
     process, run = runs.begin("two_runs")
     runs.wait_for_step(run, 2)
-    os.kill(process.pid, signal.SIGSTOP)  # so that it can't end before the second has started
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot end before the second has started
     begun = time.monotonic()
     for second in (runs.arguments(run), ["resume", str(run)]):
         code, output = runs.finish(runs.start(second))
@@ -168,7 +169,7 @@ def jumping_clock(runs: Runs, *, quick: bool) -> Row:
     seen = subprocess.run(
         check, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True, check=True
     )
-    assert int(seen.stdout) > 1, "the clock does jump"
+    assert int(seen.stdout) > 1, "the clock must jump"
     process, run = runs.begin("clock", environment={"LD_PRELOAD": str(library)})
     runs.finish(process, code=0)
     return {

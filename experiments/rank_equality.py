@@ -1,9 +1,9 @@
-"""The same seed on 1, 2 and 4 ranks and at other micro-batch sizes: how far are the losses apart after 60 real steps?
+"""Measure how far losses differ over 60 real steps between 1, 2 and 4 ranks and between sizes of micro-batches.
 
 python experiments/rank_equality.py
 
-Also what a step sends, counted (rank_traffic.py), beside the least that it has to; with --timing on an otherwise idle
-machine, images per second too.
+All runs have the same seed. The script also counts the bytes that a step sends (rank_traffic.py) and compares them with
+the least possible. With --timing it also reports images per second; the machine must be idle then.
 """
 
 import argparse
@@ -28,7 +28,7 @@ FLAGS = [
     *("--device", "cpu", "--workers", "1", "--run.log-every", "1", "--run.knn-every", "0"),
     *("--model.dim", str(DIM), "--run.rank-timeout-s", "3600"),
 ]
-CASES = {  # name: (ranks, BatchNorm groups that go through the network at once)
+CASES = {  # name: (ranks, BatchNorm groups a micro-batch; 0: all)
     "1 rank": (1, 0),
     "2 ranks": (2, 0),
     "4 ranks": (4, 0),
@@ -40,7 +40,7 @@ Lines = list[dict[str, float]]
 
 
 def train(out: Path, command: list[str]) -> Lines:
-    """Run one case; its line of each step."""
+    """Run a command that trains into `out`, and return the logged line of each step."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def train(out: Path, command: list[str]) -> Lines:
 
 
 def train_case(out: Path, precision: str, ranks: int, micro_groups: int) -> Lines:
-    """One of CASES."""
+    """Train one of CASES and return the logged line of each step."""
     command = [*measure.torchrun(ranks), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(out), *FLAGS]
     lines = train(out, [*command, "--precision", precision, "--method.micro-groups", str(micro_groups)])
     assert len(lines) == STEPS
@@ -59,7 +59,7 @@ def train_case(out: Path, precision: str, ranks: int, micro_groups: int) -> Line
 
 
 def drift(runs: dict[str, Lines]) -> dict[str, float]:
-    """Largest relative difference of a loss to one rank's."""
+    """Return for each run the largest relative difference of a loss to that of one rank."""
     return {
         name: max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(lines, runs["1 rank"], strict=True))
         for name, lines in runs.items()
@@ -67,7 +67,11 @@ def drift(runs: dict[str, Lines]) -> dict[str, float]:
 
 
 def traffic(out: Path, ranks: int) -> dict[str, Any]:
-    """Bytes of a step: what a rank gives, what a ring sends for it, what the wire says, and the least."""
+    """Return the bytes of a step of one rank.
+
+    They are: the bytes given to each kind of collective, the bytes that ring algorithms send for these, the bytes
+    counted on the loopback device (None without a network namespace), and the least that must be sent.
+    """
     program = [*measure.torchrun(ranks), str(Path(__file__).with_name("rank_traffic.py")), str(out), "pretrain"]
     command = [*program, "moco-v2-small", "--out", str(out / "run"), *FLAGS, "--epochs", "1", "--precision", "fp32"]
     out.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,7 @@ def traffic(out: Path, ranks: int) -> dict[str, Any]:
     given = {name: statistics.median(step.get(name, 0) for step in steps[0]) for name in sorted(steps[0][5])}
     wire = given.pop("wire of all ranks") / ranks
     share = (ranks - 1) / ranks
+    # Sends of a ring, as a multiple of what each rank gives: all_reduce passes (ranks - 1) / ranks of it twice.
     times_sent = {"all_reduce": 2 * share, "all_gather": ranks - 1, "all_to_all_single": share}
     sent = sum(size * times_sent.get(name.split(" ")[0], 0) for name, size in given.items())
     gradients = given["all_reduce float32"]
@@ -92,7 +97,7 @@ def traffic(out: Path, ranks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run each case in float64 and float32 and write the largest relative difference to one rank."""
+    """Run each case in float64 and float32 and save the largest relative difference to one rank."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/rank_equality"))
     parser.add_argument("--results", type=Path, default=Path("experiments/results/rank_equality.json"))

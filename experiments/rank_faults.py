@@ -1,4 +1,4 @@
-"""Faults of runs of several ranks: one killed, stopped, different; fewer of them later."""
+"""Faults of runs on several ranks: a rank that is killed, stopped or different, and a resume on fewer ranks."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from fault_runs import Row, Runs, kill, rank_pids
 
 
 def _ranks_hit(runs: Runs, name: str, hit: Callable[[subprocess.Popen[str]], None], said: str) -> Row:
-    """A run of several ranks, hit at a third of its steps, then resumed on as many."""
+    """Run several ranks, call `hit` after a third of the steps, resume on as many ranks, and return the row."""
     process, run = runs.begin(name, ranks=runs.ranks)
     runs.wait_for_step(run, runs.steps // 3)
     hit(process)
     seconds, code, output = runs.until_end(process)
-    assert code != 0, "a run that was hit does not end as if nothing were"
+    assert code != 0, "the run must end with an error"
     assert said in output, output
     recovery_s, _ = runs.end(run, ranks=runs.ranks)
     lost = runs.lost(run, runs.undisturbed(ranks=runs.ranks))

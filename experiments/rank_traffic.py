@@ -1,8 +1,8 @@
-"""`mocokit` as one rank of torchrun that writes down what each step sends: python rank_traffic.py OUT pretrain ...
+"""Run `mocokit` as one rank of torchrun and record the bytes of each step: python rank_traffic.py OUT pretrain ...
 
-Counted at torch.distributed: every collective that the package calls, with the bytes that this rank puts into it. The
-loopback device's counter, the wire of ranks on one machine, says how much really moved where nobody else uses that
-device (a network namespace of its own).
+Every collective of torch.distributed that the package calls is counted with the bytes that this rank puts into it. The
+loopback device, over which ranks of one machine talk, counts what all ranks really sent. That number is right only if
+nothing else uses the device, that is, in a network namespace of its own.
 """
 
 import json
@@ -22,7 +22,7 @@ Step = dict[str, int]
 
 
 class Traffic:
-    """The steps so far, each a number of bytes by collective and element type."""
+    """Bytes of each step so far, by collective and element type."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -30,7 +30,7 @@ class Traffic:
         self._wire = _loopback_bytes()
 
     def count(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, counted: the bytes of its last tensor, which is what a rank gives."""
+        """Return `call` with counting added: the bytes of its last tensor argument, which is the rank's input."""
 
         def counted(*arguments: Any, **settings: Any) -> Any:
             given = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
@@ -42,7 +42,7 @@ class Traffic:
         return counted
 
     def end_step(self) -> None:
-        """What was counted since the last call was one step."""
+        """Close a step: the bytes counted since the last call are its bytes."""
         wire = _loopback_bytes()
         self.steps.append({**self._now, "wire of all ranks": wire - self._wire})
         self._now = {}
@@ -50,14 +50,14 @@ class Traffic:
 
 
 def _loopback_bytes() -> int:
-    """Bytes sent so far over the loopback device, headers included."""
+    """Return the bytes sent so far over the loopback device, headers included."""
     lines = Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines()
     loopback = next(line for line in lines if line.strip().startswith("lo:"))
     return int(loopback.split(":")[1].split()[8])
 
 
 def run(out: Path, arguments: list[str]) -> int:
-    """Run the command and write `out`/rank_N.json."""
+    """Run the command, write `out`/rank_N.json, and return the exit code."""
     traffic = Traffic()
     after_step = Recorder.after_step
 

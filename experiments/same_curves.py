@@ -1,10 +1,10 @@
 """Train every preset for 24 steps from two checkouts and compare the losses and the weights, bit by bit.
 
-python experiments/same_curves.py BEFORE [AFTER]        (folders with a checkout each; AFTER is this one by default)
+python experiments/same_curves.py BEFORE [AFTER]        (folders with one checkout each; AFTER is this one by default)
 
 Each preset is made small: 32 px, batches of 32, a narrow backbone, the reference pipeline, fp32 on the CPU. Options
-that no preset uses have a case of their own. Both sides are driven by the command line alone, so their insides may
-differ. The exit code is 1 if a loss differs by more than --tolerance (0: bit-equal).
+that no preset uses have cases of their own. The script uses only the command line of both checkouts, so their code may
+differ in any other way. The exit code is 1 if a loss differs by more than --tolerance (0: bit-equal).
 """
 
 import argparse
@@ -73,7 +73,7 @@ for arguments in json.load(sys.stdin):
 
 
 def train_all(checkout: Path, data: Path, out: Path) -> None:
-    """Train each case with the code of `checkout`; run folders appear in `out`."""
+    """Train each case with the code of `checkout` into run folders below `out`."""
     commands = [
         ["pretrain", *flags.split(), *SMALL.split(), "--data", str(data), "--out", str(out / name)]
         for name, flags in CASES.items()
@@ -106,12 +106,12 @@ def weights_differ_by(before: Path, after: Path) -> float:
 
 
 def main() -> None:
-    """Train both sides, print a row a case."""
+    """Train with both checkouts and print one row a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path, nargs="?", default=HERE)
     parser.add_argument("--tolerance", type=float, default=0.0)
-    parser.add_argument("--keep", type=Path, help="folder for the runs; BEFORE's are reused when they are there")
+    parser.add_argument("--keep", type=Path, help="folder for the runs; runs of BEFORE found there are reused")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.keep or Path(temporary)

@@ -1,10 +1,11 @@
-"""Which way reaches MoCo v2's kNN accuracy in the fewest CPU minutes? The embedded sample, 3 seeds.
+"""Measure which variant reaches MoCo v2's kNN accuracy in the fewest CPU minutes, on the embedded sample, 3 seeds.
 
     python experiments/small_budget.py
 
-Each variant is the demo's run with one thing changed, and as many epochs. The clock is the CPU time of the training
-process, start-up and the kNN monitor included, read whenever the monitor speaks; so other work on the machine does not
-count. The monitor asks about the sample's val part; the last column is of its test part, on which nothing was chosen.
+Each variant is the demo's run with one change and the same number of epochs. The clock is the CPU time of the training
+process, including start-up and the kNN monitor, so other work on the machine does not count. It is read whenever the
+monitor logs an accuracy. The monitor uses the sample's val part. The last columns are of its test part, on which
+nothing was chosen.
 """
 
 import argparse
@@ -38,22 +39,22 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def arguments(name: str, *, epochs: int, every: int, seed: int, out: Path) -> list[str]:
-    """Of `mocokit`, for one run."""
+    """Return the arguments of `mocokit` for one run."""
     settings = {**SETTINGS, "run.knn_every": every, "data.test": str(sample_path("val"))}
     shared = ["--data", str(sample_path("train")), "--seed", str(seed), "--epochs", str(epochs), "--out", str(out)]
     return ["pretrain", "moco-v2-small", *to_flags(settings), *VARIANTS[name], *shared]
 
 
 def train(command: list[str], out: Path) -> list[dict[str, float]]:
-    """Run `mocokit` into an emptied folder: kNN accuracy (%) and CPU minutes so far, each time the monitor spoke."""
+    """Run `mocokit` into an emptied folder; return step, kNN accuracy (%) and CPU minutes at each monitor line."""
     shutil.rmtree(out, ignore_errors=True)
     print("mocokit", *command, flush=True)
     process = subprocess.Popen([sys.executable, "-m", "mocokit", *command], stderr=subprocess.DEVNULL)
     curve: list[dict[str, float]] = []
     while True:
         ended = process.poll() is not None
-        spoken = _monitor_lines(out / "metrics.jsonl")
-        for line in spoken[len(curve) :]:
+        logged = _monitor_lines(out / "metrics.jsonl")
+        for line in logged[len(curve) :]:
             minutes = _cpu_minutes(process.pid) if not ended else curve[-1]["minutes"]
             curve.append({"step": line["step"], "knn": 100 * line["knn_acc"], "minutes": minutes})
         if ended:
@@ -70,13 +71,13 @@ def _monitor_lines(log: Path) -> list[dict[str, float]]:
 
 
 def _cpu_minutes(pid: int) -> float:
-    """User and system time of a process so far."""
+    """Return the user and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") / 60
 
 
 def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(CPU minutes, kNN accuracy), means over seeds, epoch by epoch."""
+    """Return (CPU minutes, kNN accuracy) at each monitor line, means over seeds."""
     points = zip(*(run["curve"] for run in runs), strict=True)
     return [
         (statistics.fmean(one["minutes"] for one in same), statistics.fmean(one["knn"] for one in same))
@@ -85,7 +86,7 @@ def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def minutes_to(curve: list[tuple[float, float]], wanted: float) -> float | None:
-    """CPU minutes until a curve first reaches an accuracy, on straight lines between its points; None: never."""
+    """Return the CPU minutes at which a curve, straight between its points, first reaches an accuracy; None: never."""
     if curve[0][1] >= wanted:
         return curve[0][0]
     for (start, low), (end, high) in itertools.pairwise(curve):
@@ -95,7 +96,7 @@ def minutes_to(curve: list[tuple[float, float]], wanted: float) -> float | None:
 
 
 def table_of(cells: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a variant."""
+    """Return a Markdown table: one row a variant."""
     curves = {name: mean_curve(runs) for name, runs in cells.items() if runs}
     wanted = curves[BASELINE][-1][1]
     protocols = list(cells[BASELINE][0]["test"])
@@ -112,7 +113,7 @@ def table_of(cells: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing in the results, and print the table."""
+    """Train the runs that the results lack, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--knn-every", type=int, default=2)
@@ -135,7 +136,7 @@ def main() -> None:
                 continue
             out = args.out / f"{name.partition(',')[0].replace(' ', '_')}_seed{seed}"
             curve = train(arguments(name, epochs=args.epochs, every=args.knn_every, seed=seed, out=out), out)
-            accuracy = measure.judge(out, bank, test, seed=seed, logistic=False)["pre-trained"]
+            accuracy = measure.evaluate(out, bank, test, seed=seed, logistic=False)["pre-trained"]
             cells[name].append({"seed": seed, "curve": curve, "test": accuracy})
             measure.save(args.results, {"settings": settings, "cells": cells})
     print(table_of(cells))

@@ -1,11 +1,11 @@
-"""Train on two ranks for an hour and see whether their memory, file handles or threads grow.
+"""Train on two ranks for an hour and test whether their memory, file handles, threads or processes grow.
 
     python experiments/soak.py --minutes 60
-    python experiments/soak.py --judge            # the samples of a run that is over
+    python experiments/soak.py --judge            # evaluate the samples of a finished run
 
-Every epoch (20 steps) it saves, exports the backbone and asks the kNN monitor: often, in an hour. Memory goes up and
-down with these by some 30 MB, and its samples hang together, so that the error of a line through them says too little:
-what is judged is the least that was held, since what leaks is never given back.
+Every epoch (20 steps) the run saves, exports the backbone and runs the kNN monitor. These move memory up and down by
+some 30 MB, and neighbouring samples are correlated, so the standard error of a line through them is too small. The test
+is therefore on the least memory held: a leak never gives memory back.
 Writes experiments/results/soak.json and the paragraph in docs/reliability.md.
 """
 
@@ -38,16 +38,16 @@ FLAGS = [
 STEPS_PER_EPOCH = 20
 SAMPLE_S = 10.0
 WARM_UP_SHARE = 1 / 6
-"""Of the time, left out of the lines: caches, pools and the queue fill first."""
+"""Share of the time that is left out at the start, while caches, pools and the queue fill."""
 
 FLAT_MB_PER_HOUR = 5.0
-"""By which the least memory held may rise: under a gigabyte in a week."""
+"""Allowed rise of the least memory held: under a gigabyte in a week."""
 
 Sample = dict[str, float]
 
 
 def sample(pid: int) -> Sample:
-    """Resident memory in MB, open file handles, threads and loader processes of one rank, from /proc."""
+    """Return resident memory in MB, open file handles, threads and loader processes of one rank, from /proc."""
     folder = Path("/proc", str(pid))
     status = dict(line.split(":", 1) for line in (folder / "status").read_text(encoding="utf-8").splitlines())
     return {
@@ -59,7 +59,7 @@ def sample(pid: int) -> Sample:
 
 
 def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> None:
-    """Write samples of each rank, with `hours` since the first, for as long as asked; raises when the run has ended."""
+    """Write a sample of each rank every SAMPLE_S seconds for `minutes`; AssertionError if the run ends earlier."""
     pids = rank_pids(launcher)
     begun = time.monotonic()
     with (run / "samples.jsonl").open("w", encoding="utf-8", buffering=1) as log:
@@ -71,7 +71,7 @@ def watch(launcher: subprocess.Popen[str], run: Path, *, minutes: float) -> None
 
 
 def read_samples(run: Path) -> dict[int, list[Sample]]:
-    """What `watch` wrote, by rank."""
+    """Return the samples that `watch` wrote, by rank."""
     samples: dict[int, list[Sample]] = {}
     for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
@@ -80,12 +80,12 @@ def read_samples(run: Path) -> dict[int, list[Sample]]:
 
 
 def settled(samples: list[Sample]) -> list[Sample]:
-    """Those after the warm-up."""
+    """Return the samples after the warm-up."""
     return [line for line in samples if line["hours"] >= WARM_UP_SHARE * samples[-1]["hours"]]
 
 
 def line_through(samples: list[Sample], name: str) -> dict[str, float]:
-    """Least-squares slope an hour and its standard error; first and last value, least and median of halves."""
+    """Return the least-squares slope an hour, its standard error, both ends, and minimum and median of both halves."""
     hours, values = (np.array([line[key] for line in samples]) for key in ("hours", name))
     (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
     half = len(values) // 2
@@ -102,13 +102,13 @@ def line_through(samples: list[Sample], name: str) -> dict[str, float]:
 
 
 def is_flat(name: str, line: dict[str, float], *, hours: float) -> bool:
-    """Whether the least has not risen from one half of `hours` to the other, but for a little memory."""
+    """Return True if the least value did not rise from the first half of `hours` to the second; memory may a little."""
     allowed = FLAT_MB_PER_HOUR * hours / 2 if name == "memory_mb" else 0.0
     return line["least_in_second_half"] - line["least_in_first_half"] <= allowed
 
 
 def judge(samples: dict[int, list[Sample]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By rank and by what was counted: the line, and whether it is flat."""
+    """Return rank -> quantity -> its line (see `line_through`) and `flat`, True if it does not grow."""
     names = ("memory_mb", "handles", "threads", "processes")
     judged: dict[str, dict[str, dict[str, Any]]] = {}
     for rank, lines in sorted(samples.items()):
@@ -122,7 +122,7 @@ def judge(samples: dict[int, list[Sample]]) -> dict[str, dict[str, dict[str, Any
 
 
 def soak(run: Path, *, minutes: float) -> None:
-    """Train into an emptied folder, and sample."""
+    """Train into an emptied folder for `minutes`, and sample all ranks."""
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     command = [*measure.torchrun(RANKS), "-m", "mocokit", "pretrain", "moco-v2-small", "--out", str(run), *FLAGS]
@@ -141,7 +141,7 @@ def soak(run: Path, *, minutes: float) -> None:
 
 
 def counts_of(run: Path, samples: list[Sample]) -> dict[str, int]:
-    """How often the run did what."""
+    """Return the number of steps, saves and kNN evaluations of the run."""
     steps = logged_steps(run)
     kept = settled(samples)
     evaluations = (run / "metrics.jsonl").read_text(encoding="utf-8").count("knn_acc")
@@ -154,10 +154,10 @@ def counts_of(run: Path, samples: list[Sample]) -> dict[str, int]:
 
 
 def main() -> None:
-    """Soak, judge, write."""
+    """Run the soak, test its samples, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--judge", action="store_true", help="the run in --out, which is over")
+    parser.add_argument("--judge", action="store_true", help="only evaluate the finished run in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results" / "soak.json")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "reliability.md")

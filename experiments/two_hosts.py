@@ -1,6 +1,7 @@
-"""Faults between two hosts: network namespaces of this machine, joined by a virtual cable, torchrun across it.
+"""Faults between two hosts, which are network namespaces of this machine joined by a virtual cable.
 
-Needs root and `ip`. A host whose torchrun ended with an error is started again, as a batch system would.
+Needs root and `ip`. One torchrun spans both hosts. A host whose torchrun ended with an error is started again, as a
+batch system would do.
 """
 
 import contextlib
@@ -22,21 +23,21 @@ PORT = 29400
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "GLOO_SOCKET_IFNAME": "eth0",
-    # Else a torchrun that was started again never learns where rank 0 listens, and the others' store keeps what the
-    # former ranks wrote into it: github.com/pytorch/pytorch/issues/135712
+    # Without it, a restarted torchrun never learns the address of rank 0, and the other host's store keeps the entries
+    # of the former ranks: github.com/pytorch/pytorch/issues/135712
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 MAX_STARTS = 6
-"""Of one host's torchrun in one run; more would be a loop."""
+"""Limit of starts of one host's torchrun in one run; more would be a loop."""
 
 
 class TwoHosts:
-    """While entered, two network namespaces with a cable between them; at the end nothing of them is left.
+    """Context manager for two network namespaces with a cable between them; both are removed at the end.
 
     Args:
-        run: Folder of the run that they train together, on a disk that both see.
-        command: Arguments of `mocokit` that start it; once it has begun, hosts resume it.
-        patience_s: Time after which what is waited for counts as never coming.
+        run: Folder of the run that both hosts train together, on a disk that both see.
+        command: Arguments of `mocokit` that start the run; once it has begun, hosts resume it.
+        patience_s: Seconds to wait for any event before giving up.
 
     """
 
@@ -71,9 +72,8 @@ class TwoHosts:
     ) -> None:
         for number, name in enumerate(self._names):
             self.kill(number)
-            subprocess.run(
-                ["ip", "netns", "delete", name], capture_output=True, check=False
-            )  # and its end of the cable
+            delete = ["ip", "netns", "delete", name]  # deletes its end of the cable too
+            subprocess.run(delete, capture_output=True, check=False)
         for process in self._torchruns:
             process.wait()
 
@@ -89,7 +89,7 @@ class TwoHosts:
             _ip("-n", name, "link", "set", "eth0", "up")
 
     def _start(self, number: int) -> subprocess.Popen[str]:
-        """torchrun on one host, one rank on each; the first serves the rendezvous."""
+        """Start torchrun on one host, with one rank; the first host serves the rendezvous."""
         self.starts += 1
         torchrun = [
             sys.executable,
@@ -117,15 +117,15 @@ class TwoHosts:
             )
 
     def cut(self) -> None:
-        """Pull the cable at the second host."""
+        """Unplug the cable at the second host."""
         _ip("-n", self._names[1], "link", "set", "eth0", "down")
 
     def heal(self) -> None:
-        """Plug it in again."""
+        """Plug the cable in again."""
         _ip("-n", self._names[1], "link", "set", "eth0", "up")
 
     def kill(self, number: int) -> None:
-        """SIGKILL every process of one host."""
+        """Send SIGKILL to every process of one host."""
         listed = subprocess.run(
             ["ip", "netns", "pids", self._names[number]], capture_output=True, text=True, check=False
         )
@@ -134,11 +134,11 @@ class TwoHosts:
                 os.kill(pid, signal.SIGKILL)
 
     def ranks(self) -> set[int]:
-        """Process ids of the ranks that live now."""
+        """Return the process ids of all living ranks."""
         return {pid for torchrun in self._torchruns for pid in rank_pids(torchrun).values()}
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Return once `condition` holds; starts torchrun again where it ended with an error."""
+        """Return once `condition` holds; meanwhile restart each torchrun that ended with an error."""
         deadline = time.monotonic() + self.patience_s
         while not condition():
             if time.monotonic() > deadline:
@@ -150,11 +150,11 @@ class TwoHosts:
             time.sleep(0.02)
 
     def finish(self) -> None:
-        """Wait until both hosts have ended well."""
+        """Wait until torchrun has ended without error on both hosts."""
         self.wait_until(lambda: all(process.poll() == 0 for process in self._torchruns), "the end of the run")
 
     def printed(self) -> str:
-        """What both hosts printed."""
+        """Return the output of both hosts."""
         return self.log.read_text(encoding="utf-8")
 
 
@@ -165,7 +165,10 @@ def _ip(*arguments: str) -> None:
 def _hit(
     runs: Runs, name: str, hit: Callable[[TwoHosts], float | None], mend: Callable[[TwoHosts], None], said: str
 ) -> Row:
-    """A run of two hosts, hit at a third of its steps and mended; `hit` returns the seconds until that was noticed."""
+    """Run two hosts, call `hit` after a third of the steps, then `mend`, and return the row.
+
+    `hit` returns the seconds until the hosts noticed the fault, or None if they need not notice.
+    """
     run = runs.work / name
     with TwoHosts(run, runs.arguments(run), patience_s=runs.patience_s) as hosts:
         hosts.wait_until(lambda: logged_steps(run) >= runs.steps // 3, "a third of the run")
@@ -191,7 +194,7 @@ def short_cut(runs: Runs, *, quick: bool) -> Row:
         hosts.cut()
         before = logged_steps(hosts.run)
         time.sleep(5)
-        assert logged_steps(hosts.run) <= before + 1, "no step ends without the other host"
+        assert logged_steps(hosts.run) <= before + 1, "no step may end without the other host"
 
     return _hit(runs, "short_cut", cut, TwoHosts.heal, "")
 

@@ -66,7 +66,7 @@ class Oracle:
         decoupled sum (Yeh et al. 2021) is without the positive.
         """
         t: float = self.temperature
-        beta = self.method.hardness
+        beta: float = self.method.hardness
         rows = torch.arange(len(scores))
         counts = torch.ones_like(scores) if counts is None else counts.to(scores.dtype).clone()
         counts[rows, own] = 0.0

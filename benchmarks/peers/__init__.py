@@ -1,1 +1,1 @@
-"""What mocokit is timed against: complete MoCo v2 scripts as their users would write them."""
+"""Scripts that mocokit is timed against: complete MoCo v2 training as a user would write it."""

@@ -1,7 +1,8 @@
-"""MoCo v2 with lightly, written as its documentation shows it: the first peer.
+"""MoCo v2 with lightly, written as its documentation shows it; the first peer.
 
-Its example's model and loop, its documented transform, dataset and memory bank, its tutorial's shuffling BN and cosine.
-Where the documentation leaves a choice, the faster one: workers persist over epochs.
+Model and loop are those of its example; transform, data set and memory bank are the documented ones; shuffling BN and
+the cosine schedule are those of its tutorial. Where the documentation leaves a choice, this script takes the faster
+one: workers persist over epochs.
 
     python benchmarks/peers/lightly_moco.py --data photos/ --out backbone.pt --arch resnet18 --image-size 64
 """
@@ -24,7 +25,7 @@ from mocokit.nets.backbones import build_backbone, feature_dim
 
 
 class MoCo(nn.Module):
-    """Backbone and projection head, and a momentum copy of both.
+    """Backbone and projection head, with a momentum copy of both.
 
     Args:
         backbone: (N, 3, H, W) -> (N, D).
@@ -43,13 +44,13 @@ class MoCo(nn.Module):
         deactivate_requires_grad(self.projection_head_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Query embeddings (N, C)."""
+        """Return query embeddings (N, C)."""
         query: Tensor = self.projection_head(self.backbone(x))
         return query
 
     @torch.no_grad()
     def forward_momentum(self, x: Tensor) -> Tensor:
-        """Key embeddings (N, C), computed in shuffled order."""
+        """Return key embeddings (N, C), computed in shuffled order."""
         x, shuffle = batch_shuffle(x)
         key: Tensor = self.projection_head_momentum(self.backbone_momentum(x))
         key = batch_unshuffle(key, shuffle)
@@ -57,18 +58,18 @@ class MoCo(nn.Module):
 
 
 def build_criterion(queue_size: int) -> nn.Module:
-    """The contrastive loss, which holds the queue."""
+    """Return the contrastive loss, which holds the queue."""
     criterion: nn.Module = NTXentLoss(temperature=0.2, memory_bank_size=(queue_size, 128))
     return criterion
 
 
 def build_optimizer(model: nn.Module, lr: float) -> torch.optim.SGD:
-    """MoCo v2's SGD."""
+    """Return MoCo v2's SGD."""
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
 
 
 def compute_loss(model: MoCo, criterion: nn.Module, x_query: Tensor, x_key: Tensor) -> Tensor:
-    """The first half of a step: momentum update, both forwards, loss."""
+    """Run the first half of a step (momentum update, both forwards) and return the loss."""
     update_momentum(model.backbone, model.backbone_momentum, m=0.999)
     update_momentum(model.projection_head, model.projection_head_momentum, m=0.999)
     loss: Tensor = criterion(model(x_query), model.forward_momentum(x_key))
@@ -76,14 +77,14 @@ def compute_loss(model: MoCo, criterion: nn.Module, x_query: Tensor, x_key: Tens
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """The second half: backward and optimizer."""
+    """Run the second half of a step: backward and optimizer."""
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
 def build_loader(args: argparse.Namespace) -> DataLoader[tuple[list[Tensor], Tensor, list[str]]]:
-    """Batches of two views from a folder of images."""
+    """Return a loader of batches of two views from a folder of images."""
     dataset = LightlyDataset(args.data, transform=MoCoV2Transform(input_size=args.image_size))
     return DataLoader(
         dataset,
@@ -96,7 +97,7 @@ def build_loader(args: argparse.Namespace) -> DataLoader[tuple[list[Tensor], Ten
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The script's flags."""
+    """Return the script's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of JPEG files")
     parser.add_argument("--out", type=Path, required=True, help="file for the backbone's weights")
@@ -113,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, print the loss of each epoch, save the backbone."""
+    """Train, print the loss of each epoch, and save the backbone."""
     args = parse_arguments()
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
-"""MoCo v2 as a plain PyTorch loop: the second peer.
+"""MoCo v2 as a plain PyTorch loop; the second peer.
 
-MoCo v1's Algorithm 1 and MoCo v2's augmentation, written down with torchvision transforms on PIL images, a DataLoader
-and one process. Shuffling BN is left out: within a single BatchNorm group it would change nothing.
+MoCo v1's Algorithm 1 and MoCo v2's augmentation, with torchvision transforms on PIL images, a DataLoader and one
+process. Shuffling BN is left out: with a single BatchNorm group it changes nothing.
 
     python benchmarks/peers/plain_pytorch.py --data photos/ --out backbone.pt --arch resnet18 --image-size 64
 
@@ -25,15 +25,15 @@ from mocokit.nets.backbones import build_backbone, feature_dim
 
 
 class GaussianBlur:
-    """Blur by a radius drawn from 0.1 to 2 pixels (SimCLR's, as MoCo v2 uses it)."""
+    """Gaussian blur with a radius drawn from 0.1 to 2 pixels (SimCLR's, used by MoCo v2)."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Blur `image`."""
+        """Return the blurred image."""
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
 class TwoCrops:
-    """A query view and a key view of one image."""
+    """Transform from an image to its query view and key view."""
 
     def __init__(self, size: int) -> None:
         self.view = transforms.Compose(
@@ -49,12 +49,12 @@ class TwoCrops:
         )
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """Two draws of the same image."""
+        """Return two random views of the image."""
         return self.view(image), self.view(image)
 
 
 class Photos(Dataset[tuple[Tensor, Tensor]]):
-    """Two views of each JPEG file in a folder."""
+    """Data set of two views of each JPEG file in a folder."""
 
     def __init__(self, folder: str, size: int) -> None:
         self.paths = sorted(Path(folder).rglob("*.jpg"))
@@ -102,7 +102,7 @@ class MoCo(nn.Module):
         self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """The loss of a batch, which is enqueued."""
+        """Return the loss of a batch, and enqueue its keys."""
         q = F.normalize(self.encoder_q(query), dim=1)  # (N, C)
         with torch.no_grad():
             self.update_key_encoder()
@@ -116,12 +116,12 @@ class MoCo(nn.Module):
 
 
 def build_optimizer(model: MoCo, lr: float) -> torch.optim.SGD:
-    """MoCo v2's SGD."""
+    """Return MoCo v2's SGD."""
     return torch.optim.SGD(model.encoder_q.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
 
 
 def train_step(model: MoCo, optimizer: torch.optim.Optimizer, query: Tensor, key: Tensor) -> Tensor:
-    """One optimizer step; the loss."""
+    """Run one optimizer step and return the loss."""
     loss: Tensor = model(query, key)
     optimizer.zero_grad()
     loss.backward()
@@ -130,7 +130,7 @@ def train_step(model: MoCo, optimizer: torch.optim.Optimizer, query: Tensor, key
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The script's flags."""
+    """Return the script's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of JPEG files")
     parser.add_argument("--out", type=Path, required=True, help="file for the backbone's weights")
@@ -147,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, print the loss of each epoch, save the backbone."""
+    """Train, print the loss of each epoch, and save the backbone."""
     args = parse_arguments()
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"

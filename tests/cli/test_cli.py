@@ -168,7 +168,7 @@ def test_the_demo_beats_pixels_and_random_weights(tmp_path: Path) -> None:
 
 
 def test_the_minimal_example_learns_something() -> None:
-    example = Path(__file__).parent.parent / "examples" / "pretrain_minimal.py"
+    example = Path(__file__).parents[2] / "examples" / "pretrain_minimal.py"
     assert len(example.read_text().splitlines()) <= 40
     done = subprocess.run([sys.executable, str(example)], check=True, capture_output=True, text=True)
     assert done.stdout.count("loss") == 10

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.faults
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "faults.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "faults.py"
 
 BIT_EQUAL = (
     "kill_process",

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from mocokit.reproduction.rendering import Filled
-from mocokit.reproduction.runner import Plan, run_table
+from mocokit.reproduction.rendering import FilledTable
+from mocokit.reproduction.runner import TablePlan, run_table
 from mocokit.reproduction.table import Cell, Expected, Table
 from tests.small_presets import add_narrow_backbone
 
@@ -23,7 +23,7 @@ SMALL: dict[str, object] = {
 
 
 def small_table(*, second_lr: float = 0.05) -> Table:
-    """Two temperatures."""
+    """Return a table of two temperatures; only the first has a published number."""
     expected = {"linear": Expected(value=60.0, source="nowhere")}
     return Table(
         name="tiny",
@@ -52,16 +52,20 @@ def small_table(*, second_lr: float = 0.05) -> Table:
     )
 
 
-def small_plan(photos: Path, out: Path, *, table: Table | None = None, seeds: int = 1) -> Plan:
-    """Judged on the images that it trains on."""
+def small_plan(photos: Path, out: Path, *, table: Table | None = None, seeds: int = 1) -> TablePlan:
+    """Return a plan that trains and evaluates on the same images."""
     table = table or small_table()
-    return Plan(table=table, cells=table.cells, out=out, data=str(photos), test=str(photos), seeds=seeds, device="cpu")
+    return TablePlan(
+        table=table, cells=table.cells, out=out, data=str(photos), test=str(photos), seeds=seeds, device="cpu"
+    )
 
 
-def filled(values: dict[str, dict[str, list[float]]]) -> Filled:
-    """The table with these numbers."""
+def filled(values: dict[str, dict[str, list[float]]]) -> FilledTable:
+    """Return the table with these measured values."""
     table = small_table()
-    return Filled(table=table, cells=table.cells, metrics=("linear", "kNN"), values=values, setup="some photographs")
+    return FilledTable(
+        table=table, cells=table.cells, metrics=("linear", "kNN"), values=values, setup="some photographs"
+    )
 
 
 if __name__ == "__main__":

@@ -6,18 +6,9 @@ import pytest
 from mocokit.config.presets import PRESETS
 from mocokit.plan.measure_step import StepCost
 from mocokit.reproduction import cost
-from mocokit.reproduction.cost import (
-    Measured,
-    crossover,
-    findings,
-    interpolate,
-    measure_all,
-    peak_megabytes,
-    plan_points,
-)
-from mocokit.reproduction.cost_figure import plot_cost
-from mocokit.reproduction.cost_point import WAYS, CostPoint, measure
-from mocokit.reproduction.cost_table import published_cost
+from mocokit.reproduction.cost import WAYS, CostPoint, Measured, measure, measure_all, plan_points
+from mocokit.reproduction.cost_table import crossover, findings, interpolate, peak_megabytes, published_cost
+from mocokit.reproduction.figures import plot_cost
 
 
 def _measured(way: str, batch: int, negatives: int, megabytes: float) -> Measured:

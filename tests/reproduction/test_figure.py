@@ -2,7 +2,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mocokit.reproduction.figure import draw_curves, new_figure, plot_table
+from mocokit.reproduction.figures import draw_curves, new_figure, plot_table
 from tests.reproduction.small_table import filled, small_table
 
 

@@ -1,4 +1,4 @@
-"""The printed commands, read by the parsers that will read them."""
+"""The printed commands are run through the real command line, up to the call that would train or evaluate."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tyro
 
-from mocokit.cli import evaluate, main
+from mocokit.cli import main
 from mocokit.cli.detect import Detect
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
@@ -28,18 +28,19 @@ def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeyp
         asked.update(config=config, out=out)
         return SimpleNamespace(signal=None, step=0, folder=Path(out))
 
-    def note_protocols(run: str, protocols: list[str], flags: object, *, baselines: bool) -> int:
-        asked.update(run=run, protocols=protocols)
-        return 0
+    def note_protocols(run: str, **settings: object) -> list[object]:
+        asked.update(run=run, **settings)
+        return []  # no rows: the command ends with 1
 
     monkeypatch.setattr("mocokit.run.pretrain.pretrain", note_config)
-    monkeypatch.setattr(evaluate, "_judge", note_protocols)
+    monkeypatch.setattr("mocokit.evaluate.evaluation.evaluate", note_protocols)
     pretrain, linear, *detect = (shlex.split(shell_line(line)) for line in commands(table, cell, PLACES, seed=2))
     run = f"my runs/{table.name}/{cell.name}/seed_2"
     assert main(pretrain[len(LAUNCH.split()) :]) == 0
     assert asked["config"] == replace_settings(cell.config, {"data.source": "imagenet/train", "run.seed": 2})
-    assert main(linear[1:]) == 0
+    assert main(linear[1:]) == 1
     assert asked["out"] == asked["run"] == run
+    assert (asked["data"], asked["test"]) == ("imagenet/train", "imagenet/val")
     assert asked["protocols"] == ["linear/simclr" if cell.preset == "simclr" else "linear/moco"]
     assert len(detect) == ("AP50" in table.metrics)
     for line in detect:

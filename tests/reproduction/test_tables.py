@@ -2,18 +2,18 @@ from typing import Any
 
 import pytest
 
+from mocokit.cli import main
 from mocokit.config.presets import PRESETS
 from mocokit.config.toml import to_dict
-from mocokit.reproduction.moco_v1_tables import SMALL_K
-from mocokit.reproduction.scales import shrink
+from mocokit.reproduction.small_scale import shrink
 from mocokit.reproduction.table import Cell, Table
-from mocokit.reproduction.tables import TABLES, get_table
+from mocokit.reproduction.tables import SMALL_K, TABLES
 
 ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
 
 
 def _differences(cell: Cell, preset: str) -> dict[str, object]:
-    """Settings in which the cell's run differs from a preset."""
+    """Return the settings in which the cell's run differs from a preset."""
     base = to_dict(PRESETS[preset])
     own = to_dict(cell.config)
     return {
@@ -99,11 +99,18 @@ def test_the_negatives_of_the_small_mechanisms_are_those_on_its_axis() -> None:
         assert numbers[small.method.name] == cell.small_x == SMALL_K[int(cell.x or 0)]
 
 
-def test_unknown_names_tell_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean temperature"):
-        get_table("temperatur")
-    with pytest.raises(ValueError, match=r"only=T=0\.6: no cell of temperature; did you mean T=0"):
-        TABLES["temperature"].chosen(["T=0.6"])
+def test_unknown_names_tell_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, nearest in (("temperatur", "temperature"), ("cots", "cost")):
+        assert main(["reproduce", wrong]) == 1
+        assert f"table='{wrong}': unknown; did you mean {nearest}? choose one of" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"only='T=0\.6': unknown; did you mean T=0"):
+        TABLES["temperature"].choose_cells(["T=0.6"])
+
+
+def test_cells_are_chosen_in_the_order_of_the_table() -> None:
+    table = TABLES["temperature"]
+    assert [cell.name for cell in table.choose_cells(["T=0.2", "T=0.07"])] == ["T=0.07", "T=0.2"]
+    assert table.choose_cells([]) == table.cells
 
 
 def test_every_published_number_has_a_source() -> None:

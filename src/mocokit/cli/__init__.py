@@ -1,4 +1,7 @@
-"""The `mocokit` command: parse -> one call -> close. No tensor code, no defaults of its own."""
+"""The `mocokit` command line. Each command parses its arguments and makes one call into the package.
+
+It holds no tensor code and no default values. May import every other room.
+"""
 
 import difflib
 import os
@@ -43,12 +46,12 @@ Momentum-contrast visual pre-training that anyone can run and trust.
   slurm PRESET --data D --out RUN      an sbatch script that requeues itself and resumes
   demo                                 pre-train on the embedded sample, on the CPU
 
-`mocokit COMMAND --help` tells the flags of a command; `mocokit --version` the version.
+`mocokit COMMAND --help` lists the flags of a command; `mocokit --version` prints the version.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 128+n ended by signal n)."""
+    """Run one command and return the exit code: 0 done, 1 failed, 2 wrong usage, 128+n ended by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a command; what its user can mend becomes one line, anything else stays a traceback."""
+    """Run a command. Errors that a user can fix become one line on stderr; any other error keeps its traceback."""
     try:
         return command(arguments)
     except BrokenPipeError:  # `mocokit presets | head`

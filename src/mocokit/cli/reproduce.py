@@ -1,16 +1,17 @@
-"""`reproduce`."""
+"""The command `reproduce`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mocokit.cli.arguments import take_name
+from mocokit.settings import choose
 
 if TYPE_CHECKING:
     from mocokit.plan.measure_step import StepCost
-    from mocokit.reproduction.cost_point import CostPoint
-    from mocokit.reproduction.rendering import Filled
-    from mocokit.reproduction.runner import Outcome, Plan
+    from mocokit.reproduction.cost import CostPoint
+    from mocokit.reproduction.rendering import FilledTable
+    from mocokit.reproduction.runner import Outcome, TablePlan
     from mocokit.reproduction.table import Cell, Table
 
 USAGE = "reproduce {temperature,ablation,sota,mechanisms,cost} [--scale small|imagenet] [--out DIR] [--trials 3]"
@@ -18,26 +19,26 @@ USAGE = "reproduce {temperature,ablation,sota,mechanisms,cost} [--scale small|im
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Reproduce a table of the papers: run it in small, or print what fills it on ImageNet and what it has so far."""
+    """Reproduce a table of the papers: run it at small scale, or print the commands that fill it on ImageNet."""
 
     scale: Literal["small", "imagenet"] = "small"
-    """small: run every cell here; imagenet: print each cell's commands and the table of what is finished in `out`."""
+    """small: run every cell here; imagenet: print each cell's commands and the table of the results found in `out`."""
     out: str = "runs/reproduce"
-    """Folder for the runs; the same command continues after a kill and repeats no finished cell."""
+    """Folder for the runs. After a kill the same command continues; it repeats no finished cell."""
     data: str = ""
-    """small: labelled images; empty: the embedded sample. imagenet: the folder that holds train and val."""
+    """small: labelled images to train on; empty: the embedded sample. imagenet: the folder with train and val."""
     test: str = ""
-    """small: labelled images that the accuracies are of; the embedded sample's when `data` is empty."""
+    """small: labelled test images; empty: those of the embedded sample, if `data` is empty too."""
     voc: str = "voc"
-    """imagenet: the folder that holds VOC2007 and VOC2012, for tables with detection."""
+    """imagenet: the folder with VOC2007 and VOC2012, for tables with detection."""
     trials: int | None = None
-    """Seeds of a cell; None: 3 in small, 1 on ImageNet, where detection has the paper's 5 trials."""
+    """Seeds a cell; None: 3 at small scale, 1 on ImageNet (where detection has the paper's 5 trials)."""
     epochs: int | None = None
-    """small: what the paper's 200 epochs become; None: the table's own."""
+    """small: epochs for the paper's 200; None: the table's default."""
     only: tuple[str, ...] = ()
-    """These cells alone."""
+    """Names of the cells to run; empty: all."""
     dry_run: bool = False
-    """small: tell the cells, what is finished and the predicted minutes, and run nothing."""
+    """small: print how many runs are finished and the predicted minutes of the rest, and run nothing."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -47,9 +48,9 @@ class ReproduceCost:
     """Measure memory and time of a step by mechanism, batch and number of negatives, on this machine."""
 
     scale: Literal["small", "imagenet"] = "small"
-    """small: the demo's network at 48 px; imagenet: the paper's table, and the command for ResNet-50 on a GPU."""
+    """small: the demo's network at 48 px; imagenet: print the paper's table and the command for ResNet-50 on a GPU."""
     out: str = "runs/reproduce"
-    """Folder for the points; the same command measures what is missing."""
+    """Folder for the measured points. The same command measures only the missing ones."""
     arch: str = "resnet10_w32"
     """Backbone."""
     image_size: int = 48
@@ -59,33 +60,33 @@ class ReproduceCost:
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     dry_run: bool = False
-    """Tell the points and measure nothing."""
+    """Print the points and measure nothing."""
 
 
 def reproduce_command(arguments: list[str]) -> int:
-    """Reproduce a table of the papers."""
+    """Run `mocokit reproduce` with these arguments and return the exit code."""
     import tyro
 
-    name, rest = take_name(arguments, "TABLE", USAGE)
-    if name == "cost":
-        return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
-    from mocokit.reproduction.tables import get_table
+    from mocokit.reproduction.tables import TABLES
 
-    table = get_table(name)
+    name, rest = take_name(arguments, "TABLE", USAGE)
+    table = choose("table", name, {**TABLES, "cost": None})
+    if table is None:
+        return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
     asked = tyro.cli(Reproduce, args=rest, prog=f"mocokit reproduce {name}")
     if asked.trials is not None and asked.trials < 1:
         raise ValueError(f"trials={asked.trials}: must be at least 1")
-    cells = table.chosen(asked.only)
+    cells = table.choose_cells(asked.only)
     return _small(table, cells, asked) if asked.scale == "small" else _imagenet(table, cells, asked)
 
 
-def _plan(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> "Plan":
-    from mocokit.reproduction.runner import Plan
+def _plan(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> "TablePlan":
+    from mocokit.reproduction.runner import TablePlan
     from mocokit.run.demo import sample_path
 
     if asked.data and not asked.test:
-        raise ValueError(f"data={asked.data}: say with --test which labelled images the accuracies are to be of")
-    return Plan(
+        raise ValueError(f"data={asked.data}: needs labelled test images; give them with --test")
+    return TablePlan(
         table=table,
         cells=cells,
         out=Path(asked.out).expanduser(),
@@ -111,10 +112,9 @@ def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
     failed = 0
     signal = None
     for number, outcome in enumerate(run_table(plan), start=1):
-        print(
-            f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}: {outcome.state}{_ending(outcome)}", flush=True
-        )
-        failed = failed + (outcome.state == "failed")
+        where = f"{number} of {whole}: {outcome.cell}, seed {outcome.seed}"
+        print(f"{where}: {outcome.state}{_ending(outcome)}", flush=True)
+        failed += outcome.state == "failed"
         signal = outcome.signal
     _show(_filled(table, cells, asked, seeds=plan.seeds), plan.out / table.name)
     if signal is not None:
@@ -124,6 +124,7 @@ def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
 
 
 def _ending(outcome: "Outcome") -> str:
+    """Return the accuracies or the error of a run, to append to its line."""
     if outcome.result is None:
         return f", {outcome.message}" if outcome.message else ""
     return "".join(f", {name} {value:.1f}" for name, value in outcome.result.metrics.items())
@@ -145,29 +146,40 @@ def _imagenet(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> in
 
 
 def _known_cost(cell: "Cell") -> str:
-    """Hours and memory of pre-training, where a paper tells them."""
+    """Return `: ` and the published hours and memory of pre-training, or ""."""
     from mocokit.reproduction.cost_table import published_cost
 
     known = published_cost(cell.config)
     return f": {known}" if known else ""
 
 
-def _filled(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce, *, seeds: int) -> "Filled":
-    from mocokit.reproduction.rendering import Filled
+def _filled(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce, *, seeds: int) -> "FilledTable":
+    from mocokit.reproduction.rendering import FilledTable
     from mocokit.reproduction.results import cell_folder, find_values
 
     out = Path(asked.out).expanduser()
     folders = {cell.name: [cell_folder(out, table.name, cell.name, seed) for seed in range(seeds)] for cell in cells}
     if asked.scale == "imagenet":
-        return Filled(table=table, cells=cells, metrics=table.metrics, values=find_values(folders), setup="ImageNet")
+        return FilledTable(
+            table=table,
+            cells=cells,
+            metrics=table.metrics,
+            values=find_values(folders),
+            setup="ImageNet",
+        )
     setup = f"{Path(asked.data).name or 'embedded sample'}, {asked.epochs or table.small_epochs} epochs for 200"
-    return Filled(
-        table=table, cells=cells, metrics=("linear", "kNN"), values=find_values(folders), setup=setup, small=True
+    return FilledTable(
+        table=table,
+        cells=cells,
+        metrics=("linear", "kNN"),
+        values=find_values(folders),
+        setup=setup,
+        small=True,
     )
 
 
-def _show(filled: "Filled", folder: Path) -> None:
-    from mocokit.reproduction.figure import plot_table
+def _show(filled: "FilledTable", folder: Path) -> None:
+    from mocokit.reproduction.figures import plot_table
     from mocokit.reproduction.rendering import save_table, terminal_text
 
     save_table(filled, folder)
@@ -177,8 +189,9 @@ def _show(filled: "Filled", folder: Path) -> None:
 
 def _cost(asked: ReproduceCost) -> int:
     from mocokit.report.text_tables import text_columns
-    from mocokit.reproduction.cost import findings, measure_all, plan_points, published_cells, save_cost, table_cells
-    from mocokit.reproduction.cost_figure import plot_cost
+    from mocokit.reproduction.cost import measure_all, plan_points
+    from mocokit.reproduction.cost_table import findings, published_cells, save_cost, table_cells
+    from mocokit.reproduction.figures import plot_cost
 
     print(f"the paper's (8 V100, ResNet-50, 224 px)\n\n{text_columns(*published_cells())}\n")
     if asked.scale == "imagenet":

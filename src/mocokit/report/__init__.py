@@ -1,4 +1,4 @@
-"""Pictures and text tables that people look at.
+"""Pictures and text tables for people to look at.
 
 Imports no other room.
 """

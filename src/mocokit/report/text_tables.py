@@ -1,10 +1,10 @@
-"""Cells of text as columns of a terminal, and as a Markdown table: names to the left, numbers to the right."""
+"""Tables of text for a terminal and in Markdown: the first column is aligned left, numbers right."""
 
 from collections.abc import Collection, Sequence
 
 
 def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """For a terminal."""
+    """Return the table for a terminal, padded with spaces, without a final newline."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     return "\n".join(
         "   ".join(
@@ -16,6 +16,6 @@ def text_columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_columns(header: Sequence[str], lines: Sequence[Sequence[str]], *, words: Collection[str] = ()) -> str:
-    """In Markdown, ending in a newline; `words` names the columns that are to the left like the first."""
+    """Return the table in Markdown, with a final newline. Columns named in `words` are aligned left like the first."""
     rule = ["---" if column == 0 or name in words else "---:" for column, name in enumerate(header)]
     return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *lines])

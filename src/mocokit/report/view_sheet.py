@@ -1,4 +1,4 @@
-"""A picture of what the network is asked to match: the first batch's view pairs, and their local crops."""
+"""Picture of the view pairs of a batch, and their local crops, for a person to check the augmentation."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ MIN_SIDE_PX = 64
 def save_view_sheet(
     path: Path, query: Tensor, key: Tensor, local: Tensor | None = None, *, num_pairs: int = 24, num_columns: int = 6
 ) -> None:
-    """Write a PNG of up to `num_pairs` pairs, query left and key right, then the local crops.
+    """Write a PNG of up to `num_pairs` pairs: query, key, then the local crops, side by side.
 
     Args:
         path: PNG file to write.
         query: (N, 3, S, S) uint8.
         key: (N, 3, S, S) uint8.
-        local: (N, V, 3, s, s) uint8, s up to S.
-        num_pairs: Pairs to show.
-        num_columns: Pairs in a row.
+        local: V local crops of each image, (N, V, 3, s, s) uint8, s <= S.
+        num_pairs: Largest number of pairs.
+        num_columns: Pairs a row.
 
     """
     views = [query, key]
     if local is not None:
-        below = (0, 0, 0, query.shape[2] - local.shape[3])
+        below = (0, 0, 0, query.shape[2] - local.shape[3])  # white below the crop, up to the height of a view
         views += [pad(crop, below, value=255) for crop in local.unbind(dim=1)]  # (N, 3, S, s)
     pairs = torch.cat([view[:num_pairs] for view in views], dim=3).permute(0, 2, 3, 1).numpy()  # (n, S, 2S + V s, 3)
-    scale = -(-MIN_SIDE_PX // pairs.shape[1])  # small views are enlarged so that a person sees them
+    scale = -(-MIN_SIDE_PX // pairs.shape[1])  # enlarge small views to at least MIN_SIDE_PX
     pairs = pairs.repeat(scale, axis=1).repeat(scale, axis=2)
     height = pairs.shape[1] + MARGIN_PX
     width = pairs.shape[2] + MARGIN_PX

@@ -1,4 +1,4 @@
-"""Reproduce the papers' tables: what each cell runs, and the table as it fills.
+"""Reproduce the papers' tables: the run behind each cell, and the table with the numbers found so far.
 
 May import `run`, `plan` and everything below.
 """

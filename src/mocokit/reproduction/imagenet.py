@@ -1,4 +1,4 @@
-"""The commands that fill a cell at the paper's scale, ready to paste."""
+"""The commands that produce a cell's numbers at the paper's scale, ready to paste into a shell."""
 
 import shlex
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from mocokit.reproduction.results import cell_folder
 from mocokit.reproduction.table import Cell, Table
 
 LAUNCH = "torchrun --nproc-per-node 8 -m mocokit"
-"""As in the papers: 8 GPUs of one machine."""
+"""8 GPUs of one machine, as in the papers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where things are, as the commands should name them."""
+    """Folders, written into the commands as they are given here."""
 
     out: Path
     imagenet: str = "imagenet"
@@ -24,14 +24,22 @@ class Places:
 
 
 def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials: int = 5) -> list[list[str]]:
-    """Arguments of `mocokit`: pre-train, linear classification and, where the paper reports it, detection."""
+    """Return arguments of `mocokit`: pre-training, linear classification and, if the paper reports it, detection.
+
+    Args:
+        table: Table of the cell.
+        cell: Cell to fill.
+        places: Folders of runs and data.
+        seed: Seed of pre-training.
+        trials: Detection trials.
+
+    """
     run = str(cell_folder(places.out, table.name, cell.name, seed))
     train = f"{places.imagenet}/train"
     val = f"{places.imagenet}/val"
-    protocol = "simclr" if cell.config.method.name == "simclr" else "moco"  # each paper's own
-    of_seed = ["--seed", str(seed), "--out", run]
+    protocol = "simclr" if cell.config.method.name == "simclr" else "moco"  # the protocol of the method's own paper
     lines = [
-        ["pretrain", cell.preset, "--data", train, *to_flags(cell.settings), *of_seed],
+        ["pretrain", cell.preset, "--data", train, *to_flags(cell.settings), "--seed", str(seed), "--out", run],
         ["linear", run, "--data", train, "--test", val, "--protocol", protocol],
     ]
     if "AP" in table.metrics:
@@ -40,6 +48,6 @@ def commands(table: Table, cell: Cell, places: Places, *, seed: int = 0, trials:
 
 
 def shell_line(arguments: list[str]) -> str:
-    """One command as typed; pre-training runs on 8 GPUs."""
+    """Return one command as typed in a shell; pre-training runs on 8 GPUs."""
     launcher = LAUNCH if arguments[0] == "pretrain" else "mocokit"
     return f"{launcher} {shlex.join(arguments)}"

@@ -1,4 +1,4 @@
-"""A table as it stands: for the terminal, as Markdown and as JSON; what was not run stays empty."""
+"""A table with the numbers found so far, as terminal text, Markdown and JSON. Cells that were not run stay empty."""
 
 import json
 import statistics
@@ -13,22 +13,22 @@ from mocokit.reproduction.table import Cell, Expected, Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
+class FilledTable:
     """A table with the numbers found so far."""
 
     table: Table
     cells: tuple[Cell, ...]
     metrics: tuple[str, ...]
-    """Columns that are measured."""
+    """Columns of measured numbers."""
     values: Values
     setup: str
-    """What the measured numbers are of, in words."""
+    """Description of the measured runs, in words: data and epochs."""
     small: bool = False
-    """Whether the measured cells are at small scale, where a cell's place on the axis may be another."""
+    """True if the measured runs are at small scale, where a cell stands at its `small_x`."""
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """`81.2 +- 0.3 (3)`: mean, sample standard deviation and number of runs; one number alone; nothing for none."""
+    """Return `81.2 +- 0.3 (3)`: mean, sample standard deviation and count; only the number for one, "" for none."""
     if not values:
         return ""
     mean = f"{statistics.mean(values):.1f}"
@@ -36,7 +36,10 @@ def mean_and_deviation(values: list[float]) -> str:
 
 
 def show_expected(expected: Expected | None, sources: list[str]) -> str:
-    """`66.2 [1]`, the number of its source in `sources`, which grows when it is new; nothing for none."""
+    """Return `66.2 [1]`, where [1] is the number of its source in `sources`; "" for None.
+
+    Appends a new source to `sources`.
+    """
     if expected is None:
         return ""
     if expected.source not in sources:
@@ -44,8 +47,8 @@ def show_expected(expected: Expected | None, sources: list[str]) -> str:
     return f"{expected.value:.1f} [{sources.index(expected.source) + 1}]"
 
 
-def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, a line a cell, sources of the paper's numbers)."""
+def rows_of(filled: FilledTable) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return (header, one line a cell, sources of the paper's numbers)."""
     sources = list[str]()
     lines = list[list[str]]()
     moved = filled.small and any(cell.small_x is not None for cell in filled.cells)
@@ -63,14 +66,14 @@ def rows_of(filled: Filled) -> tuple[list[str], list[list[str]], list[str]]:
         *filled.metrics,
         "minutes a run",
     ]
-    if not any(line[-1] for line in lines):  # not known of runs on other machines
+    if not any(line[-1] for line in lines):  # runs on ImageNet record no minutes
         header = header[:-1]
         lines = [line[:-1] for line in lines]
     return header, lines, sources
 
 
-def terminal_text(filled: Filled) -> str:
-    """The table for a terminal, its sources below."""
+def terminal_text(filled: FilledTable) -> str:
+    """Return the table for a terminal, with the sources below."""
     header, lines, sources = rows_of(filled)
     notes = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
     return "\n".join(
@@ -85,8 +88,8 @@ def terminal_text(filled: Filled) -> str:
     )
 
 
-def markdown_text(filled: Filled) -> str:
-    """The same in Markdown."""
+def markdown_text(filled: FilledTable) -> str:
+    """Return the table in Markdown, with the sources below."""
     header, lines, sources = rows_of(filled)
     notes = "".join(f"\\[{number}\\] {source}  \n" for number, source in enumerate(sources, start=1))
     return (
@@ -97,9 +100,8 @@ def markdown_text(filled: Filled) -> str:
     )
 
 
-def save_table(filled: Filled, folder: Path) -> None:
-    """Write `table.md` and `table.json` into `folder`; the latter tells the machine and the commit that wrote it."""
-    markdown = markdown_text(filled)
+def save_table(filled: FilledTable, folder: Path) -> None:
+    """Write `table.md` and `table.json`; the JSON also names the machine and the commit that wrote it."""
     numbers = {
         "table": filled.table.name,
         "source": filled.table.source,
@@ -115,6 +117,5 @@ def save_table(filled: Filled, folder: Path) -> None:
         },
         "machine": describe_machine(),
     }
-    text = json.dumps(numbers, indent=1) + "\n"
-    write_text_atomically(folder / "table.md", markdown)
-    write_text_atomically(folder / "table.json", text)
+    write_text_atomically(folder / "table.md", markdown_text(filled))
+    write_text_atomically(folder / "table.json", json.dumps(numbers, indent=1) + "\n")

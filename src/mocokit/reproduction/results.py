@@ -1,4 +1,4 @@
-"""The numbers of a cell, per seed: written when the cell is done, or read from what the commands left in its folder."""
+"""The numbers of each seed of a cell, read from its run folder."""
 
 import json
 from collections.abc import Mapping
@@ -12,44 +12,44 @@ from mocokit.evaluate.results import Row, load_rows
 KNN_PROTOCOL = "knn/k=20/T=0.07"
 
 MINUTES = "minutes"
-"""The metric that a run at small scale has beside its accuracies: how long it took."""
+"""Metric that only runs at small scale have: duration of pre-training and evaluation."""
 
 Values = Mapping[str, Mapping[str, list[float]]]
-"""Cell -> metric -> percent, one number a seed (of detection: a trial)."""
+"""Cell -> metric -> percent, one number a seed (detection: one number a trial)."""
 
 
 def cell_folder(out: Path, table: str, cell: str, seed: int) -> Path:
-    """The run folder of one seed of a cell."""
+    """Return the run folder of one seed of a cell."""
     return out / table / cell / f"seed_{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one seed of a cell gave."""
+    """Numbers of one seed of a cell at small scale."""
 
     metrics: dict[str, float]
     """Percent."""
     protocols: dict[str, str]
-    """Of each metric, the id of its protocol."""
+    """Metric -> id of its protocol."""
     minutes: float
-    """Pre-training and evaluation, of the process that ended it."""
+    """Pre-training and evaluation, counted by the process that finished the run; earlier processes are not included."""
     machine: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write `result.json`, whole or not at all."""
+        """Write `result.json` atomically."""
         write_text_atomically(folder / "result.json", json.dumps(asdict(self), indent=1) + "\n")
 
 
 def load_result(folder: Path) -> Result | None:
-    """The result that `save` wrote; None when there is none."""
+    """Return the result in `folder`, or None if there is none."""
     path = folder / "result.json"
     return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def metrics_of(rows: list[Row]) -> tuple[dict[str, float], dict[str, str]]:
-    """({"linear": percent, "kNN": percent}, their protocols) of a pre-trained backbone's evaluation.
+    """Return ({"linear": percent, "kNN": percent}, {metric: protocol}) of a pre-trained backbone.
 
-    Of several linear protocols the official one (`linear/moco`) counts.
+    The official protocol (`linear/moco`) is preferred to other linear protocols; among those the last row counts.
     """
     found: dict[str, Row] = {}
     for row in rows:
@@ -68,21 +68,22 @@ def metrics_of(rows: list[Row]) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def find_values(folders: Mapping[str, list[Path]]) -> dict[str, dict[str, list[float]]]:
-    """What is finished in the run folders of each cell, whoever made it.
+    """Return the numbers found in the run folders of each cell.
 
-    Read are `result.json`, `evaluation.json` (`mocokit linear`) and `detection/trial_*.json` (`mocokit detect`).
+    Reads `result.json` (small scale) or else `evaluation.json` (`mocokit linear`), and `detection/trial_*.json`
+    (`mocokit detect`).
     """
     values: dict[str, dict[str, list[float]]] = {}
     for cell, runs in folders.items():
-        of_cell = values.setdefault(cell, {})
+        by_metric = values.setdefault(cell, {})
         for run in runs:
             result = load_result(run)
             metrics = result.metrics if result else metrics_of(load_rows(run / "evaluation.json"))[0]
-            for name, value in metrics.items():
-                of_cell.setdefault(name, []).append(value)
+            numbers = [*metrics.items()]
             if result:
-                of_cell.setdefault(MINUTES, []).append(result.minutes)
+                numbers.append((MINUTES, result.minutes))
             for trial in sorted((run / "detection").glob("trial_*.json")):
-                for name, value in json.loads(trial.read_text(encoding="utf-8"))["metrics"].items():
-                    of_cell.setdefault(name, []).append(value)
+                numbers += json.loads(trial.read_text(encoding="utf-8"))["metrics"].items()
+            for name, value in numbers:
+                by_metric.setdefault(name, []).append(value)
     return values

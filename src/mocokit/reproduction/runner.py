@@ -1,10 +1,10 @@
-"""Running a table at small scale: every cell and seed a run folder, never repeated once it has its numbers."""
+"""Run a table at small scale. Each seed of a cell has a run folder; killed runs are resumed, finished ones kept."""
 
 import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,67 +21,68 @@ from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.evaluation import evaluate
 from mocokit.plan.bench import trainer
 from mocokit.reproduction.results import Result, cell_folder, load_result, metrics_of
-from mocokit.reproduction.scales import shrink
+from mocokit.reproduction.small_scale import shrink
 from mocokit.reproduction.table import Cell, Table
 from mocokit.run.build import build_batches, build_run
 from mocokit.run.pretrain import locate_data, pretrain, resume
 
 PROTOCOLS = ("knn", "linear/fast")
-"""How a cell is judged at small scale."""
+"""Protocols that evaluate a run at small scale."""
 
 MINUTES_PER_EVALUATION = 0.1
-"""Allowance for judging one run of the embedded sample, most of it the linear classifiers."""
+"""Allowance for evaluating one run on the embedded sample, most of it for the linear classifiers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to run."""
+class TablePlan:
+    """The cells to run, with their data, seeds and lengths."""
 
     table: Table
     cells: tuple[Cell, ...]
     out: Path
     data: str
-    """Labelled images; pre-training doesn't read the labels."""
+    """Labelled images to train on. Pre-training does not read the labels."""
     test: str
-    """Labelled images that the accuracies are of."""
+    """Labelled images that the accuracies are measured on."""
     seeds: int = 3
     epochs: int | None = None
-    """What the paper's 200 epochs become; None: the table's own."""
+    """Epochs for the paper's 200; None: the table's `small_epochs`."""
     device: str = "auto"
 
     def config(self, cell: Cell, seed: int) -> Config:
-        """The run of one seed of a cell."""
+        """Return the config of one seed of a cell."""
         places = {"data.source": self.data, "data.test": self.test, "run.seed": seed, "run.device": self.device}
         return locate_data(replace_settings(shrink(self.table, cell, epochs=self.epochs), places))
 
     def folder(self, cell: Cell, seed: int) -> Path:
-        """Where it lies."""
+        """Return the run folder of one seed of a cell."""
         return cell_folder(self.out, self.table.name, cell.name, seed)
 
     def unfinished(self) -> list[tuple[Cell, int]]:
-        """What is left to do, seed by seed, so that the whole table is there as early as possible."""
+        """Return the (cell, seed) pairs without a result, all cells of one seed before the next seed."""
         pairs = ((cell, seed) for seed in range(self.seeds) for cell in self.cells)
         return [(cell, seed) for cell, seed in pairs if load_result(self.folder(cell, seed)) is None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one seed of a cell ended."""
+    """End of one seed of a cell."""
 
     cell: str
     seed: int
     state: Literal["kept", "done", "failed", "stopped"]
-    """kept: it was finished before; stopped: by a signal."""
+    """kept: finished by an earlier call; stopped: by a signal."""
     message: str = ""
     signal: int | None = None
     result: Result | None = None
 
 
-def run_table(plan: Plan) -> Iterator[Outcome]:
-    """Run what is not finished yet, and tell how each went; ends early only for a signal.
+def run_table(plan: TablePlan) -> Iterator[Outcome]:
+    """Run the unfinished cells and yield the outcome of each cell and seed.
 
-    A cell that fails is told as such and tried again by the next call; the others go on.
+    A failed cell does not stop the others; the next call tries it again. Ends early only on a signal.
     """
+    # Seeds are the outer loop, so that a table with one run a cell is there as early as possible.
     for seed in range(plan.seeds):
         for cell in plan.cells:
             outcome = _run_cell(plan, cell, seed)
@@ -90,12 +91,12 @@ def run_table(plan: Plan) -> Iterator[Outcome]:
                 return
 
 
-def _run_cell(plan: Plan, cell: Cell, seed: int) -> Outcome:
+def _run_cell(plan: TablePlan, cell: Cell, seed: int) -> Outcome:
     folder = plan.folder(cell, seed)
     start = time.perf_counter()
     try:
         config = plan.config(cell, seed)
-        begun = _begun(RunFolder(folder), config)
+        begun = _is_begun(RunFolder(folder), config)
         if kept := load_result(folder):
             return Outcome(cell=cell.name, seed=seed, state="kept", result=kept)
         run = resume(folder) if begun else pretrain(config, out=folder)
@@ -116,31 +117,31 @@ def _run_cell(plan: Plan, cell: Cell, seed: int) -> Outcome:
     minutes = (time.perf_counter() - start) / 60
     result = Result(metrics=metrics, protocols=protocols, minutes=minutes, machine=describe_machine())
     result.save(folder)
-    shutil.rmtree(folder / "checkpoints")  # nothing goes on from here; the backbone stays
+    shutil.rmtree(folder / "checkpoints")  # the run is finished; its backbone file stays
     return Outcome(cell=cell.name, seed=seed, state="done", result=result)
 
 
-def _begun(folder: RunFolder, config: Config) -> bool:
-    """Whether the folder holds this very run.
+def _is_begun(folder: RunFolder, config: Config) -> bool:
+    """Return True if the folder holds a run with this config, False if it holds no run.
 
     Raises:
-        ValueError: It holds another one.
+        ValueError: It holds a run with another config.
 
     """
     if not folder.config.is_file():
         with contextlib.suppress(FileNotFoundError):
-            folder.checkpoints.rmdir()  # killed before its config was written
+            folder.checkpoints.rmdir()  # left empty by a run that was killed before it wrote its config
         return False
     if to_toml(from_toml(folder.read_config())) != to_toml(config):
         raise ValueError(f"out={folder.path}: holds a run of other settings; choose another --out")
     return True
 
 
-def predict_minutes(plan: Plan) -> float:
-    """Minutes that the unfinished cells will take, from a few real steps of each kind of run.
+def predict_minutes(plan: TablePlan) -> float:
+    """Return the minutes that the unfinished cells will take, predicted from a few real steps of each kind of run.
 
     Raises:
-        ValueError: A setting, or the data, does not allow a run.
+        ValueError: A setting or the data does not allow a run.
 
     """
     num_images = len(open_source(plan.data))
@@ -148,7 +149,7 @@ def predict_minutes(plan: Plan) -> float:
     minutes = 0.0
     for cell, seed in plan.unfinished():
         config = plan.config(cell, seed)
-        kind = _kind(config)
+        kind = _step_settings(config)
         if kind not in step_s:
             step_s[kind] = measure_step_s(kind)
         steps = steps_per_epoch(num_images, config.data.global_batch_size) * config.optim.epochs
@@ -156,21 +157,13 @@ def predict_minutes(plan: Plan) -> float:
     return minutes
 
 
-def _kind(config: Config) -> Config:
-    """The config without what has no influence on the time of a step."""
-    neutral = replace_settings(config, {"method.temperature": 0.1, "run.seed": 0})
-    return Config(
-        data=neutral.data,
-        augment=neutral.augment,
-        model=neutral.model,
-        method=neutral.method,
-        run=neutral.run,
-        optim=OptimConfig(),
-    )
+def _step_settings(config: Config) -> Config:
+    """Return the config with default seed, temperature and optimizer: the time of a step does not depend on them."""
+    return replace(replace_settings(config, {"method.temperature": 0.1, "run.seed": 0}), optim=OptimConfig())
 
 
 def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float:
-    """Mean seconds of a step, making its views included, after some that don't count."""
+    """Return the mean seconds of a step, loading of its views included, after `warm_up` untimed steps."""
     device = pick_device(config.run.device, local_rank=0)
     parts = build_run(config, device)
     batches = on_device(build_batches(config, parts, start_step=0, total_steps=steps + warm_up), device)

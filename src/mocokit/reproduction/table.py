@@ -1,47 +1,47 @@
-"""What a table of a paper is: cells, each a preset with its differences and the numbers that the paper has for it."""
+"""A table of a paper: cells, each a preset with changed settings and the paper's numbers for it."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
+from mocokit.settings import choose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """A published number."""
+    """A published number and its source."""
 
     value: float
-    """Percent; hours or gigabytes where the metric says so."""
+    """Percent."""
     source: str
-    """Where it is printed; "[paper recall]" where it is quoted from memory of the paper and not yet checked."""
+    """Where it is printed. "[paper recall]": quoted from memory of the paper, not checked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a table, the same for all seeds."""
+    """One run of a table. It is repeated with several seeds."""
 
     name: str
-    """Its label, and the name of its folder."""
+    """Label in the table and name of its folder."""
     preset: str
     settings: Mapping[str, object] = field(default_factory=dict)
-    """What the paper changes from the preset."""
+    """Settings that the paper changes from the preset."""
     small: Mapping[str, object] = field(default_factory=dict)
-    """At small scale: settings instead of what `scales.shrink` makes of the paper's."""
+    """Settings at small scale; they replace what `small_scale.shrink` computes."""
     expected: Mapping[str, Expected] = field(default_factory=dict)
-    """By metric; those that the paper doesn't have are absent."""
+    """Metric -> the paper's number. Metrics that the paper does not report are absent."""
     series: str = ""
-    """The curve that it belongs to."""
+    """Curve of the plot that the cell belongs to."""
     x: float | None = None
-    """Its place on the plot's axis; None: a bar of its own."""
+    """Position on the plot's x axis; None: the cell is a bar."""
     small_x: float | None = None
-    """The same at small scale, where it differs."""
+    """Position on the x axis at small scale; None: `x`."""
 
     @property
     def config(self) -> Config:
-        """The run as the paper has it."""
+        """Config of the paper's run."""
         return replace_settings(get_preset(self.preset), self.settings)
 
 
@@ -53,23 +53,22 @@ class Table:
     title: str
     source: str
     metrics: tuple[str, ...]
-    """linear, AP50, AP, AP75: what the paper reports."""
+    """Metrics that the paper reports, of linear, AP50, AP and AP75. The plot shows the first."""
     small_epochs: int
-    """What 200 epochs of ImageNet become at small scale."""
+    """Epochs at small scale for 200 epochs of ImageNet."""
     cells: tuple[Cell, ...]
     x_label: str = ""
+    """Label of the plot's x axis; empty: the plot is a bar chart."""
     log_x: bool = False
 
-    def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
-        """Those cells, in the table's order; all when none is named.
+    def choose_cells(self, names: Sequence[str]) -> tuple[Cell, ...]:
+        """Return the named cells in the table's order, or all cells if `names` is empty.
 
         Raises:
-            ValueError: No such cell; the message names the nearest one.
+            ValueError: Unknown name; the message gives the nearest name and all names.
 
         """
-        known = [cell.name for cell in self.cells]
+        by_name = {cell.name: cell for cell in self.cells}
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"only={name}: no cell of {self.name}; did you mean {near}? All: {', '.join(known)}")
+            choose("only", name, by_name)
         return tuple(cell for cell in self.cells if not names or cell.name in names)

@@ -1,12 +1,14 @@
-"""A table as a plot: the paper's numbers on the left, the measured ones on the right, with error bars."""
+"""Plots of the tables as PNG: the paper's numbers beside the measured ones, and the cost of a training step."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mocokit.engine.checkpoint import write_atomically
-from mocokit.reproduction.rendering import Filled
+from mocokit.reproduction.cost import MOCO_BATCH, WAYS, Measured
+from mocokit.reproduction.cost_table import crossover, over_negatives, peak_megabytes, step_s
+from mocokit.reproduction.rendering import FilledTable
 from mocokit.reproduction.table import Cell
 
 if TYPE_CHECKING:
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
 MARKERS = "os^Dv"
 
 Points = Mapping[str, Sequence[float]]
-"""Cell -> percent, a number a run."""
+"""Cell -> percent, one number a run."""
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of that size (inches), drawn without a window.
+    """Return an empty figure of that size in inches; needs no display.
 
     Raises:
-        ValueError: matplotlib is not installed; the message tells how.
+        ValueError: matplotlib is not installed.
 
     """
     try:
@@ -37,14 +39,14 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
-def plot_table(filled: Filled, path: Path) -> None:
-    """Plot the table's first metric as PNG; a side without numbers is left out.
+def plot_table(filled: FilledTable, path: Path) -> None:
+    """Plot the table's first metric: the paper's numbers left, the measured ones right with error bars.
 
-    At small scale the measured points stand at the cells' `small_x`.
+    A side without numbers is left out. At small scale the measured points stand at the cells' `small_x`.
     """
     metric = filled.table.metrics[0]
     paper = {cell.name: [cell.expected[metric].value] for cell in filled.cells if metric in cell.expected}
@@ -70,7 +72,7 @@ def plot_table(filled: Filled, path: Path) -> None:
 
 def _x(cell: Cell, *, small_x: bool) -> float:
     x = cell.small_x if small_x and cell.small_x is not None else cell.x
-    assert x is not None, f"{cell.name} has no place on the axis"
+    assert x is not None, f"{cell.name} has no position on the x axis"
     return x
 
 
@@ -79,7 +81,10 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def draw_curves(axes: "Axes", cells: Sequence[Cell], points: Points, *, small_x: bool) -> None:
-    """One curve a series, means with sample deviations as error bars; a series looks the same wherever it is drawn."""
+    """Draw one curve a series: means, with sample standard deviations as error bars.
+
+    `cells` are all cells of the table, so that a series has the same color and marker on both sides of the plot.
+    """
     for number, (marker, series) in enumerate(zip(MARKERS, dict.fromkeys(cell.series for cell in cells), strict=False)):
         own = [cell for cell in cells if cell.series == series and cell.name in points]
         if not own:
@@ -104,11 +109,51 @@ def _log_ticks(axes: "Axes", places: Sequence[float]) -> None:
 
 
 def _bars(axes: "Axes", cells: Sequence[Cell], points: Points) -> None:
-    """The first cell on top; the axis starts near the lowest number, as the differences are what is asked."""
+    """Draw horizontal bars, first cell on top. The axis starts near the lowest number: what matters is differences."""
     names = [cell.name for cell in cells][::-1]
     means = [statistics.mean(points[cell.name]) for cell in cells][::-1]
     deviations = [_deviation(points[cell.name]) for cell in cells][::-1]
     axes.barh(names, means, xerr=deviations, capsize=3, color="tab:blue", alpha=0.75, height=0.6)
     least = min(mean - deviation for mean, deviation in zip(means, deviations, strict=True))
-    axes.set_xlim(left=max(0.0, 5 * (least // 5) - 5))
+    axes.set_xlim(left=max(0.0, 5 * (least // 5) - 5))  # the multiple of 5 below it, and 5 points of room
     axes.tick_params(labelsize=8)
+
+
+def plot_cost(measured: Sequence[Measured], path: Path) -> None:
+    """Plot memory and seconds over the number of negatives, with the crossover marked, and memory at equal batch."""
+    figure = new_figure(11, 3.8)
+    memory, time, equal = figure.subplots(1, 3)
+    _plot_over_negatives(memory, measured, peak_megabytes, "peak memory (MB)")
+    _plot_over_negatives(time, measured, step_s, "seconds a step")
+    for marker, way in zip(MARKERS, WAYS, strict=False):
+        own = sorted(_at_equal_batch(measured, way), key=lambda one: one.point.batch)
+        equal.plot([one.point.batch for one in own], [peak_megabytes(one) for one in own], marker=marker, label=way)
+    _log_log(equal, "batch (MoCo: K = 65,536)", "peak memory (MB)")
+    figure.legend(*memory.get_legend_handles_labels(), fontsize=8, ncols=len(WAYS), loc="outside lower center")
+    save_figure(figure, path)
+
+
+def _at_equal_batch(measured: Sequence[Measured], way: str) -> list[Measured]:
+    """Return the points of a mechanism, of MoCo only those with K = 65,536."""
+    return [one for one in measured if one.point.way == way and (way != "moco" or one.point.negatives == 65536)]
+
+
+def _plot_over_negatives(
+    axes: "Axes", measured: Sequence[Measured], value: Callable[[Measured], float], label: str
+) -> None:
+    for marker, way in zip(MARKERS, WAYS, strict=False):
+        own = over_negatives(measured, way)
+        name = f"MoCo, batch {MOCO_BATCH}" if way == "moco" else f"{way}: batch = negatives"
+        axes.plot([one.point.negatives for one in own], [value(one) for one in own], marker=marker, label=name)
+    if (found := crossover(measured, value)) is not None and found[1]:
+        axes.axvline(found[0], color="gray", linestyle=":")
+        axes.set_title(f"crossover at about {found[0]:,.0f} negatives", fontsize=8)
+    _log_log(axes, "number of negatives", label)
+
+
+def _log_log(axes: "Axes", x_label: str, y_label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
