@@ -50,14 +50,23 @@ class SumAfterwards(GradientSum):
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        self.losses_left = 0
+        self.is_last = False
 
     def forward(self, loss: Loss, *args: Any, is_last: bool) -> tuple[Tensor, Any]:
-        """Return `loss(*args)`; no micro-batch synchronises."""
-        self._is_last = is_last
-        with self._ddp.no_sync():
-            result: tuple[Tensor, Any] = self._ddp(loss, *args)
-        return result
+        """Return `loss(*args)`."""
+        self.is_last = is_last
+        return loss(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`; after the step's last one, sum all gradients over ranks in one go."""
+        loss.backward()
+        if not self.is_last:
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
 
 
 def work(out: Path, steps: int) -> None:
