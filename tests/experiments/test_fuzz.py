@@ -1,4 +1,4 @@
-"""Every reader reads a damaged file or refuses it with a clear error. `experiments/fuzz.py` does the same for longer."""
+"""Every reader reads a damaged file or refuses it with a clear error. `experiments/fuzz.py` does so for longer."""
 
 from pathlib import Path
 
