@@ -17,7 +17,7 @@ from mocokit.engine.run_folder import RunFolder
 
 
 def flags_of(config: Config) -> list[str]:
-    """The config as flags of `mocokit pretrain`."""
+    """Return the config as flags of `mocokit pretrain`."""
     flags: list[str] = []
     for section, values in to_dict(config).items():
         for name, value in values.items():
@@ -32,7 +32,7 @@ def flags_of(config: Config) -> list[str]:
 def start(
     arguments: list[str], *, ranks: int = 0, program: Sequence[str] = ("-m", "mocokit"), **environment: str
 ) -> subprocess.Popen[str]:
-    """`python -m mocokit ...` (or another program), or under torchrun with `ranks` processes."""
+    """Start `python -m mocokit` or another program, with `ranks` processes under torchrun; 0: without torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     return subprocess.Popen(
         [sys.executable, *launcher, *program, *arguments],
@@ -44,27 +44,27 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
-    """Exit code, and what it printed."""
+    """Wait for the process, and return its exit code and output."""
     out, err = process.communicate(timeout=within_s)
     return process.returncode, out + err
 
 
 def wait_for_step(run: Path, step: int, *, within_s: float = 120) -> None:
-    """Return when the run has logged `step` steps (it logs each one)."""
+    """Return as soon as the run has logged `step` steps. The run must log each step."""
     log = run / "metrics.jsonl"
     deadline = time.monotonic() + within_s
     while not (log.exists() and log.read_text().count('"loss"') >= step):
-        assert time.monotonic() < deadline, f"{run} never came to step {step}"
+        assert time.monotonic() < deadline, f"{run} did not reach step {step} within {within_s:g} s"
         time.sleep(0.02)
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    """Newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return load_checkpoint(list_checkpoints(RunFolder(run).checkpoints)[-1])
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit-equality of nested states."""
+    """Return True if two nested states are bit-equal."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

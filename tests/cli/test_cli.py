@@ -1,4 +1,4 @@
-"""Names and flags are a contract."""
+"""The command line. Names of commands and flags are a contract with users."""
 
 import subprocess
 import sys

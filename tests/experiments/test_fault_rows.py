@@ -1,4 +1,4 @@
-"""The table of faults when faults fail; the faults themselves are in test_faults.py."""
+"""Rows of faults that fail or cannot be injected, and the test of a soak. test_faults.py injects the real faults."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def cannot(runs: Runs, *, quick: bool) -> Row:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Flags of the script, with four faults of ours."""
+    """Return flags of faults.py, and replace its faults by the four above."""
     monkeypatch.setattr(faults, "FAULTS", (breaks, hangs, holds, cannot))
     return [
         *("--work", str(tmp_path / "work"), "--results", str(tmp_path / "faults.json")),
@@ -54,7 +54,7 @@ def _rows(tmp_path: Path) -> dict[str, Any]:
     return rows
 
 
-def test_a_fault_that_fails_or_hangs_is_a_row_and_the_others_are_run(places: list[str], tmp_path: Path) -> None:
+def test_a_fault_that_fails_or_hangs_becomes_a_row_and_the_others_still_run(places: list[str], tmp_path: Path) -> None:
     assert faults.main(places) == 1
     rows = _rows(tmp_path)
     assert rows["breaks"]["said"].startswith("FAILED: AssertionError in `runs.finish(")
@@ -70,14 +70,14 @@ def test_a_fault_that_fails_or_hangs_is_a_row_and_the_others_are_run(places: lis
         "said": "in RUNS/run",
     }
     assert rows["cannot"] == {"how": "A fault that the machine forbids", "not_run": "may not mount"}
-    assert STARTED.pop().poll() is not None, "what a fault leaves running is ended"
+    assert STARTED.pop().poll() is not None, "processes that a fault leaves running are ended"
     table = (tmp_path / "reliability.md").read_text()
     assert "| breaks | A run that ends with an error |  | 30 |" in table
     assert "| FAILED: TimeoutExpired" in table
     assert "| holds | A run that ends well | 2 | 30 | 0 bits differing |" in table
 
 
-def test_rows_of_faults_that_are_not_named_stay_as_they_are(places: list[str], tmp_path: Path) -> None:
+def test_rows_of_faults_that_are_not_named_are_kept(places: list[str], tmp_path: Path) -> None:
     old = {"how": "formerly", "times": 1, "steps": 100, "said": "of old"}
     (tmp_path / "faults.json").write_text(json.dumps({"faults": {"hangs": old}}))
     assert faults.main([*places, "--only", "holds"]) == 0
@@ -88,7 +88,7 @@ def test_rows_of_faults_that_are_not_named_stay_as_they_are(places: list[str], t
 
 
 @pytest.mark.parametrize(("leak_mb_per_hour", "lost_handles", "flat"), [(0, 0, True), (40, 0, False), (0, 3, False)])
-def test_a_soak_tells_what_leaks_from_what_comes_and_goes(
+def test_a_soak_distinguishes_a_leak_from_memory_that_comes_and_goes(
     leak_mb_per_hour: float, lost_handles: int, flat: bool
 ) -> None:
     samples: list[dict[str, float]] = []
@@ -110,7 +110,7 @@ def test_a_soak_tells_what_leaks_from_what_comes_and_goes(
     assert judged["threads"]["flat"]
 
 
-def test_one_rank_samples_itself() -> None:
+def test_a_process_is_sampled() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", "print(1, flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

@@ -1,4 +1,4 @@
-"""Every fault of `make faults`, injected for real into short runs; full-length: experiments/faults.py."""
+"""Every fault of `make faults`, injected into short real runs. experiments/faults.py has the full-length runs."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ BIT_EQUAL = (
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where runs lie; the undisturbed ones serve all tests."""
+    """Return the folder of all runs; the undisturbed ones are shared by all tests."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -41,7 +41,7 @@ def _inject(fault: str, work: Path) -> dict[str, Any]:
     row: dict[str, Any] = json.loads((work / f"{fault}.json").read_text())["faults"][fault]
     if "not_run" in row:
         pytest.skip(row["not_run"])
-    assert row["how"] in (work / "t.md").read_text(), "the table is the script's"
+    assert row["how"] in (work / "t.md").read_text(), "the script writes the row into the table"
     return row
 
 
@@ -51,7 +51,7 @@ def test_a_run_that_was_hit_ends_bit_equal_to_one_that_was_not(fault: str, work:
     assert (row["bits_differing"], row["images_miscounted"]) == (0, 0)
 
 
-def test_images_that_vanish_or_change_are_replaced_named_and_not_miscounted(work: Path) -> None:
+def test_images_that_vanish_or_change_are_replaced_logged_and_not_miscounted(work: Path) -> None:
     assert _inject("images_vanish", work)["images_miscounted"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Every reader on damaged files: read, or refused with a clear error. `experiments/fuzz.py` does the same for long."""
+"""Every reader reads a damaged file or refuses it with a clear error. `experiments/fuzz.py` does so for longer."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 from overlap import merge, read_trace
 
 
-def test_what_the_trace_says_about_summing_during_backward() -> None:
+def test_times_of_backward_and_summing_are_read_from_a_trace() -> None:
     node = "autograd::engine::evaluate_function: AddBackward0"
     summing = "gloo:all_reduce"
     spans = [
@@ -12,6 +12,6 @@ def test_what_the_trace_says_about_summing_during_backward() -> None:
     assert read_trace(spans) == {"backward_ms": 5.0, "summing_ms": 4.0, "both_ms": 2.0, "buckets": 3}
 
 
-def test_merged_spans_hold_the_same_times_once() -> None:
+def test_merged_spans_cover_the_same_times_without_overlap() -> None:
     assert merge([(3, 4), (0, 2), (1, 2.5), (2.5, 3)]) == [(0, 4)]
     assert merge([]) == []

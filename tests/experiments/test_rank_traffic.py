@@ -1,10 +1,10 @@
-"""What experiments/rank_traffic.py counts."""
+"""The bytes that experiments/rank_traffic.py counts."""
 
 import torch
 from rank_traffic import Traffic
 
 
-def test_a_collective_counts_by_what_a_rank_gives() -> None:
+def test_a_collective_counts_the_bytes_that_a_rank_gives() -> None:
     traffic = Traffic()
     called = list[str]()
     reduce = traffic.count("all_reduce", lambda *_: called.append("reduce"))

@@ -1,4 +1,4 @@
-"""A table of two cells that trains in seconds; also as a process: python -m tests.reproduction.small_table."""
+"""A table of two cells that trains in seconds; `python -m tests.reproduction.small_table PHOTOS OUT` trains it."""
 
 import sys
 from pathlib import Path

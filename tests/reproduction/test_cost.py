@@ -33,7 +33,7 @@ def test_the_crossover_of_a_flat_and_a_straight_line_is_where_they_meet(tmp_path
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_crossover_outside_of_what_was_measured_is_not_made_up() -> None:
+def test_a_crossover_outside_the_measured_points_is_not_extrapolated() -> None:
     assert crossover([*FLAT, _measured("end-to-end", 64, 64, 150.0)], peak_megabytes) == (64, False)
     assert crossover([*FLAT, _measured("end-to-end", 64, 64, 50.0)], peak_megabytes) is None
     assert crossover(FLAT, peak_megabytes) is None
@@ -45,7 +45,7 @@ def test_interpolation_follows_powers_and_is_flat_beyond_the_ends() -> None:
     assert (interpolate(curve, 1.0), interpolate(curve, 10_000.0)) == (6.0, 96.0)
 
 
-def test_the_plan_has_the_ways_at_equal_batch_and_moco_over_negatives() -> None:
+def test_the_points_are_all_mechanisms_at_equal_batch_and_moco_over_negatives() -> None:
     points = plan_points(arch="resnet10_w32", image_size=32, device="cpu", most=512)
     for batch in (64, 128, 256, 512):
         assert {point.way for point in points if point.batch == batch} == set(WAYS)
@@ -57,7 +57,7 @@ def test_the_plan_has_the_ways_at_equal_batch_and_moco_over_negatives() -> None:
         assert config.method.name != "moco" or config.method.queue_size == point.negatives  # type: ignore[attr-defined]
 
 
-def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_measured_once_and_failures_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[int]()
     told = list[str]()
 
@@ -78,14 +78,14 @@ def test_points_are_measured_once_and_failures_told(tmp_path: Path, monkeypatch:
     assert told == ["", "cost: no memory"] * 2
 
 
-def test_hours_and_memory_are_told_only_where_they_are_published() -> None:
+def test_hours_and_memory_are_given_only_where_they_are_published() -> None:
     assert published_cost(PRESETS["moco-v2"]).startswith("53 h and 5.0 GB")
     assert published_cost(PRESETS["moco-v2-800ep"]).startswith("212 h")
     assert published_cost(PRESETS["simclr"]) == published_cost(PRESETS["moco-v2-cifar"]) == ""
 
 
 @pytest.mark.slow
-def test_memory_follows_the_batch_end_to_end_and_only_its_keys_in_moco() -> None:
+def test_memory_grows_with_the_batch_end_to_end_and_only_by_the_keys_in_moco() -> None:
     def peak(way: str, batch: int, negatives: int) -> float:
         return measure(CostPoint(way=way, batch=batch, negatives=negatives, image_size=32, steps=1)).peak_megabytes
 

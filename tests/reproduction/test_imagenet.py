@@ -21,7 +21,7 @@ PLACES = Places(out=Path("my runs"))
 
 
 @pytest.mark.parametrize(("table", "cell"), ALL, ids=lambda value: value.name)
-def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_commands_run_that_cell(table: Table, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
     def note_config(config: Config, *, out: str) -> SimpleNamespace:
@@ -48,7 +48,7 @@ def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeyp
         assert tyro.cli(Detect, args=line[3:]).trials == 5
 
 
-def test_the_table_fills_in_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "ablation" / "v1" / "seed_0"
     (run / "detection").mkdir(parents=True)
     row = {

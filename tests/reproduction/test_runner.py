@@ -21,7 +21,7 @@ def _narrow() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_told_and_the_rest_goes_on_and_what_is_finished_is_kept(photos: Path, tmp_path: Path) -> None:
+def test_a_failed_cell_is_reported_the_rest_goes_on_and_finished_cells_are_kept(photos: Path, tmp_path: Path) -> None:
     plan = small_plan(photos, tmp_path, table=small_table(second_lr=1e30))
     assert predict_minutes(plan) > 0
     first = list(run_table(plan))
@@ -50,13 +50,15 @@ def test_a_folder_with_another_run_is_left_alone(photos: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_killed_cell_goes_on_and_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
+def test_a_killed_cell_is_resumed_and_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
     whole = small_plan(photos, tmp_path / "whole")
     killed = small_plan(photos, tmp_path / "killed")
     process = start(
         [str(photos), str(killed.out)],
         program=("-m", "tests.reproduction.small_table"),
-        OMP_NUM_THREADS=str(torch.get_num_threads()),  # as many as end the run here: roundings depend on it
+        OMP_NUM_THREADS=str(
+            torch.get_num_threads()
+        ),  # the same number as in this process, which finishes the run: rounding depends on it
     )
     folder = killed.folder(killed.cells[0], 0)
     wait_for_step(folder, 12)

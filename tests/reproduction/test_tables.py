@@ -24,7 +24,7 @@ def _differences(cell: Cell, preset: str) -> dict[str, object]:
     }
 
 
-def test_temperatures_change_v1_by_the_head_and_the_temperature_alone() -> None:
+def test_temperature_cells_change_only_the_head_and_the_temperature_of_v1() -> None:
     for cell, temperature in zip(TABLES["temperature"].cells, (0.07, 0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
         differences = _differences(cell, "moco-v1")
         assert differences.pop("method.temperature", 0.07) == temperature
@@ -44,7 +44,7 @@ def test_each_row_of_the_ablation_differs_from_v1_as_its_name_says() -> None:
         assert _differences(cell, "moco-v1") == want, cell.name
 
 
-def test_simclr_differs_from_its_preset_by_batch_epochs_and_the_rate_that_follows() -> None:
+def test_simclr_differs_from_its_preset_by_batch_epochs_and_the_resulting_rate() -> None:
     found = {cell.name: _differences(cell, "simclr") for cell in TABLES["sota"].cells if cell.preset == "simclr"}
     assert found == {
         "SimCLR,200ep,b256": {"data.global_batch_size": 256, "optim.epochs": 200, "optim.lr": 0.3},
@@ -53,7 +53,7 @@ def test_simclr_differs_from_its_preset_by_batch_epochs_and_the_rate_that_follow
     }
 
 
-def test_mechanisms_differ_from_v1_by_where_negatives_come_from() -> None:
+def test_mechanisms_differ_from_v1_only_by_the_source_of_negatives() -> None:
     for cell in TABLES["mechanisms"].cells:
         differences = _differences(cell, "moco-v1")
         method: Any = cell.config.method
@@ -71,7 +71,7 @@ def test_mechanisms_differ_from_v1_by_where_negatives_come_from() -> None:
 
 
 @pytest.mark.parametrize(("table", "cell"), ALL, ids=lambda value: value.name)
-def test_in_small_all_but_sizes_lengths_and_rates_stays(table: Table, cell: Cell) -> None:
+def test_small_scale_changes_only_sizes_lengths_and_rates(table: Table, cell: Cell) -> None:
     paper = cell.config
     small = shrink(table, cell)
     for section, name in (
@@ -88,7 +88,7 @@ def test_in_small_all_but_sizes_lengths_and_rates_stays(table: Table, cell: Cell
     assert small.optim.epochs == round(paper.optim.epochs * table.small_epochs / 200)
 
 
-def test_the_negatives_of_the_small_mechanisms_are_those_on_its_axis() -> None:
+def test_small_mechanisms_have_as_many_negatives_as_their_position_on_the_axis() -> None:
     for cell in TABLES["mechanisms"].cells:
         small = shrink(TABLES["mechanisms"], cell)
         numbers = {
@@ -99,7 +99,7 @@ def test_the_negatives_of_the_small_mechanisms_are_those_on_its_axis() -> None:
         assert numbers[small.method.name] == cell.small_x == SMALL_K[int(cell.x or 0)]
 
 
-def test_unknown_names_tell_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, nearest in (("temperatur", "temperature"), ("cots", "cost")):
         assert main(["reproduce", wrong]) == 1
         assert f"table='{wrong}': unknown; did you mean {nearest}? choose one of" in capsys.readouterr().err

@@ -29,21 +29,21 @@ Momentum-contrast visual pre-training that anyone can run and trust.
 
   pretrain PRESET --data D --out RUN   pre-train a backbone on unlabelled images
   resume RUN                           continue a run that was stopped or killed
-  pack DATA OUT [--short-side 512]     images into tar shards with an index
-  unpack SHARDS OUT                    shards back into image files
-  knn RUN --data D [--test T]          kNN accuracy of a run's frozen backbone
-  evaluate RUN --data D [--all]        kNN, linear and 1 % / 10 % fine-tuning in one table
-  linear RUN --data D [--protocol P]   linear classification on a run's frozen backbone
-  finetune RUN --data D --fraction F   fine-tuning on a part of the labels
-  export RUN --to LIBRARY OUT          the backbone for another library, proven equal there
-  import CHECKPOINT OUT                weights of other projects, or an official run to resume
+  pack DATA OUT [--short-side 512]     pack images into tar shards with an index
+  unpack SHARDS OUT                    turn shards back into image files
+  knn RUN --data D [--test T]          measure kNN accuracy of a run's frozen backbone
+  evaluate RUN --data D [--all]        print kNN, linear and 1 % / 10 % fine-tuning in one table
+  linear RUN --data D [--protocol P]   train a linear classifier on a run's frozen backbone
+  finetune RUN --data D --fraction F   fine-tune a run's backbone on a part of the labels
+  export RUN --to LIBRARY OUT          write the backbone for another library, proven equal there
+  import CHECKPOINT OUT                import weights of other projects, or an official run to resume
   detect RUN --data D --out DIR        fine-tune detectors from a backbone, as the papers do
-  reproduce TABLE [--scale S]          a table of the papers, in small or on ImageNet
+  reproduce TABLE [--scale S]          reproduce a table of the papers, at small scale or on ImageNet
   presets [NAME]                       list the presets, or print one
   verify [TRACE.npz ...]               replay recorded official runs and compare
-  bench PRESET --data D                what bounds a run on this machine and these images
-  plan PRESET --devices 8xH100         memory, time, energy and money of a run, computed beforehand
-  slurm PRESET --data D --out RUN      an sbatch script that requeues itself and resumes
+  bench PRESET --data D                measure what limits a run on this machine and these images
+  plan PRESET --devices 8xH100         compute memory, time, energy and money of a run beforehand
+  slurm PRESET --data D --out RUN      write an sbatch script that requeues itself and resumes
   demo                                 pre-train on the embedded sample, on the CPU
 
 `mocokit COMMAND --help` lists the flags of a command; `mocokit --version` prints the version.

@@ -66,7 +66,7 @@ class TablePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """End of one seed of a cell."""
+    """Outcome of one seed of a cell."""
 
     cell: str
     seed: int
@@ -92,11 +92,12 @@ def run_table(plan: TablePlan) -> Iterator[Outcome]:
 
 
 def _run_cell(plan: TablePlan, cell: Cell, seed: int) -> Outcome:
+    """Start, resume or skip one seed of a cell, and save its result."""
     folder = plan.folder(cell, seed)
     start = time.perf_counter()
     try:
         config = plan.config(cell, seed)
-        begun = _is_begun(RunFolder(folder), config)
+        begun = _is_begun(RunFolder(folder), config)  # also refuses a finished run of other settings
         if kept := load_result(folder):
             return Outcome(cell=cell.name, seed=seed, state="kept", result=kept)
         run = resume(folder) if begun else pretrain(config, out=folder)
@@ -112,6 +113,7 @@ def _run_cell(plan: TablePlan, cell: Cell, seed: int) -> Outcome:
             device_name=plan.device,
         )
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
+        # What a run raises for its settings, data, disk or memory; the other cells may still succeed.
         return Outcome(cell=cell.name, seed=seed, state="failed", message=f"{type(error).__name__}: {error}")
     metrics, protocols = metrics_of(rows)
     minutes = (time.perf_counter() - start) / 60

@@ -130,7 +130,7 @@ SOTA = Table(
 SMALL_K = {256: 128, 512: 256, 1024: 512, 4096: 1024, 16384: 1536, 65536: 2048}
 """The paper's K -> K at small scale, from one batch to nearly all of the embedded sample's 2,293 images."""
 
-# MoCo v1's Figure 3 prints no numbers. Its end points are the published model's 60.6 and 58.0 from memory of sec. 4.1.
+# 60.6 is the published model's (README), 58.0 is quoted from memory of sec. 4.1. The figure prints no other numbers.
 MECHANISM_EXPECTED = {
     ("MoCo", 65536): _linear(60.6, README),
     ("memory bank", 65536): _linear(58.0, "MoCo v1 sec. 4.1 [paper recall]"),
