@@ -21,6 +21,7 @@ from typing import Any
 
 import measure
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
