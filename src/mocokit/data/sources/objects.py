@@ -12,16 +12,10 @@ from mocokit.data.sources.sources import describe_kind, is_pixels
 
 
 class ImageList:
-    """A sequence of images in memory, named "0", "1", and so on.
+    """Images in memory, named "0", "1", and so on; `labels` and `class_names` as in ImageSource.
 
-    uint8 arrays are used as they are. PIL images are turned upright and converted to RGB like image files, once and
-    at the start; each then takes 3 * H * W bytes. Loader workers that are forked share this memory; workers that are
-    spawned get a copy each.
-
-    Args:
-        images: PIL images, or uint8 arrays of shape (H, W) or (H, W, 3), RGB.
-        labels: Class number of each image, or None.
-        class_names: Name of each class.
+    uint8 arrays (H, W) or (H, W, 3), RGB, are used as they are. PIL images are turned upright and converted to RGB like
+    image files, at the start; each then takes 3 * H * W bytes. Forked workers share this memory, spawned ones copy it.
 
     Raises:
         ValueError: An item is of another kind or can't be read.
