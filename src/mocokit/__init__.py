@@ -20,6 +20,11 @@ _PUBLIC = {
     "MoCoV3": "mocokit.methods.moco_v3",
     "SimClr": "mocokit.methods.simclr",
     "ViewBatch": "mocokit.data.batch",
+    "ImageSource": "mocokit.data.sources.sources",
+    "ImageList": "mocokit.data.sources.objects",
+    "Method": "mocokit.methods.contract",
+    "MethodSettings": "mocokit.methods.contract",
+    "MethodSpec": "mocokit.methods.contract",
     "declare_feature_dim": "mocokit.nets.backbones",
     "build_backbone": "mocokit.nets.backbones",
     "build_head": "mocokit.nets.heads",
@@ -36,7 +41,12 @@ __all__ = [
     "Encoder",
     "EndToEnd",
     "GroupLayout",
+    "ImageList",
+    "ImageSource",
     "MemoryBank",
+    "Method",
+    "MethodSettings",
+    "MethodSpec",
     "MoCo",
     "MoCoV3",
     "SimClr",
@@ -58,9 +68,12 @@ if TYPE_CHECKING:
     from mocokit.config.presets import get_preset
     from mocokit.config.schema import Config
     from mocokit.data.batch import ViewBatch
+    from mocokit.data.sources.objects import ImageList
+    from mocokit.data.sources.sources import ImageSource
     from mocokit.engine.backbone_file import load_backbone
     from mocokit.foreign.import_backbone import import_backbone
     from mocokit.losses import info_nce
+    from mocokit.methods.contract import Method, MethodSettings, MethodSpec
     from mocokit.methods.end_to_end import EndToEnd
     from mocokit.methods.groups import GroupLayout
     from mocokit.methods.memory_bank import MemoryBank

@@ -16,8 +16,7 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
-from mocokit.data.sources.open_source import absolute_location
-from mocokit.data.sources.sources import ImageSource
+from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
@@ -63,7 +62,7 @@ def pretrain(
     preset: str | Config,
     *,
     out: str | Path,
-    data: str | Path | ImageSource | None = None,
+    data: ImageData | None = None,
     settings: Mapping[str, object] | None = None,
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
@@ -73,8 +72,8 @@ def pretrain(
     Args:
         preset: Name of a preset, or a whole config.
         out: Run folder to make; must be absent or empty.
-        data: Training images: where they are, or an object that reads them (data/sources/sources.py); None: what the
-            config says.
+        data: Training images: where they are, a list of PIL images or uint8 arrays, or an object that reads them
+            (`ImageSource`); None: what the config says.
         settings: Dotted settings that differ from the preset, for example {"optim.epochs": 50}.
         method: SPEC of a method of your own (methods/contract.py), used in place of the preset's.
         backbone: Your own network, (N, 3, H, W) -> (N, D), in place of model.arch. It is copied, with its weights; tell
@@ -91,9 +90,12 @@ def pretrain(
     changes = dict(settings or {})
     if method is not None:
         changes = {"method.name": add_method(method).name, **changes}
+    source = None
     if isinstance(data, str | Path):
         changes["data.source"] = str(data)
-    given = Given(backbone=backbone, source=None if isinstance(data, str | Path) else data)
+    elif data is not None:
+        source = open_source(data)
+    given = Given(backbone=backbone, source=source)
     config = given.named_in(locate_data(replace_settings(config, changes)))
     return _run(config, RunFolder(out), given, resume=False)
 
@@ -108,7 +110,7 @@ def locate_data(config: Config) -> Config:
 def resume(
     run: str | Path,
     *,
-    data: ImageSource | None = None,
+    data: ImageData | None = None,
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
 ) -> RunResult:
@@ -116,7 +118,7 @@ def resume(
 
     Args:
         run: The run folder.
-        data: The object that `pretrain` was given as data, if any; likewise `method` and `backbone`.
+        data: The object or list that `pretrain` was given as data, if any; likewise `method` and `backbone`.
         method: See `data`.
         backbone: See `data`; its weights do not matter.
 
@@ -126,8 +128,9 @@ def resume(
     """
     if method is not None:
         add_method(method)
+    given = Given(backbone=backbone, source=None if data is None else open_source(data))
     folder = RunFolder(run)
-    return _run(from_toml(folder.read_config()), folder, Given(backbone=backbone, source=data), resume=True)
+    return _run(from_toml(folder.read_config()), folder, given, resume=True)
 
 
 def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> RunResult:
