@@ -1,4 +1,4 @@
-"""Files made to harm: each of these hung, filled the memory, left a traceback or reached another program before."""
+"""Hostile files. Each of them once hung, filled the memory, left a traceback or reached another program."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""An image source as a torch dataset, to be read by worker processes."""
+"""Torch data set of an image source, to be read by worker processes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mocokit.data.sources.sources import ImageSource
 
 
 class Reads(Dataset[Any]):
-    """Item i is what the source reads at i."""
+    """Data set whose item i is `source.read(i)`."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
@@ -18,5 +18,5 @@ class Reads(Dataset[Any]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        """As the source gives it."""
+        """Image `index` as stored."""
         return self.source.read(index)
