@@ -11,7 +11,7 @@ from mocokit.data.augment.blur import gaussian_blur
 from mocokit.data.augment.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe, apply_params, draw_params
-from mocokit.data.augment.resize import resized_crop
+from mocokit.data.augment.resize import resized_crop, transpose_pixels
 from mocokit.randomness import Purpose, generator
 
 Pixels = NDArray[np.uint8]
@@ -65,6 +65,18 @@ def test_bicubic_overshoots_are_clipped_to_black_and_white() -> None:
 def test_a_target_that_is_not_contiguous_is_refused() -> None:
     with pytest.raises(ValueError, match="must be contiguous"):
         resized_crop(_noise(60, 80), (0, 0, 32, 32), np.empty((3, 24, 24), np.uint8).transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (3, 4), (4, 3), (9, 7), (64, 33)])
+def test_pixels_of_a_crop_are_transposed_and_padded_to_four(shape: tuple[int, int]) -> None:
+    h, w = shape
+    image = _noise(70, 40)
+    top = 70 - h  # down to the last row and the last pixel: nothing after it may be read
+    left = 40 - w
+    words = transpose_pixels(image.reshape(-1), 3 * (40 * top + left), 3 * 40, h, w)
+    rows = words.view(np.uint8).reshape(w, -1, 3)
+    assert rows.shape == (w, (h + 3) // 4 * 4, 3)
+    np.testing.assert_array_equal(rows[:, :h], image[top:, left:].transpose(1, 0, 2))
 
 
 def test_a_crop_between_pixels_equals_pillows_box() -> None:
