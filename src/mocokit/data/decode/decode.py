@@ -52,7 +52,7 @@ def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
         raise DecodeError(_reason(raw, error)) from error
     _refuse_large(image.width, image.height, max_image_px)
     if image.format in {"JPEG", "MPO"} and has_absurd_scans(raw, image.width * image.height):
-        raise DecodeError("a JPEG in absurdly many scans")
+        raise DecodeError("a JPEG with absurdly many scans")
     try:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))

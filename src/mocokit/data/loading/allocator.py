@@ -1,4 +1,4 @@
-"""Control if glibc keeps the memory that a training step frees, or returns it to the kernel."""
+"""Tell glibc to keep the memory that a training step frees, or to return it to the kernel."""
 
 import ctypes
 import os
