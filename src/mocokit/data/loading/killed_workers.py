@@ -2,7 +2,8 @@
 
 torch installs a handler for the signal SIGCHLD that raises an error wherever the main process happens to be, possibly
 in the middle of an optimizer step. Here the previous handler is put back, so that the error is raised when the next
-batch is requested. New workers then make all batches that were not delivered.
+batch is requested. New workers then make all batches that were not delivered. (torch installs its handler once in a
+process: if other code used a DataLoader with workers before, torch's handler is the previous one, and stays.)
 """
 
 import logging
