@@ -1,7 +1,7 @@
-"""Folders of JPEG files for the benchmarks, cut from the photographs inside scikit-image.
+"""Make folders of JPEG files for the benchmarks from the photographs that come with scikit-image.
 
-Each file is another crop of one of them, enlarged, turned lighter or darker, with sensor noise that gives it the bytes
-of a camera's file of that size.
+Each file is a different crop of a photograph: enlarged, lighter or darker, and with sensor noise, which makes the file
+as large as a camera's file of that size.
 """
 
 import functools
@@ -27,12 +27,12 @@ NAMES = (
     "rocket",
 )
 JPEG_QUALITY = 90
-NOISE = 5.0  # standard deviation in grey levels: a file of 12 megapixels has 3.1 MB, one of 500x375 64 kB
-LITTLE_NOISE = 3.0  # 2.0 MB: bright light, a large sensor
+NOISE = 5.0  # standard deviation in levels: a file of 12 megapixels takes 3.1 MB, one of 500x375 64 kB
+LITTLE_NOISE = 3.0  # 12 megapixels take 2.0 MB, as in bright light or from a large sensor
 
 
 def make_folder(folder: Path, *, count: int, width: int, height: int, noise: float = NOISE) -> None:
-    """Fill `folder` with `count` files; nothing to do when it holds them."""
+    """Fill `folder` with `count` files, unless it already has as many."""
     if len(list(folder.glob("*.jpg"))) == count:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,13 @@ def make_folder(folder: Path, *, count: int, width: int, height: int, noise: flo
 
 
 def _save(folder: Path, number: int, *, width: int, height: int, noise: float) -> None:
-    unfinished = folder / f"{number:05d}.part"  # renamed when whole: a killed run leaves no half folder behind
+    unfinished = folder / f"{number:05d}.part"  # renamed when complete: a killed run leaves no partial file
     unfinished.write_bytes(_jpeg(number, width=width, height=height, noise=noise))
     unfinished.rename(unfinished.with_suffix(".jpg"))
 
 
 def jpegs(count: int, *, width: int, height: int, noise: float = NOISE) -> list[bytes]:
-    """The files of such a folder, in memory."""
+    """Return the files of such a folder in memory."""
     return [_jpeg(number, width=width, height=height, noise=noise) for number in range(count)]
 
 
@@ -59,7 +59,7 @@ def _jpeg(number: int, *, width: int, height: int, noise: float) -> bytes:
 
 
 def picture(number: int, *, width: int, height: int, noise: float = NOISE) -> Image.Image:
-    """One of endlessly many distinct pictures, the same each time."""
+    """Return picture `number`, which is always the same and differs from all others."""
     rng = np.random.default_rng(number)
     crop = random_crop(_photograph(NAMES[number % len(NAMES)]), rng, aspect=width / height)
     pixels = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -73,12 +73,12 @@ def _photograph(name: str) -> Image.Image:
 
 @functools.cache
 def _grain(height: int, width: int, noise: float) -> NDArray[np.int16]:
-    """(H, W) of a sensor, in grey levels; rolled for each picture."""
+    """Return sensor noise (H, W) in levels; each picture shifts it differently."""
     return np.random.default_rng(0).normal(0, noise, size=(height, width)).round().astype(np.int16)
 
 
 def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: float) -> Image.Image:
-    """A crop of 50 to 100 % of the largest one of that aspect, mirrored half of the time."""
+    """Return a crop with 50 to 100 % of the largest possible width for this aspect ratio; mirror half of them."""
     largest = min(photograph.width, photograph.height * aspect)
     width = largest * rng.uniform(0.5, 1.0)
     height = width / aspect
@@ -89,7 +89,7 @@ def random_crop(photograph: Image.Image, rng: np.random.Generator, *, aspect: fl
 
 
 def develop(pixels: NDArray[np.int16], grain: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Exposure and noise: (H, W, 3) in 0..255."""
+    """Return the pixels (H, W, 3) with random exposure and noise, in 0..255."""
     shift = tuple(int(rng.integers(side)) for side in grain.shape)
     exposed = pixels + np.int16(rng.integers(-30, 31)) + np.roll(grain, shift, axis=(0, 1))[:, :, None]
     return exposed.clip(0, 255).astype(np.uint8)

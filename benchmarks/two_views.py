@@ -1,10 +1,10 @@
-"""Two aug+ views of an image on one core: the official style, lightly, and mocokit's pipelines. Interleaved, medians.
+"""Time two aug+ views of an image on one core: official style, lightly and mocokit's pipelines, interleaved, medians.
 
     python benchmarks/two_views.py                       # 224 px from small, large and packed JPEGs; curve over sizes
     python benchmarks/two_views.py --images 16 --rounds 3
 
-Files are in memory, so that no disk is measured. mocokit's fast views are the reference's to the pixel where the whole
-image is decoded (`mocokit verify --augment`); 12-megapixel files are decoded at a quarter.
+Files are in memory, so the disk plays no role. mocokit's fast views equal the reference's in every pixel if the image
+is decoded at full size (`mocokit verify --augment`); files of 12 megapixels are decoded at a quarter of their size.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SIZES_PX = (64, 96, 128, 160, 224, 320, 448)
 
 
 def packed(files: Files, *, short_side_px: int) -> list[bytes]:
-    """The same files after `mocokit pack --short-side`."""
+    """Return the files after `mocokit pack --short-side`."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "files"
         source.mkdir()
@@ -48,7 +48,7 @@ def packed(files: Files, *, short_side_px: int) -> list[bytes]:
 
 
 def pillow_style(transform: Callable[[Image.Image], Any], files: Files) -> Callable[[], None]:
-    """Decode with Pillow, then a transform that gives both views as float tensors."""
+    """Return a function that decodes with Pillow and applies a transform that returns both views as float tensors."""
 
     def run() -> None:
         for raw in files:
@@ -58,7 +58,7 @@ def pillow_style(transform: Callable[[Image.Image], Any], files: Files) -> Calla
 
 
 def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = False) -> Callable[[], None]:
-    """Both views of each file as uint8, with draws that differ every time."""
+    """Return a function that makes both uint8 views of each file, with new draws at every call."""
     target = np.empty((2, size_px, size_px, 3), np.uint8)
     epoch = 0
 
@@ -73,7 +73,7 @@ def mocokit(pipeline: str, files: Files, *, size_px: int, crops_only: bool = Fal
 
 
 def sides_of(files: Files, *, size_px: int) -> dict[str, Callable[[], None]]:
-    """All ways to make two views of each of `files`."""
+    """Return all compared functions that make two views of each file."""
     return {
         "official style (torchvision, Pillow)": pillow_style(TwoCrops(size_px), files),
         "lightly MoCoV2Transform": pillow_style(MoCoV2Transform(input_size=size_px), files),
@@ -84,7 +84,7 @@ def sides_of(files: Files, *, size_px: int) -> dict[str, Callable[[], None]]:
 
 
 def measure(sides: dict[str, Callable[[], None]], *, num_images: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds an image of each side, and its ratio to the first."""
+    """Return the milliseconds per image of each side, and the ratio to the first side."""
     seconds = measuring.time_interleaved(sides, rounds=rounds, warm_up=1)
     first = next(iter(seconds.values()))
     return {
@@ -97,7 +97,7 @@ def measure(sides: dict[str, Callable[[], None]], *, num_images: int, rounds: in
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """Print a table."""
+    """Print a table of the results."""
     cells = [
         (
             name,

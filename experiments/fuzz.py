@@ -1,10 +1,11 @@
-"""Feed every reader of files damaged and forged ones, for as long as you like; anything but a clear error is a finding.
+"""Feed damaged and forged files to every reader of files; any outcome except a result or a clear error is a finding.
 
     python experiments/fuzz.py --inputs 1000000
 
-Inputs are real files of each kind with bytes flipped, cut, copied, filled with extremes or spliced with another file;
-where a checksum would stop them at the door it is made right again. Allowed outcomes: read, ValueError, OSError. The
-result file counts inputs, and tells time and memory; a run that was stopped goes on from it with other inputs.
+Inputs are real files of each kind. Bytes are changed, removed, repeated, set to extreme values or replaced by bytes of
+another file. Checksums are made valid again if a reader would refuse the file because of them. Allowed outcomes: the
+file is read, ValueError, OSError. The result file has the number of inputs, the time and the memory; an interrupted run
+continues from it with new inputs.
 """
 
 import argparse
@@ -45,30 +46,30 @@ from mocokit.run.demo import sample_path
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 LISTED = ("a.jpg", "b c.jpg")
-"""Images that the honest lists name."""
+"""Images that the valid lists name."""
 LIMIT_S = 20
-"""An input that takes longer is a hang; the machine may be busy with other things."""
+"""Seconds after which an input counts as a hang; generous, because the machine may be busy."""
 MAX_PX = 10**6
 EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 8)
 
 Edit = tuple[int, int, int]
-"""(kind, where, what), each any number: all of them mean something for all files."""
+"""(kind, position, value) of an edit; any numbers are valid for any file."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One kind of file."""
+    """A reader of one kind of file, with valid files to start from."""
 
     suffix: str
     seeds: tuple[bytes, ...]
-    """Honest files."""
+    """Valid files."""
     read: Callable[[Path], object]
     mend: Callable[[bytes], bytes] = bytes
-    """Makes checksums right again, or wraps what was damaged in its container."""
+    """Make checksums valid again, or put the damaged part back into its container."""
 
 
 def mutate(seeds: tuple[bytes, ...], choice: int, edits: list[Edit]) -> bytes:
-    """A seed with edits done to it."""
+    """Return a seed with the edits applied."""
     raw = bytearray(seeds[choice % len(seeds)])
     for kind, where, what in edits:
         at = where % (len(raw) + 1)
@@ -93,7 +94,7 @@ def mutate(seeds: tuple[bytes, ...], choice: int, edits: list[Edit]) -> bytes:
 def _read_images(path: Path) -> None:
     source = open_source(path)
     for index in range(min(3, len(source))):
-        with contextlib.suppress(OSError):  # what a bad image raises
+        with contextlib.suppress(OSError):  # raised for a bad image
             source.name(index), source.read(index)
 
 
@@ -107,7 +108,7 @@ def _decode(path: Path) -> None:
 
 
 def _mend_tar(raw: bytes) -> bytes:
-    """The same with right checksums in every block that could be a header."""
+    """Return the file with valid checksums in every block that could be a header."""
     blocks = bytearray(raw)
     for start in range(0, len(blocks) - 511, 512):
         if blocks[start + 257 : start + 262] == b"ustar":
@@ -116,12 +117,12 @@ def _mend_tar(raw: bytes) -> bytes:
     return bytes(blocks)
 
 
-def _in_zip(honest: bytes, part: str) -> Callable[[bytes], bytes]:
-    """Wraps a damaged `part` in the archive that it came from."""
+def _in_zip(valid: bytes, part: str) -> Callable[[bytes], bytes]:
+    """Return a function that puts a damaged `part` back into the archive `valid`."""
 
     def wrap(raw: bytes) -> bytes:
         out = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(honest)) as old, zipfile.ZipFile(out, "w") as new:
+        with zipfile.ZipFile(io.BytesIO(valid)) as old, zipfile.ZipFile(out, "w") as new:
             for name in old.namelist():
                 new.writestr(name, raw if name == part else old.read(name))
         return out.getvalue()
@@ -159,7 +160,7 @@ def _images() -> tuple[bytes, ...]:
 
 
 def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
-    """(zip stored, zip deflated, tar) of a few small files in class folders."""
+    """Return (stored zip, deflated zip, tar) with a few small files in class folders."""
     stored = io.BytesIO()
     packed = io.BytesIO()
     tar = io.BytesIO()
@@ -204,7 +205,7 @@ def _backbone() -> bytes:
 
 
 def build_readers() -> dict[str, Reader]:
-    """Every reader, with honest files of its kind."""
+    """Return every reader by name."""
     images = _images()
     stored, packed, tar = _archives(images)
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
@@ -244,10 +245,10 @@ def _load_index(path: Path) -> ShardIndex:
 
 
 def try_input(reader: Reader, raw: bytes, folder: Path) -> str:
-    """Read one input: "read" or "refused".
+    """Read one input; return "read" or "refused".
 
     Raises:
-        Exception: A finding: whatever else the reader raised.
+        Exception: Any other error of the reader, which is a finding.
 
     """
     path = folder / f"input{reader.suffix}"
@@ -264,7 +265,7 @@ def try_input(reader: Reader, raw: bytes, folder: Path) -> str:
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
     def late(_number: int, _frame: object) -> None:
-        raise AssertionError(f"more than {LIMIT_S} s")  # no kind of error that a reader catches
+        raise AssertionError(f"more than {LIMIT_S} s")  # a type that no reader catches
 
     previous = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
@@ -286,7 +287,7 @@ def _resident_mb() -> float:
 
 
 def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[str, str]], seconds: float) -> None:
-    """Fuzz one reader for `seconds`, counting into `row`."""
+    """Fuzz one reader for `seconds`; add the counts to `row`."""
     folder_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=folder_root) as text:
         folder = Path(text)
@@ -300,7 +301,7 @@ def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[
             try:
                 with _time_limit():
                     outcome = try_input(reader, raw, folder)
-            except Exception as error:  # noqa: BLE001, this is what is looked for
+            except Exception as error:  # noqa: BLE001, any other error is a finding
                 outcome = "findings"
                 findings.append(
                     {"reader": name, "number": str(number), "error": repr(error)[:300], "raw": raw.hex()[:4000]}
@@ -312,22 +313,22 @@ def _fuzz(name: str, reader: Reader, row: dict[str, float], findings: list[dict[
 
 
 def _note(memory: list[dict[str, float]], sample: dict[str, float]) -> None:
-    """Put `sample` at the end, in place of the last one unless that has 2 % more inputs than the one before it."""
+    """Append `sample`; replace the last sample if it has less than 2 % more inputs than the one before it."""
     if len(memory) > 1 and memory[-1]["inputs"] < 1.02 * memory[-2]["inputs"]:
         memory.pop()
     memory.append(sample)
 
 
 def main() -> None:
-    """Go round the readers until there are enough inputs, saving after each round."""
+    """Fuzz all readers in turn until there are enough inputs; save after each round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="in all, with those of the result file")
-    parser.add_argument("--minutes", type=float, default=10**6, help="stop earlier than that")
-    parser.add_argument("--readers", nargs="+", help="names of those to fuzz; all if not given")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="total, including the inputs of the result file")
+    parser.add_argument("--minutes", type=float, default=10**6, help="stop after this time")
+    parser.add_argument("--readers", nargs="+", help="readers to fuzz; default: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libtiff has to say about damaged files
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the messages of libtiff about damaged files
     readers = build_readers()
     end = time.monotonic() + 60 * args.minutes
     result = (

@@ -1,9 +1,9 @@
-"""Fuzz every reader guided by coverage: atheris keeps what reaches new lines of mocokit, and changes it further.
+"""Fuzz every reader guided by coverage: atheris keeps inputs that reach new lines of mocokit, and changes them further.
 
     python experiments/fuzz_guided.py --seconds 120        # for each of 18 readers
 
-Readers, honest files and allowed outcomes are those of fuzz.py, whose blind changes this adds to. Each reader has a
-process of its own; the result file counts inputs and tells coverage, memory and findings.
+Readers, valid files and allowed outcomes are those of fuzz.py, which changes files blindly. Each reader runs in a
+process of its own. The result file has the number of inputs, the coverage, the memory and the findings.
 """
 
 import argparse
@@ -22,15 +22,15 @@ LIMIT_MB = 4096
 
 
 def fuzz_here(kind: str, corpus: Path, options: list[str]) -> None:
-    """Fuzz one reader in this process, which ends with it."""
+    """Fuzz one reader in this process; atheris ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["mocokit"], enable_loader_override=False):
         import fuzz
 
     reader = fuzz.build_readers()[kind]
-    for number, honest in enumerate(reader.seeds):
-        (corpus / f"honest_{number}").write_bytes(honest)
+    for number, valid in enumerate(reader.seeds):
+        (corpus / f"honest_{number}").write_bytes(valid)
     folder = corpus.parent / "files"
     folder.mkdir()
     for listed in fuzz.LISTED:
@@ -44,7 +44,7 @@ def fuzz_here(kind: str, corpus: Path, options: list[str]) -> None:
 
 
 def fuzz_reader(kind: str, *, seconds: int) -> dict[str, Any]:
-    """One reader in a process of its own: what libFuzzer tells at its end."""
+    """Fuzz one reader in a new process; return the statistics that libFuzzer prints at the end."""
     root = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=root) as text:
         corpus = Path(text, "corpus")
@@ -68,7 +68,7 @@ def fuzz_reader(kind: str, *, seconds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Fuzz each reader, saving after each; exit code 1 when there is a finding."""
+    """Fuzz each reader and save after each; the exit code is 1 if there is a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=120, help="for each reader")
     parser.add_argument("--only", nargs="+", help="these readers")
@@ -79,7 +79,7 @@ def main() -> None:
     if args.reader:
         limits = [f"-max_total_time={args.seconds}", f"-timeout={LIMIT_S}", f"-rss_limit_mb={LIMIT_MB}"]
         fuzz_here(args.reader, args.corpus, [*limits, "-print_final_stats=1", f"-artifact_prefix={args.corpus}/"])
-    from fuzz import build_readers  # not in a reader's process, which imports it to see what it runs through
+    from fuzz import build_readers  # here: a reader's process must import it under atheris, to measure coverage
 
     rows = json.loads(args.results.read_text(encoding="utf-8"))["readers"] if args.results.exists() else {}
     for kind in args.only or build_readers():

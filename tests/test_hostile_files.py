@@ -1,4 +1,4 @@
-"""Files made to harm: each of these hung, filled the memory, left a traceback or reached another program before."""
+"""Hostile files. Each of them once hung, filled the memory, left a traceback or reached another program."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ from mocokit.data.sources.archives import open_zip
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.shard_index import load_index
 from mocokit.data.sources.shards import expand_pattern
-from mocokit.detection.data_sets import _parse_voc
+from mocokit.detection.data_sets import open_voc
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import CheckpointError, load_checkpoint
 
@@ -259,6 +259,11 @@ def test_a_config_neither_nests_without_bound_nor_starts_an_army() -> None:
 
 
 def test_annotations_that_define_entities_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text('<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>')
+    lists = tmp_path / "VOC2007" / "ImageSets" / "Main"
+    annotations = tmp_path / "VOC2007" / "Annotations"
+    lists.mkdir(parents=True)
+    annotations.mkdir()
+    (lists / "trainval.txt").write_text("a\n")
+    (annotations / "a.xml").write_text('<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>')
     with pytest.raises(ValueError, match="declares a document type"):
-        _parse_voc(tmp_path / "a.xml")
+        open_voc(tmp_path, ["2007_trainval"])

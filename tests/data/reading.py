@@ -1,4 +1,4 @@
-"""A torch data set of what an image source reads, for tests with worker processes."""
+"""Torch data set of an image source, to be read by worker processes."""
 
 from typing import Any
 
@@ -18,5 +18,5 @@ class Reads(Dataset[Any]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Any:
-        """Return what the source reads."""
+        """Image `index` as stored."""
         return self.source.read(index)

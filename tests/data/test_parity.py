@@ -14,7 +14,7 @@ from mocokit.data.sources.open_source import open_source
 CPU = torch.device("cpu")
 
 
-def test_the_certificate_holds(photos: Path) -> None:
+def test_all_operations_pass(photos: Path) -> None:
     rows = pixel_parity(parity_images(open_source(photos), count=20, seed=0), device=CPU, seed=1)
     assert all(row.passes for row in rows), [row for row in rows if not row.passes]
     exact = [row for row in rows if "large" not in row.operation]
@@ -23,7 +23,7 @@ def test_the_certificate_holds(photos: Path) -> None:
     assert len(rows) > len(exact)
 
 
-def test_the_certificate_sees_a_wrong_operation(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_operation_fails(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = apply_params_compiled
 
     def darker(image: object, params: ViewParams, **keywords: object) -> None:
@@ -39,7 +39,7 @@ def test_the_certificate_sees_a_wrong_operation(photos: Path, monkeypatch: pytes
     }
 
 
-def test_draws_are_torchvisions() -> None:
+def test_draws_have_torchvisions_distributions() -> None:
     rows = draw_parity(AUG_PLUS, num_draws=3000, seed=2)
     assert {row.parameter for row in rows} >= {"crop area", "crop ratio", "hue", "blur radius", "place of 3", "flip"}
     assert all(row.passes for row in rows), rows
@@ -54,9 +54,7 @@ def test_draws_are_torchvisions() -> None:
         ("blur radius", {"blur_radius_px": (0.1, 1.8)}),
     ],
 )
-def test_a_wrong_distribution_is_seen(
-    parameter: str, wrong: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_distribution_fails(parameter: str, wrong: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(recipe: Recipe, rng: np.random.Generator, *, height: int, width: int) -> ViewParams:
         return draw_params(replace(recipe, **wrong), rng, height=height, width=width)  # type: ignore[arg-type]
 

@@ -65,7 +65,7 @@ def _stored_images() -> dict[str, RawImage]:
 
 @pytest.mark.parametrize("recipe", [AUG, AUG_PLUS], ids=["aug", "aug+"])
 @pytest.mark.parametrize("kind", _stored_images())
-def test_fast_views_are_the_reference_views(kind: str, recipe: Recipe) -> None:
+def test_fast_views_equal_the_reference_views(kind: str, recipe: Recipe) -> None:
     raw = _stored_images()[kind]
     for seed in range(12):
         fast, reference = (_views(pipeline, raw, seed=seed, recipe=recipe) for pipeline in PIPELINES.values())
@@ -85,14 +85,14 @@ def test_both_pipelines_refuse_the_same_files_with_the_same_words(damage: str) -
     assert messages[0] == messages[1]
 
 
-def test_a_bomb_is_refused_by_both() -> None:
+def test_both_pipelines_refuse_a_decompression_bomb() -> None:
     for pipeline in PIPELINES.values():
         with pytest.raises(DecodeError, match=r"80x60 pixels, more than data.max_image_px=1000"):
             _views(pipeline, _file(_photo(60, 80), "JPEG"), max_image_px=1000)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_crops_finished_in_a_batch_are_the_whole_views(name: str) -> None:
+def test_crops_augmented_as_a_batch_equal_whole_views(name: str) -> None:
     raw = _file(_photo(90, 70), "JPEG")
     whole = [_views(PIPELINES[name], raw, seed=seed)[0][0] for seed in range(20)]
     cropped = [_views(PIPELINES[name], raw, seed=seed, crops_only=True) for seed in range(20)]
@@ -117,8 +117,7 @@ def test_a_large_jpeg_decoded_small_gives_nearly_the_same_views() -> None:
 def test_a_jpeg_is_decoded_once_unless_a_later_target_needs_finer_pixels(
     sizes_px: tuple[int, ...], num_decoded: int
 ) -> None:
-    """Crops of 480 px, then of 120: enough pixels, with half as many to spare, for views of 32 at an eighth, then at
-    half."""
+    """A crop of 480 px leaves 1.5 pixels per pixel of a 32 px view at 1/8 of the size; a crop of 120 px does at 1/2."""
     raw = _file(_photo(600, 600), "JPEG")
     sides = (480, *[120] * (len(sizes_px) - 1))
     still = draw_params(replace(AUG, jitter_p=0.0, grayscale_p=0.0), generator(0, Purpose.VIEW), height=600, width=600)

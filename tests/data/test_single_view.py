@@ -17,7 +17,7 @@ def _views(folder: Path, seed: int = 0) -> SingleViews:
     return SingleViews(ImageReader(open_source(folder), max_image_px=10**6, seed=0), size_px=24, seed=seed)
 
 
-def test_a_view_is_pillows_crop_and_flip_of_the_draw(photos: Path) -> None:
+def test_a_view_equals_pillows_crop_and_flip_with_the_drawn_parameters(photos: Path) -> None:
     views = _views(photos)
     pixels, indices = views.make_batch([(3, 7), (4, 7), (3, 60)], map)
     assert indices.tolist() == [7, 7, 60]
@@ -50,11 +50,11 @@ def test_half_of_the_views_are_flipped(tmp_path: Path) -> None:
     assert abs(flipped - 500) < 4 * 250**0.5
 
 
-def test_an_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_contains_every_image_once_in_a_new_order() -> None:
     order = WholeEpochs(indices=(3, 5, 8, 13, 21, 34, 55), batch_size=3, epochs=2, seed=0)
     batches = list(order)
     assert len(batches) == len(order) == 4
-    assert [len(batch) for batch in batches] == [3, 4, 3, 4], "a rest of one image joins the batch before it"
+    assert [len(batch) for batch in batches] == [3, 4, 3, 4], "a remainder of one image joins the batch before it"
     epochs = [[index for batch in batches[i : i + 2] for _, index in batch] for i in (0, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [3, 5, 8, 13, 21, 34, 55]
     assert epochs[0] != epochs[1]
@@ -63,7 +63,7 @@ def test_an_epoch_holds_every_image_once_in_an_order_of_its_own() -> None:
     assert sizes == [[1], [4], [4, 2]]
 
 
-def test_workers_change_nothing(photos: Path) -> None:
+def test_the_number_of_workers_changes_no_pixel(photos: Path) -> None:
     order = WholeEpochs(indices=tuple(range(0, 80, 7)), batch_size=4, epochs=2, seed=1)
     batches = [list(build_loader(_views(photos), order, num_workers=workers, pin_memory=False)) for workers in (0, 2)]
     for one, other in zip(*batches, strict=True):

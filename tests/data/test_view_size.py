@@ -3,7 +3,7 @@ import pytest
 from mocokit.data.view_size import ViewSize
 
 
-def test_views_grow_evenly_by_multiples_of_8_and_reach_the_last_size_in_time() -> None:
+def test_views_grow_evenly_in_multiples_of_8_to_the_last_size() -> None:
     size = ViewSize(first_px=96, last_px=224, epochs=10)
     sides = [size.in_epoch(epoch) for epoch in range(12)]
     assert sides == [96, 104, 120, 128, 144, 160, 168, 184, 192, 208, 224, 224]

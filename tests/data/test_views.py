@@ -47,7 +47,7 @@ def large_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("crops_only", [False, True])
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
 def test_local_crops_change_no_pixel_of_query_and_key(large_photos: Path, pipeline: str, crops_only: bool) -> None:
-    """Though crops of 32 px from 5 % of the image need finer pixels than the views."""
+    """Even if the local crops (32 px from 5 % of the image) need finer pixels than the views."""
     small_parts = replace(LOCAL, size_px=32)
     for local in (LOCAL, small_parts):
         plain = _batch(large_photos, 1, local=None, pipeline=pipeline, crops_only=crops_only)
@@ -71,29 +71,29 @@ def test_both_pipelines_make_the_same_local_crops(photos: Path) -> None:
     assert torch.equal(fast, reference)
 
 
-def test_local_crops_of_large_jpegs_are_as_near_to_the_reference_as_views(large_photos: Path) -> None:
-    """Decoded small, but never below the pixels that a crop needs (pipelines.LEAST_ENLARGED)."""
+def test_local_crops_of_large_jpegs_are_as_close_to_the_reference_as_views(large_photos: Path) -> None:
+    """The image is decoded smaller, but keeps the pixels that each crop needs (pipelines.LEAST_ENLARGED)."""
     for local in (LOCAL, replace(LOCAL, size_px=32)):
         fast, reference = (_batch(large_photos, 0, local=local, pipeline=name).local for name in ("fast", "reference"))
         assert fast is not None and reference is not None
         assert (fast.float() - reference.float()).abs().mean() < 1.5  # levels of 255; what parity.py allows views
 
 
-def test_a_fresh_start_in_a_later_epoch_makes_the_same_crops(photos: Path) -> None:
+def test_crops_depend_on_the_epoch_and_not_on_earlier_batches(photos: Path) -> None:
     first, again, other = (_batch(photos, epoch, local=LOCAL).local for epoch in (3, 3, 4))
     assert first is not None and again is not None and other is not None
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_the_number_of_crops_changes_none_of_the_others(photos: Path) -> None:
+def test_a_crop_does_not_depend_on_the_number_of_crops(photos: Path) -> None:
     three, one = (_batch(photos, 0, local=replace(LOCAL, num_crops=num)).local for num in (3, 1))
     assert three is not None and one is not None
     assert torch.equal(three[:, :1], one)
     assert not torch.equal(three[:, 0], three[:, 1]), "each is a draw of its own"
 
 
-def test_local_crops_cover_the_share_of_the_image_that_their_recipe_says() -> None:
+def test_local_crops_cover_the_share_of_the_image_given_by_their_recipe() -> None:
     shares = []
     for index in range(200):
         drawn = draw_views([AUG_PLUS, AUG_PLUS, LOCAL.recipe, LOCAL.recipe], 0, 0, index)(400, 400)
@@ -104,7 +104,7 @@ def test_local_crops_cover_the_share_of_the_image_that_their_recipe_says() -> No
 
 
 @pytest.mark.parametrize("name", ["fast", "reference"])
-def test_crops_finished_in_a_batch_are_the_whole_ones(photos: Path, name: str) -> None:
+def test_crops_augmented_as_a_batch_equal_whole_ones(photos: Path, name: str) -> None:
     whole, cropped = (_batch(photos, 2, local=LOCAL, pipeline=name, crops_only=only) for only in (False, True))
     assert whole.local is not None and cropped.local is not None
     assert not torch.equal(cropped.local, whole.local)

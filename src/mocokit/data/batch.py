@@ -1,6 +1,6 @@
-"""A batch of views, and what makes one.
+"""A batch of views, and the interface of the classes that make batches.
 
-Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8; V local crops an image, s their size.
+Shapes: n rows of a batch, S image size, V local crops per image, s their size; views are (n, 3, S, S) uint8.
 """
 
 import math
@@ -19,7 +19,7 @@ B_co = TypeVar("B_co", covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class BadImage:
-    """An image that could not be used."""
+    """An image that could not be read or decoded."""
 
     index: int
     name: str
@@ -27,55 +27,56 @@ class BadImage:
 
 
 Each = Callable[..., Iterable[Any]]
-"""`map`, or that of an executor whose threads share a batch."""
+"""The built-in `map`, or the `map` of a thread pool, which makes the images of a batch in parallel."""
 
 
 class BatchMaker(Protocol[B_co]):
-    """Makes whole batches: TwoViews, SingleViews, PlainViews, DetectionViews."""
+    """A class that makes whole batches: TwoViews, SingleViews, PlainViews or DetectionViews."""
 
     def make_batch(self, positions: Sequence[Any], each: Each) -> B_co:
-        """The batch of the images at `positions`."""
+        """Return the batch of the images at `positions`; apply functions to rows with `each`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewBatch:
-    """Two views, and perhaps local crops, of each image of (a rank's part of) a batch."""
+    """Two views, and optionally local crops, of each image in a rank's part of a batch."""
 
     query: Tensor
     """(n, 3, S, S) uint8"""
     key: Tensor
     """(n, 3, S, S) uint8"""
     image_ids: Tensor
-    """(n,) index of the image that was read, which for a bad image is its replacement."""
+    """(n,) index of the image in each row; for a bad image, the index of its replacement."""
     bad: tuple[BadImage, ...] = ()
+    """Bad images that were replaced."""
     local: Tensor | None = None
-    """(n, V, 3, s, s) uint8; None: no local crops."""
+    """(n, V, 3, s, s) uint8; None without local crops."""
     params: tuple[BatchParams, ...] | None = None
-    """What remains to be done to query views, key views and local crops (n * V), only cropped yet; None: nothing."""
+    """Augmentation still to run on query views, key views and local crops (n * V rows); None if done."""
 
     def pin_memory(self) -> "ViewBatch":
-        """The same batch in page-locked memory; called by torch's DataLoader."""
+        """Return the batch in page-locked memory; torch's DataLoader calls this."""
         return self._map(Tensor.pin_memory, BatchParams.pin_memory)
 
     def to(self, device: torch.device) -> "ViewBatch":
-        """The same batch on `device`, copied without waiting when pinned."""
+        """Return the batch on `device`; the copy is asynchronous if the batch is in page-locked memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda params: params.to(device))
 
     def augmented(self) -> "ViewBatch":
-        """The batch with all that remained to be done, done where the views are."""
+        """Return the batch with the rest of the augmentation done, on the device that holds the views."""
         if self.params is None:
             return self
-        of_query, of_key, *of_local = self.params
+        query_params, key_params, *local_params = self.params
         local = self.local
         if local is not None:
-            local = augment_batch(local.flatten(0, 1), of_local[0]).view_as(local)
-        query = augment_batch(self.query, of_query)
-        key = augment_batch(self.key, of_key)
+            local = augment_batch(local.flatten(0, 1), local_params[0]).view_as(local)
+        query = augment_batch(self.query, query_params)
+        key = augment_batch(self.key, key_params)
         return replace(self, query=query, key=key, local=local, params=None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are tensors."""
+        """Return the fields that are tensors, by name."""
         fields = {"query": self.query, "key": self.key, "image_ids": self.image_ids}
         return fields if self.local is None else {**fields, "local": self.local}
 
@@ -86,7 +87,10 @@ class ViewBatch:
 
 
 def empty_pixels(*shape: int) -> Tensor:
-    """Uninitialised uint8; in a loader's worker in memory that the main process shares, which saves a copy."""
+    """Return an uninitialised uint8 tensor; in a loader's worker, in shared memory.
+
+    torch moves a worker's tensors to shared memory to hand them over; this saves that copy.
+    """
     size = math.prod(shape)
     storage = torch.UntypedStorage._new_shared(size) if get_worker_info() else torch.UntypedStorage(size)
     return torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage)).view(shape)

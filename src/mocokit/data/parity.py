@@ -1,7 +1,7 @@
-"""The augmentation parity certificate: do the fast pipelines do what Pillow and torchvision do?
+"""Compare the fast augmentation with Pillow's and torchvision's (`mocokit verify --augment`).
 
-Pixels: each operation and each recipe, at the same parameters, against the reference pipeline. Draws: the parameters
-against those that torchvision's own transforms draw, by the two-sample Kolmogorov-Smirnov test.
+Pixels: each operation and each recipe is compared with the reference pipeline at the same parameters. Draws: the drawn
+parameters are compared with those of torchvision's transforms, by the two-sample Kolmogorov-Smirnov test.
 """
 
 import math
@@ -35,15 +35,17 @@ from mocokit.data.sources.sources import ImageSource
 from mocokit.randomness import Purpose, generator, permutation
 
 KS_LIMIT = 2.7
-"""sqrt(n / 2) times the statistic exceeds this once in a million tests of equal distributions."""
+"""Limit for sqrt(n / 2) times the statistic; equal distributions exceed it in one of a million tests."""
 
 VIEW_PX = 64
+"""Side of the compared views."""
+
 _Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelParity:
-    """Difference between one fast way and the reference, in levels of 0..255."""
+    """Difference between a fast implementation and the reference, in levels of 0..255."""
 
     engine: str
     operation: str
@@ -51,17 +53,17 @@ class PixelParity:
     max_error: int
     mean_error: float
     allowed: float
-    """Largest mean error that passes; 0: every pixel must be equal."""
+    """Largest mean error that passes; 0 means that every pixel must be equal."""
 
     @property
     def passes(self) -> bool:
-        """Whether this is the same augmentation."""
+        """True if the difference is within the allowed error."""
         return self.mean_error <= self.allowed
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawParity:
-    """Difference between the distributions of one drawn parameter."""
+    """Difference between our distribution of a drawn parameter and torchvision's."""
 
     parameter: str
     num_draws: int
@@ -70,12 +72,12 @@ class DrawParity:
 
     @property
     def passes(self) -> bool:
-        """Whether the distributions can be the same."""
+        """True if the distributions can be equal."""
         return self.statistic <= KS_LIMIT
 
 
 def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels]:
-    """Some of the images, and four mosaics of 2016 x 1536 pixels, for what only happens to large images."""
+    """Return a sample of the images, and four mosaics of 2016 x 1536 pixels, large enough to be decoded smaller."""
     order = permutation(seed, Purpose.SUBSET, len(source))[:count]
     images = [np.asarray(decode(source.read(int(index)), max_image_px=10**9)) for index in order]
     tiles = [np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BOX)) for image in images]
@@ -88,7 +90,7 @@ def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels
 
 
 def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) -> list[PixelParity]:
-    """Compare both fast ways on `images` (H, W, 3): machine code on the CPU, and batches on `device`."""
+    """Compare the compiled and the batched augmentation (the latter on `device`) with the reference on `images`."""
     rows = []
     for operation, draw in _operations().items():
         drawn = [
@@ -100,7 +102,7 @@ def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) 
             np.asarray(apply_params(Image.fromarray(image), params, size_px=VIEW_PX)) for image, params in pairs
         ]
         rows.append(_compare("cpu", operation, [_compiled_view(*pair) for pair in pairs], reference))
-        if not operation.startswith("crop and resize"):  # which the CPU does for the device
+        if not operation.startswith("crop and resize"):  # the CPU crops in both cases
             batch = _batched_views(pairs, device)
             rows.append(_compare(f"batched on {device.type}", operation, batch, reference))
     return [*rows, *_large_jpegs(images, seed)]
@@ -132,20 +134,20 @@ def _compare(engine: str, operation: str, views: list[_Pixels], reference: list[
 
 
 def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewParams]]:
-    """Draws of one operation at a time (after the crop that each needs), then of whole recipes."""
-    quiet = replace(AUG_PLUS, jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, flip_p=0.0)
-    still = replace(quiet, jitter_p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    """Return functions that draw a crop with one more operation, and functions that draw whole recipes."""
+    crop_only = replace(AUG_PLUS, jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, flip_p=0.0)
+    zero_jitter = replace(crop_only, jitter_p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     recipes = {
-        "crop and resize": quiet,
-        "crop and resize, bicubic": replace(quiet, bicubic=True),
-        "brightness": replace(still, brightness=0.4),
-        "contrast": replace(still, contrast=0.4),
-        "saturation": replace(still, saturation=0.4),
-        "hue": replace(still, hue=0.4),
-        "grayscale": replace(quiet, grayscale_p=1.0),
-        "blur": replace(quiet, blur_p=1.0),
-        "solarize": replace(quiet, solarize_p=1.0),
-        "flip": replace(quiet, flip_p=1.0),
+        "crop and resize": crop_only,
+        "crop and resize, bicubic": replace(crop_only, bicubic=True),
+        "brightness": replace(zero_jitter, brightness=0.4),
+        "contrast": replace(zero_jitter, contrast=0.4),
+        "saturation": replace(zero_jitter, saturation=0.4),
+        "hue": replace(zero_jitter, hue=0.4),
+        "grayscale": replace(crop_only, grayscale_p=1.0),
+        "blur": replace(crop_only, blur_p=1.0),
+        "solarize": replace(crop_only, solarize_p=1.0),
+        "flip": replace(crop_only, flip_p=1.0),
         "all of aug (v1)": AUG,
         "all of aug+ (v2)": AUG_PLUS,
         "all of MoCo v3's query": MOCO_V3_PAIR[0],
@@ -160,7 +162,7 @@ def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewPar
 
 
 def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
-    """What decoding a JPEG at a fraction of its size changes, on those images that are large enough for it."""
+    """Yield the difference that decoding a JPEG at a smaller size makes, for images that are large enough for it."""
     for size_px in (VIEW_PX, 224):
         fast = list[_Pixels]()
         reference = list[_Pixels]()
@@ -184,7 +186,7 @@ def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
 
 
 def draw_parity(recipe: Recipe, *, num_draws: int, seed: int) -> list[DrawParity]:
-    """Compare each parameter of `recipe` with torchvision's draws for an image of 375 x 500 pixels."""
+    """Compare our draws of each parameter of `recipe` with torchvision's, for an image of 375 x 500 pixels."""
     ours = _Samples()
     for number in range(num_draws):
         ours.add(draw_params(recipe, generator(seed, Purpose.VIEW, number), height=375, width=500))
@@ -200,13 +202,13 @@ def draw_parity(recipe: Recipe, *, num_draws: int, seed: int) -> list[DrawParity
 
 
 class _Samples:
-    """Drawn parameters by name."""
+    """Drawn values of each parameter."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
 
     def add(self, params: ViewParams) -> None:
-        """Note each parameter of a draw."""
+        """Record the parameters of one draw."""
         top, left, height, width = params.crop
         numbers = {
             "crop top": top,
@@ -257,7 +259,7 @@ def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
 
 
 def _ks_statistic(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Largest distance between the two empirical distributions, times sqrt(n m / (n + m))."""
+    """Return the largest distance between the two empirical distributions, times sqrt(n m / (n + m))."""
     values = np.sort(np.concatenate([ours, theirs]))
     below = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (ours, theirs)]
     scale = math.sqrt(len(ours) * len(theirs) / (len(ours) + len(theirs)))

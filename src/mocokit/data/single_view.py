@@ -1,6 +1,6 @@
-"""image -> one randomly cropped and flipped view, for training with labels: linear classifiers and fine-tuning.
+"""Make one randomly cropped and flipped view per image, for linear classifiers and fine-tuning.
 
-Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8.
+Shapes: n rows of a batch, S image size; views are (n, 3, S, S) uint8.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from mocokit.randomness import Purpose, generator
 
 
 class SingleViews:
-    """Maps (epoch, image index) to a view; the draw depends on nothing but seed, epoch and index.
+    """Batches of one view per image, each drawn from (seed, epoch, image index) alone.
 
-    Bad images are left out rather than replaced: a replacement could come from the images held out for testing.
+    Bad images are left out, not replaced: a replacement could be one of the images held out for testing.
 
     Args:
         reader: Reads the images.
         size_px: S.
         seed: Seed of the draws.
-        recipe: How views are drawn.
+        recipe: Distribution of the augmentation.
 
     """
 
@@ -36,17 +36,17 @@ class SingleViews:
         self.size_px = size_px
         self.seed = seed
         self.recipe = recipe
-        warm_up()  # before workers are forked, which then have the machine code too
+        warm_up()  # before workers are forked: they inherit the compiled code
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> tuple[Tensor, Tensor]:
-        """(pixels (n, 3, S, S) in channels_last memory, indices (n,)) of the images that could be read."""
+        """Return (pixels (n, 3, S, S) in channels_last memory, indices (n,)) of the images that could be read."""
         pixels = empty_pixels(len(positions), 1, self.size_px, self.size_px, 3)
         made = torch.tensor(list(each(self._make_row, positions, pixels.numpy())), dtype=torch.bool)
         indices = torch.tensor([index for _, index in positions])
         return pixels[made, 0].permute(0, 3, 1, 2), indices[made]
 
     def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> bool:
-        """Whether the image at `position` could be read; its view is in `target` (1, S, S, 3)."""
+        """Write the view of the image at `position` to `target` (1, S, S, 3); return False if the image is bad."""
         epoch, index = position
         try:
             fast_views(

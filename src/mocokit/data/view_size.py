@@ -1,25 +1,26 @@
-"""Small images first: the side of a view, epoch by epoch.
+"""Size of the views in each epoch: views may start small and grow.
 
-A step on views of half the side costs about a quarter. A network that pools over space reads any size, so early epochs,
-which find coarse structure, can be cheap (Howard 2018 and EfficientNetV2, Tan and Le 2021, sec. 4: "progressive").
+A step on views of half the side costs about a quarter. A network with global pooling reads any size, so the early
+epochs, which learn coarse structure, can be cheap (Howard 2018; EfficientNetV2, Tan and Le 2021, sec. 4, "progressive
+learning").
 """
 
 from dataclasses import dataclass
 
 STEP_PX = 8
-"""Sizes on the way are multiples of it."""
+"""Sizes between the first and the last are multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSize:
-    """Grows evenly from `first_px` to `last_px`, which the epoch `epochs` is the first to have."""
+    """Side of the views, growing evenly from `first_px` in epoch 0 to `last_px` in epoch `epochs` and after."""
 
     first_px: int
     last_px: int
     epochs: int
 
     def in_epoch(self, epoch: int) -> int:
-        """Side of a view (pixels)."""
+        """Return the side of a view in pixels."""
         if epoch >= self.epochs:
             return self.last_px
         grown = self.first_px + (self.last_px - self.first_px) * epoch / self.epochs

@@ -1,6 +1,8 @@
-"""image -> (query view, key view), and small local crops if asked for: independent draws, whole batches at a time.
+"""Make the query view, the key view and optional local crops of each image, a batch at a time.
 
-Shapes: n rows of a batch, S image size; views (n, 3, S, S) uint8; V local crops an image, s their size.
+Each view is drawn independently of the others.
+
+Shapes: n rows of a batch, S image size, V local crops per image, s their size; views are (n, 3, S, S) uint8.
 """
 
 import itertools
@@ -26,20 +28,19 @@ from mocokit.randomness import Purpose, generator
 T = TypeVar("T")
 
 MAX_REPLACEMENTS = 100
-"""Draws of a replacement for a bad image before the data set counts as unreadable."""
-
+"""Bad images in a row after which the data set counts as unreadable."""
 
 MadeRow = tuple[int, Sequence[ViewParams], list[BadImage]]
-"""The index of the image used, what was drawn for it, and the bad images on the way."""
+"""(index of the image used, its drawn parameters, bad images that it replaces)"""
 
 
 class ImageReader:
-    """Reads images by index and replaces bad ones by others.
+    """Reader of images by index that can replace bad images by others.
 
     Args:
-        source: Where images come from.
-        max_image_px: Larger images are bad images.
-        seed: Seed of the replacement draws.
+        source: The stored images.
+        max_image_px: Largest number of pixels; a larger image is a bad image.
+        seed: Seed of the random choice of replacements.
 
     """
 
@@ -49,22 +50,22 @@ class ImageReader:
         self.seed = seed
 
     def read(self, index: int) -> Image.Image:
-        """The RGB image; DecodeError when it is bad."""
+        """Return the RGB image; raise DecodeError if it is bad."""
         try:
             return decode(self.source.read(index), max_image_px=self.max_image_px)
-        except OSError as error:  # gone, unreadable, damaged archive member
+        except OSError as error:  # a missing or unreadable file, or a damaged archive member
             raise DecodeError(str(error)) from error
 
     def use_or_replace(
         self, index: int, epoch: int, use: Callable[[RawImage, int], T]
     ) -> tuple[int, T, list[BadImage]]:
-        """`use(image as stored, index)`, or that of another one of the epoch when it raises DecodeError.
+        """Call `use(stored image, index)`; if the image is bad, try again with a randomly chosen one.
 
         Returns:
-            The index of the image used, the result, and what was bad on the way.
+            The index of the image used, the result of `use`, and the bad images that were tried.
 
         Raises:
-            ValueError: MAX_REPLACEMENTS draws in a row were bad.
+            ValueError: MAX_REPLACEMENTS images in a row were bad.
 
         """
         bad: list[BadImage] = []
@@ -72,7 +73,7 @@ class ImageReader:
         for _ in range(MAX_REPLACEMENTS):
             try:
                 return index, use(self.source.read(index), index), bad
-            except (DecodeError, OSError) as error:  # OSError: gone, unreadable, damaged archive member
+            except (DecodeError, OSError) as error:  # OSError: a missing or unreadable file, or a damaged member
                 bad.append(BadImage(index=index, name=self.source.name(index), reason=str(error)))
                 draws = draws or generator(self.seed, Purpose.REPLACEMENT, epoch, index)
                 index = int(draws.integers(len(self.source)))
@@ -84,27 +85,27 @@ class ImageReader:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCrops:
-    """Small crops of an image beside its two views: multi-crop (SwAV, Caron et al. 2020, sec. 3.2)."""
+    """Settings of multi-crop: small crops of an image beside its two views (SwAV, Caron et al. 2020, sec. 3.2)."""
 
     num_crops: int
-    """V, 1 at least."""
+    """Crops per image (V), at least 1."""
     size_px: int
-    """s"""
+    """Side of a crop (s)."""
     recipe: Recipe
 
 
 class TwoViews:
-    """Maps (epoch, image index) to two augmented views; the draw depends on nothing but seed, epoch, index and view.
+    """Batches of two augmented views per image, each drawn from (seed, epoch, image index, view number) alone.
 
     Args:
         reader: Reads the images.
-        recipe: How the query view is drawn.
-        key_recipe: How the key view is drawn; None: likewise.
-        size_px: S, or how it grows from epoch to epoch.
+        recipe: Distribution of the query view's augmentation.
+        key_recipe: Distribution of the key view's augmentation; None: the same as the query view's.
+        size_px: Side of the views (S), fixed or growing with the epochs.
         seed: Seed of the draws.
         pipeline: "fast" or "reference", see pipelines.py.
-        crops_only: Leave color, blur and flip to `ViewBatch.augmented`.
-        local: Crops to make beside the two views, which they don't change; None: none.
+        crops_only: Crop and resize only; leave color, blur and flip to `ViewBatch.augmented`.
+        local: Local crops to make as well; they do not change the two views. None: no local crops.
 
     """
 
@@ -128,10 +129,10 @@ class TwoViews:
         self.pipeline = PIPELINES[pipeline]
         self.crops_only = crops_only
         if self.pipeline is fast_views:
-            warm_up()  # before workers are forked, which then have the machine code too
+            warm_up()  # before workers are forked: they inherit the compiled code
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> ViewBatch:
-        """The views of a whole batch, all of one epoch."""
+        """Return the views of a batch of (epoch, image index) positions, all of one epoch."""
         pixels = self.empty(len(positions), epoch=positions[0][0])
         ids, draws, bad = zip(*each(self._make_row, positions, *(rows.numpy() for rows in pixels)), strict=True)
         pair, *local = (rows.permute(0, 1, 4, 2, 3) for rows in pixels)  # (n, views, 3, S, S) in channels_last memory
@@ -145,7 +146,7 @@ class TwoViews:
         )
 
     def empty(self, num_rows: int, *, epoch: int) -> list[Tensor]:
-        """Room for the pixels of a batch: (n, 2, S, S, 3) and, with local crops, (n, V, s, s, 3)."""
+        """Return uninitialised arrays for a batch: views (n, 2, S, S, 3) and, with local crops, (n, V, s, s, 3)."""
         size_px = self.size.in_epoch(epoch)
         pair = empty_pixels(2, num_rows, size_px, size_px, 3).transpose(0, 1)
         if self.local is None:
@@ -153,17 +154,17 @@ class TwoViews:
         return [pair, empty_pixels(num_rows, self.local.num_crops, self.local.size_px, self.local.size_px, 3)]
 
     def _make_row(self, position: tuple[int, int], *targets: NDArray[np.uint8]) -> MadeRow:
-        """Make the views of the image at `position` in `targets`."""
+        """Write the views of the image at `position`, or of a replacement, to `targets`."""
         epoch, index = position
         return self.reader.use_or_replace(index, epoch, self._maker(epoch, targets))
 
     def _maker(
         self, epoch: int, targets: Sequence[NDArray[np.uint8]]
     ) -> Callable[[RawImage, int], Sequence[ViewParams]]:
-        """Function that makes the views of one image of `epoch` in `targets`."""
+        """Return a function that writes the views of one image of `epoch` to `targets`."""
 
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
-            """Fill `targets` with the views of image `index`; what was drawn."""
+            """Fill `targets` with the views of image `index`; return the drawn parameters."""
             draw = draw_views(self.recipes, self.seed, epoch, index)
             limit = self.reader.max_image_px
             return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)
@@ -172,17 +173,20 @@ class TwoViews:
 
 
 def _pack(draws: Sequence[Sequence[ViewParams]]) -> tuple[BatchParams, ...]:
-    """Parameters of the query views, of the key views and, if there are any, of the local crops."""
+    """Return the packed parameters of the query views, the key views and, if there are any, the local crops."""
     local = [params for drawn in draws for params in drawn[2:]]
     pair = pack_params([drawn[0] for drawn in draws]), pack_params([drawn[1] for drawn in draws])
     return (*pair, pack_params(local)) if local else pair
 
 
 def draw_views(recipes: Sequence[Recipe], seed: int, epoch: int, index: int) -> Draw:
-    """How the views of image `index` in `epoch` are drawn, view v by `recipes[v]`, whatever other views there are."""
+    """Return a function that draws the views of image `index` in `epoch`: view v by `recipes[v]`.
+
+    A view's draw does not depend on the number of views.
+    """
 
     def draw(height: int, width: int) -> list[ViewParams]:
-        """Draw each for an image of that size."""
+        """Draw the parameters of each view of an image of `height` x `width` pixels."""
         streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in range(len(recipes)))
         return [draw_params(each, rng, height=height, width=width) for each, rng in zip(recipes, streams, strict=True)]
 
@@ -190,11 +194,11 @@ def draw_views(recipes: Sequence[Recipe], seed: int, epoch: int, index: int) -> 
 
 
 class PlainViews:
-    """Images without augmentation, for evaluation; bad images are left out.
+    """Batches of images without augmentation, for evaluation; bad images are left out.
 
     Args:
         reader: Reads the images.
-        size_px: S.
+        size_px: Side of the images (S).
         crop_ratio: See `evaluation_crop`.
 
     """
@@ -205,13 +209,13 @@ class PlainViews:
         self.crop_ratio = crop_ratio
 
     def make_batch(self, positions: Sequence[int], each: Each) -> tuple[Tensor, Tensor]:
-        """(pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""
+        """Return (pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""
         pixels = empty_pixels(len(positions), self.size_px, self.size_px, 3)
         read = torch.tensor(list(each(self._read, positions, pixels.numpy())), dtype=torch.bool)
         return pixels[read].permute(0, 3, 1, 2), torch.tensor(positions, dtype=torch.long)[read]
 
     def _read(self, index: int, target: NDArray[np.uint8]) -> bool:
-        """Whether image `index` could be read, into `target` (S, S, 3)."""
+        """Read image `index` into `target` (S, S, 3); return False if it is bad."""
         try:
             image = self.reader.read(index)
         except DecodeError:

@@ -1,4 +1,4 @@
-"""The batched augmentation equals Pillow's and torchvision's, one image at a time, in every pixel."""
+"""The batched augmentation equals Pillow's and torchvision's in every pixel."""
 
 import itertools
 import pickle
@@ -149,7 +149,7 @@ def test_a_jitter_of_strength_zero_changes_no_pixel(pictures: list[Image.Image])
     assert {step.op for step in steps} == {Op.FLIP}
 
 
-def test_an_image_does_not_depend_on_its_neighbors_and_input_is_kept(pictures: list[Image.Image]) -> None:
+def test_an_image_does_not_depend_on_its_neighbors_and_the_input_is_unchanged(pictures: list[Image.Image]) -> None:
     params = _draws(AUG_PLUS, len(pictures), seed=3)
     pixels = _pixels(pictures)
     before = pixels.clone()
@@ -161,14 +161,14 @@ def test_an_image_does_not_depend_on_its_neighbors_and_input_is_kept(pictures: l
     assert torch.cat(alone).equal(together)
 
 
-def test_steps_are_bounded_and_hold_each_image_once() -> None:
+def test_steps_have_bounded_size_and_contain_each_image_once() -> None:
     flips = [replace(STILL, flip=True, blur_radius_px=1.0)] * (2 * MAX_STEP_IMAGES + 3)
     params = pack_params(flips)
     assert [step.stop - step.start for step in params.steps] == [MAX_STEP_IMAGES, MAX_STEP_IMAGES, 3] * 2
     assert params.rows.tolist() == list(range(len(flips))) * 2
 
 
-def test_parameters_travel_between_processes_and_devices(pictures: list[Image.Image]) -> None:
+def test_parameters_survive_pickling_and_moving_to_a_device(pictures: list[Image.Image]) -> None:
     params = pack_params(_draws(AUG_PLUS, len(pictures)))
     arrived = pickle.loads(pickle.dumps(params)).to(torch.device("cpu"))
     assert augment_batch(_pixels(pictures), arrived).equal(augment_batch(_pixels(pictures), params))
@@ -179,7 +179,7 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 3, 8, 8, dtype=torch.uint8)])
-def test_other_images_than_packed_for_are_an_error(images: Tensor) -> None:
+def test_images_that_do_not_fit_the_parameters_are_an_error(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"must be \(2, 3, S, S\) uint8"):
         augment_batch(images, pack_params([STILL] * 2))
 

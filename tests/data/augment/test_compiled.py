@@ -1,4 +1,4 @@
-"""The compiled operations are Pillow's and torchvision's, bit for bit."""
+"""The compiled operations equal Pillow's and torchvision's in every bit."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mocokit.data.augment.blur import gaussian_blur
 from mocokit.data.augment.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe, apply_params, draw_params
-from mocokit.data.augment.resize import resized_crop
+from mocokit.data.augment.resize import resized_crop, transpose_pixels
 from mocokit.randomness import Purpose, generator
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def _image(planes: Pixels, shape: tuple[int, ...]) -> Pixels:
 
 @pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("size_px", [8, 32, 64])
-def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px: int, bicubic: bool) -> None:
+def test_crop_and_resize_equals_pillows_for_wide_tall_small_and_large_crops(size_px: int, bicubic: bool) -> None:
     interpolation = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
     image = _noise(97, 131)
     rng = np.random.default_rng(size_px)
@@ -56,7 +56,7 @@ def test_crop_and_resize_is_pillows_for_wide_tall_small_and_large_crops(size_px:
         np.testing.assert_array_equal(ours, np.asarray(pillow), str(crop))
 
 
-def test_bicubic_overshoots_are_cut_off_at_black_and_white() -> None:
+def test_bicubic_overshoots_are_clipped_to_black_and_white() -> None:
     checks = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((4, 4)))[..., None].repeat(3, 2).astype(np.uint8) * 255
     pillow = Image.fromarray(checks).resize((53, 53), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(_resized(checks, (0, 0, 32, 32), 53, bicubic=True), np.asarray(pillow))
@@ -67,17 +67,29 @@ def test_a_target_that_is_not_contiguous_is_refused() -> None:
         resized_crop(_noise(60, 80), (0, 0, 32, 32), np.empty((3, 24, 24), np.uint8).transpose(1, 2, 0))
 
 
-def test_a_crop_between_pixels_is_pillows_box() -> None:
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (3, 4), (4, 3), (9, 7), (64, 33)])
+def test_pixels_of_a_crop_are_transposed_and_padded_to_four(shape: tuple[int, int]) -> None:
+    h, w = shape
+    image = _noise(70, 40)
+    top = 70 - h  # down to the last row and the last pixel: nothing after it may be read
+    left = 40 - w
+    words = transpose_pixels(image.reshape(-1), 3 * (40 * top + left), 3 * 40, h, w)
+    rows = words.view(np.uint8).reshape(w, -1, 3)
+    assert rows.shape == (w, (h + 3) // 4 * 4, 3)
+    np.testing.assert_array_equal(rows[:, :h], image[top:, left:].transpose(1, 0, 2))
+
+
+def test_a_crop_between_pixels_equals_pillows_box() -> None:
     image = _noise(60, 80)  # left, top, right, bottom
     box = (10.25, 5.5, 71.75, 43.0)
     pillow = Image.fromarray(image).resize((24, 24), Image.Resampling.BILINEAR, box=box)
     ours = _resized(image, (box[1], box[0], box[3] - box[1], box[2] - box[0]), 24)
-    # Pillow holds the box in float32 and looks beyond it; only the outermost pixels may notice.
+    # Pillow stores the box in float32 and reads pixels outside it: only the outermost pixels may differ.
     np.testing.assert_allclose(ours[1:-1, 1:-1].astype(int), np.asarray(pillow)[1:-1, 1:-1], atol=1)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.37, 0.6, 0.999, 1.001, 1.4, 1.9, 3.7])
-def test_brightness_contrast_and_saturation_are_torchvisions(factor: float) -> None:
+def test_brightness_contrast_and_saturation_equal_torchvisions(factor: float) -> None:
     image = _noise(41, 53)
     for ours, reference in (
         (adjust_brightness, F.adjust_brightness),
@@ -91,7 +103,7 @@ def test_brightness_contrast_and_saturation_are_torchvisions(factor: float) -> N
 
 
 @pytest.mark.slow
-def test_hue_is_torchvisions_for_all_colours() -> None:
+def test_hue_equals_torchvisions_for_all_colors() -> None:
     green, blue = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
     for red in range(256):
         image = np.stack([np.full_like(green, red), green, blue], -1).astype(np.uint8)
@@ -102,7 +114,7 @@ def test_hue_is_torchvisions_for_all_colours() -> None:
         np.testing.assert_array_equal(_image(planes, image.shape), expected, f"red {red}")
 
 
-def test_grayscale_is_pillows() -> None:
+def test_grayscale_equals_pillows() -> None:
     image = _noise(41, 53)
     planes = _planes(image)
     to_grayscale(planes)
@@ -112,7 +124,7 @@ def test_grayscale_is_pillows() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (8, 8), (37, 64), (224, 224)])
-def test_blur_is_pillows(shape: tuple[int, int]) -> None:
+def test_blur_equals_pillows(shape: tuple[int, int]) -> None:
     image = _noise(*shape)
     for radius_px in (0.1, 0.5, 0.9, 1.3, 1.41, 1.42, 1.7, 2.0, 3.3, 9.0):
         expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius_px)))
@@ -120,7 +132,7 @@ def test_blur_is_pillows(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("recipe", [AUG, AUG_PLUS, *MOCO_V3_PAIR, SIMCLR], ids=["v1", "v2", "v3q", "v3k", "simclr"])
-def test_whole_recipes_are_the_references(recipe: Recipe) -> None:
+def test_whole_recipes_equal_the_reference(recipe: Recipe) -> None:
     for number in range(40):
         image = _noise(50 + number, 90 - number, seed=number)
         params = draw_params(recipe, generator(0, Purpose.VIEW, number), height=50 + number, width=90 - number)

@@ -27,7 +27,7 @@ def _pixels(raw: bytes | np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
-def test_lossless_formats_come_out_pixel_for_pixel(photograph: Image.Image, kind: str) -> None:
+def test_lossless_formats_are_decoded_exactly(photograph: Image.Image, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     assert np.array_equal(_pixels(_bytes(photograph, kind, **options)), np.asarray(photograph))
 
@@ -43,7 +43,7 @@ def test_gray_and_palette_become_rgb(photograph: Image.Image, mode: str) -> None
     assert np.array_equal(_pixels(_bytes(image, "PNG")), np.asarray(image.convert("RGB")))
 
 
-def test_cmyk_jpeg_keeps_its_colours(photograph: Image.Image) -> None:
+def test_cmyk_jpeg_keeps_its_colors(photograph: Image.Image) -> None:
     got = _pixels(_bytes(photograph.convert("CMYK"), "JPEG", quality=95))
     assert np.abs(got.astype(int) - np.asarray(photograph)).mean() < 6
 
@@ -122,13 +122,13 @@ def test_a_huge_16_bit_tiff_is_refused_before_decoding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
-def test_damage_is_always_a_decode_error_never_a_crash(photograph: Image.Image, kind: str) -> None:
+def test_damaged_files_raise_decode_error_and_never_crash(photograph: Image.Image, kind: str) -> None:
     raw = _bytes(photograph, kind)
     rng = np.random.default_rng(0)
     for cut in (0, 1, 10, len(raw) // 3, len(raw) // 2):
         with pytest.raises(DecodeError):
             decode(raw[:cut], max_image_px=LIMIT)
-    for _ in range(200):  # flipped bytes may still decode, or must be refused in the one agreed way
+    for _ in range(200):  # changed bytes may still decode; if not, the error is a DecodeError
         damaged = bytearray(raw)
         for position in rng.integers(0, len(raw), 8):
             damaged[position] = int(rng.integers(256))
@@ -136,7 +136,7 @@ def test_damage_is_always_a_decode_error_never_a_crash(photograph: Image.Image, 
             decode(bytes(damaged), max_image_px=LIMIT)
 
 
-def test_reasons_are_plain(photograph: Image.Image) -> None:
+def test_error_messages_name_the_reason(photograph: Image.Image) -> None:
     for raw, reason in ((b"", "empty file"), (b"hello world", "not an image in a known format")):
         with pytest.raises(DecodeError, match=reason):
             decode(raw, max_image_px=LIMIT)

@@ -22,7 +22,7 @@ def _file(image: Image.Image, **options: object) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 20}]
 )
-def test_full_size_pixels_are_pillows(options: dict[str, object]) -> None:
+def test_full_size_pixels_equal_pillows(options: dict[str, object]) -> None:
     raw = _file(_photo(), **options)
     header = read_jpeg_header(raw)
     assert header is not None
@@ -38,7 +38,7 @@ def test_gray_becomes_three_channels() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed_at_every_size(orientation: int) -> None:
+def test_exif_orientation_is_applied_at_every_size(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     raw = _file(_photo(), exif=exif)
@@ -51,24 +51,24 @@ def test_exif_orientation_is_obeyed_at_every_size(orientation: int) -> None:
         pixels = decode_jpeg(raw, header, fraction=fraction)
         assert pixels.shape == (-(-header.height // fraction), -(-header.width // fraction), 3)
         small = np.asarray(upright.resize(pixels.shape[1::-1], Image.Resampling.BOX), float)
-        assert np.abs(pixels - small).mean() < 6  # the same way round: a wrong turn is off by 40 and more
+        assert np.abs(pixels - small).mean() < 6  # a wrong rotation differs by 40 or more
 
 
-def test_broken_exif_counts_as_upright() -> None:
+def test_a_file_with_broken_exif_is_upright() -> None:
     raw = _file(_photo(), exif=b"Exif\0\0nonsense")
     header = read_jpeg_header(raw)
     assert header is not None
     assert header.orientation == 1
 
 
-def test_what_is_not_an_ordinary_jpeg_has_no_header() -> None:
+def test_a_file_that_is_no_ordinary_jpeg_has_no_header() -> None:
     png = BytesIO()
     _photo().save(png, "PNG")
     for raw in (b"", b"text", png.getvalue(), _file(_photo().convert("CMYK")), _file(_photo())[:40]):
         assert read_jpeg_header(raw) is None
 
 
-def test_a_jpeg_cut_short_is_an_error() -> None:
+def test_a_truncated_jpeg_is_an_error() -> None:
     raw = _file(_photo())
     header = read_jpeg_header(raw[: len(raw) // 2])
     assert header is not None

@@ -35,9 +35,9 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     assert _pages_filled_again("cuda", {}) > 2 * PAGES, "the allocator of a GPU is torch's"
 
 
-def test_what_the_environment_says_of_memory_counts() -> None:
+def test_settings_in_the_environment_take_precedence() -> None:
     assert _pages_filled_again("cpu", {"MALLOC_ARENA_MAX": "4"}) > 2 * PAGES
 
 
-def test_what_is_kept_can_be_given_back() -> None:
+def test_kept_memory_can_be_given_back() -> None:
     assert PAGES // 2 < _pages_filled_again("cpu", {}, gives_back=True) < 2 * PAGES, "filled again once, then kept"

@@ -116,15 +116,15 @@ def test_full_shared_memory_is_an_error_of_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "what"),
+    ("code", "ended"),
     [
         (-signal.SIGBUS, "ended by a bus error"),
         (-signal.SIGSEGV, "ended by signal 11 (Segmentation fault)"),
         (3, "ended with code 3"),
     ],
 )
-def test_the_message_names_how_the_worker_ended(code: int, what: str) -> None:
-    assert describe_death(7, code).what == f"worker process 7 was {what}"
+def test_the_message_names_how_the_worker_ended(code: int, ended: str) -> None:
+    assert describe_death(7, code).event == f"worker process 7 was {ended}"
 
 
 def test_the_callers_own_signal_handler_stays() -> None:

@@ -11,7 +11,7 @@ import torch
 from mocokit.data.augment.recipes import AUG_PLUS
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader
-from mocokit.data.loading.prefetch import Ahead, on_device
+from mocokit.data.loading.prefetch import BackgroundMap, on_device
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader, LocalCrops, TwoViews
 
@@ -54,11 +54,11 @@ def test_work_runs_one_result_ahead_and_in_order() -> None:
     done: list[int] = []
 
     def square(number: int) -> int:
-        """Note what was asked for."""
+        """Record the requested number."""
         done.append(number)
         return number * number
 
-    stream = iter(Ahead(range(6), square))
+    stream = iter(BackgroundMap(range(6), square))
     assert next(stream) == 0
     until = time.monotonic() + 10
     while len(done) < 3 and time.monotonic() < until:  # one handed over, one waiting, one in the thread's hands
@@ -69,20 +69,20 @@ def test_work_runs_one_result_ahead_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
-def test_what_goes_wrong_ahead_is_raised_where_it_is_read(error: BaseException) -> None:
+def test_an_error_in_the_thread_is_raised_by_the_consumers_next(error: BaseException) -> None:
     def items() -> Iterator[int]:
         yield 1
         raise error
 
-    stream = iter(Ahead(items(), lambda number: number))
+    stream = iter(BackgroundMap(items(), lambda number: number))
     assert next(stream) == 1
     with pytest.raises(type(error)):
         next(stream)
     assert not _prefetching()
 
 
-def test_a_reader_that_stops_early_leaves_no_thread_behind() -> None:
-    stream = iter(Ahead(itertools.count(), lambda number: number))
+def test_a_consumer_that_stops_early_leaves_no_thread_behind() -> None:
+    stream = iter(BackgroundMap(itertools.count(), lambda number: number))
     assert [next(stream), next(stream)] == [0, 1]
     assert _prefetching()
     stream.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Draw augmentations, and apply them to pixels: a reference, a compiled and a batched implementation that agree.
+"""Draw random augmentations and apply them: reference, compiled and batched implementations that agree in each pixel.
 
 May import `randomness`.
 """

@@ -1,14 +1,15 @@
-"""The augmentation of `augment.py` after the crop, whole batches at a time on any device, from the same draws.
+"""Augment whole batches after the crop, on any device, with the parameters that recipes.py draws.
 
-`pack_params` turns a batch's draws into a short plan on the host: one step is one operation on those images that need
-it at that place of their own order. So `augment_batch` never waits for the device to learn what to do. Each operation
-repeats Pillow's 8-bit arithmetic, roundings included: on photographs, noise and all 2**24 colors the largest measured
-difference from `apply_params` is 0 levels, for each operation alone and for the papers' recipes.
+`pack_params` turns the drawn parameters of a batch into a short list of steps on the host. A step is one operation on
+the images that need it at the same position of their own sequence. So the host never waits for the device in
+`augment_batch`. Each operation repeats Pillow's 8-bit arithmetic, including rounding: on photographs, noise and all
+2**24 colors, the largest measured difference from `apply_params` is 0 levels, for single operations and whole recipes.
 
-Equality needs multiplication and addition rounded one by one and IEEE division, as in torch's eager mode on CPU and
-CUDA and in Pillow on x86-64; a compiler that fuses them may move single pixels by a level or, in hue, a code.
+Equality requires that products and sums are rounded one by one and that division is IEEE's. This holds in torch's eager
+mode on CPU and CUDA, and for Pillow on x86-64. A compiler that fuses products and sums may change single pixels by one
+level or, in hue, by one code.
 
-Shapes: n images of a batch, m images and k applications of steps, S image size.
+Shapes: n images of a batch, m images of a step, k applications (image, operation) of all steps, S image size.
 """
 
 import enum
@@ -24,11 +25,12 @@ from torch import Tensor
 from mocokit.data.augment.recipes import SOLARIZE_FROM, ViewParams
 
 MAX_STEP_IMAGES = 64
-"""Images of one step: 64*3*224*224*4 B = 38.5 MB an intermediate, of which hue holds seven at once (measured)."""
+"""Largest number of images in a step. An intermediate of 64 images at 224 px takes 64*3*224*224*4 B = 38.5 MB, and the
+hue operation holds seven of them at once (measured)."""
 
 
 class Op(enum.IntEnum):
-    """An operation; the first four have their numbers in `Jitter.order`."""
+    """An operation; `Jitter.order` uses the numbers of the first four."""
 
     BRIGHTNESS = 0
     CONTRAST = 1
@@ -42,33 +44,34 @@ class Op(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One operation on some of the images."""
+    """One operation on some images of the batch."""
 
     op: Op
     start: int
-    """The step's applications are `start` .. `stop - 1`."""
+    """First application of the step."""
     stop: int
+    """Last application of the step plus one."""
     box_radius_px: int = 0
-    """Pixels that a blur's box reaches to either side with full weight."""
+    """Pixels to each side of the center that a blur's box covers with full weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchParams:
-    """What happens to each image of a batch after its crop: two small tensors for the device, a plan for the host."""
+    """Parameters of a batch's augmentation after the crop: small tensors for the device, steps for the host."""
 
     rows: Tensor
-    """(k,) int64, the image of each application; no image twice in a step."""
+    """(k,) int64, image of each application. An image occurs at most once in a step."""
     values: Tensor
-    """(k, 2) float32: a blend's factor, hue's shift in codes of 1/255 turn, or blur's two weights in 2**-24."""
+    """(k, 2) float32: factor of a blend, shift of the hue in 1/255 turns, or the two weights of a blur in 2**-24."""
     steps: tuple[Step, ...]
     num_images: int
 
     def pin_memory(self) -> "BatchParams":
-        """The same parameters in page-locked memory; called by torch's DataLoader."""
+        """Return the parameters in page-locked memory; torch's DataLoader calls this."""
         return self._map(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "BatchParams":
-        """The same parameters on `device`, copied without waiting when pinned."""
+        """Return the parameters on `device`; the copy is asynchronous if they are in page-locked memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "BatchParams":
@@ -76,11 +79,11 @@ class BatchParams:
 
 
 _Place = tuple[int, Op, int]
-"""(stage, operation, box radius): steps run in this order, and what shares a place shares steps."""
+"""(stage, operation, box radius). Steps run in this order; applications with the same place share steps."""
 
 
 def pack_params(params: Sequence[ViewParams]) -> BatchParams:
-    """The plan of one view of a batch, `params[i]` being the draw of image i; crops are left to the caller."""
+    """Return the steps for one view of each image; `params[i]` belongs to image i. The crop is not part of them."""
     places = defaultdict[_Place, list[tuple[int, float, float]]](list)
     for row, view in enumerate(params):
         for place, first, second in _applications(view):
@@ -104,7 +107,10 @@ def pack_params(params: Sequence[ViewParams]) -> BatchParams:
 
 
 def _applications(view: ViewParams) -> Iterator[tuple[_Place, float, float]]:
-    """(place, values) of each operation on one image; stage 0 is an early grayscale, 1 to 4 are the jitter."""
+    """Yield (place, first value, second value) of each operation on one image.
+
+    Stage 0 is a grayscale before the jitter, 1 to 4 are the jitter, and 5 is a grayscale after it.
+    """
     if view.grayscale:
         yield (0 if view.grayscale_first else 5, Op.GRAYSCALE, 0), 0.0, 0.0
     if view.jitter is not None:
@@ -113,7 +119,9 @@ def _applications(view: ViewParams) -> Iterator[tuple[_Place, float, float]]:
         for stage, number in enumerate(jitter.order, start=1):
             op = Op(number)
             factor = factors[number]
-            if factor != (0.0 if op is Op.HUE else 1.0):  # as in apply_params, "no change" skips the roundings too
+            if factor != (
+                0.0 if op is Op.HUE else 1.0
+            ):  # as in apply_params: an operation that changes nothing must not round either
                 yield (stage, op, 0), float(int(factor * 255)) if op is Op.HUE else factor, 0.0
     if view.blur_radius_px is not None:
         box_radius_px, near, far = _box(view.blur_radius_px)
@@ -125,12 +133,12 @@ def _applications(view: ViewParams) -> Iterator[tuple[_Place, float, float]]:
 
 
 def _box(blur_radius_px: float) -> tuple[int, int, int]:
-    """The box that Pillow applies three times: (radius, weight within it, weight one pixel farther), in 2**-24.
+    """Return the box filter that Pillow applies three times: (radius, weight inside, weight one pixel beyond).
 
-    Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering", 2011, eq. 7, 11 and
-    14, in Pillow's mixture of float and double.
+    Weights are in units of 2**-24. Source: Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended
+    box filtering", 2011, eq. 7, 11 and 14, with the same mixture of float and double as Pillow.
     """
-    sigma = np.full(1, blur_radius_px, np.float32)  # an array stays float32 by the promotion rules of numpy 1 and 2
+    sigma = np.full(1, blur_radius_px, np.float32)  # an array: numpy 1 would promote a float32 scalar to float64
     variance = sigma * sigma / 3
     length = np.sqrt(12.0 * variance.astype(np.float64) + 1.0).astype(np.float32)
     whole: NDArray[np.float32] = np.floor((length - 1.0) / 2.0)
@@ -142,10 +150,10 @@ def _box(blur_radius_px: float) -> tuple[int, int, int]:
 
 
 def augment_batch(images: Tensor, params: BatchParams) -> Tensor:
-    """The views of cropped `images` (n, 3, S, S) uint8 that `params` describes, likewise; both on one device.
+    """Return the augmented views (n, 3, S, S) uint8 of cropped `images` (n, 3, S, S) uint8 on the same device.
 
     Raises:
-        ValueError: `images` are of another kind or number than `params` are made for.
+        ValueError: `images` have another shape or type than the images that `params` were packed for.
 
     """
     if images.dtype != torch.uint8 or images.shape[:2] != (params.num_images, 3):
@@ -155,14 +163,14 @@ def augment_batch(images: Tensor, params: BatchParams) -> Tensor:
         )
     images = images.clone(memory_format=torch.contiguous_format)
     for step in params.steps:
-        rows = params.rows[step.start : step.stop]  # (m,), (m, 2)
-        values = params.values[step.start : step.stop]
+        rows = params.rows[step.start : step.stop]  # (m,)
+        values = params.values[step.start : step.stop]  # (m, 2)
         images.index_copy_(0, rows, _apply(step, images.index_select(0, rows), values))
     return images
 
 
 def _apply(step: Step, images: Tensor, values: Tensor) -> Tensor:
-    """(m, 3, S, S) uint8 -> (m, 3, S, S) uint8."""
+    """Return `images` (m, 3, S, S) uint8 after one operation, with values (m, 2)."""
     first, second = values[:, :, None, None, None].unbind(1)  # (m, 1, 1, 1) each
     match step.op:
         case Op.BRIGHTNESS:
@@ -185,20 +193,20 @@ def _apply(step: Step, images: Tensor, values: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Away from `base` for factors above 1, truncated as Pillow does."""
+    """Interpolate from `base` (factor 0) to `images` (factor 1) or beyond; clip and truncate as Pillow does."""
     base = base.float()
     return (base + factor * (images - base)).clamp_(0, 255).to(torch.uint8)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """ITU-R 601-2 brightness, (m, 1, S, S) int32 in 0..255."""
+    """Return the ITU-R 601-2 brightness, (m, 1, S, S) int32 in 0..255."""
     red, green, blue = images.int().split(1, dim=1)
     luma: Tensor = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
     return luma
 
 
 def _mean_luma(images: Tensor) -> Tensor:
-    """(m, 1, 1, 1) int64, rounded half up."""
+    """Return the mean brightness of each image, (m, 1, 1, 1) int64, rounded half up."""
     num_pixels = images.shape[2] * images.shape[3]
     total = _luma(images).sum(dim=(1, 2, 3), keepdim=True)
     mean: Tensor = (2 * total + num_pixels) // (2 * num_pixels)
@@ -206,13 +214,13 @@ def _mean_luma(images: Tensor) -> Tensor:
 
 
 def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """RGB -> HSV, hue + `shift` modulo 256, -> RGB, every stage in 8 bits."""
+    """Convert RGB to HSV, add `shift` to the hue modulo 256, and convert back, with 8 bits at every stage."""
     hue, saturation, value = _to_hsv(images)
     return _to_rgb((hue + shift) & 255, saturation, value)
 
 
 def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(hue, saturation, value), (m, 1, S, S) int32 in 0..255 each; the hue of a gray pixel means nothing."""
+    """Return (hue, saturation, value), each (m, 1, S, S) int32 in 0..255; the hue of a gray pixel is arbitrary."""
     red, green, blue = images.split(1, dim=1)
     smaller = torch.minimum(red, green)
     larger = torch.maximum(red, green)
@@ -221,7 +229,7 @@ def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     middle = torch.maximum(smaller, torch.minimum(larger, blue))
     chroma = high - low
     below = (high - middle) / chroma.clamp(min=1)  # float32 0..1
-    sixths = torch.where(  # -1..5 sixths of a turn
+    sixths = torch.where(  # hue in sixths of a turn, -1..5
         red == high,
         torch.where(green > blue, 1 - below, below - 1),
         torch.where(
@@ -230,28 +238,35 @@ def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             torch.where(green > red, 3 + below, 5 - below),
         ),
     )
-    turn = sixths / sixths.new_full((), 6)  # by a Python number, CUDA would multiply with its rounded inverse
+    turn = sixths / sixths.new_full(
+        (), 6
+    )  # a tensor: CUDA would replace division by a Python number with a product by its rounded inverse
     hue = 255 * torch.where(turn < 0, turn + 1, turn)
     return hue.int(), 255 * chroma.int() // high.clamp(min=1), high.int()
 
 
 def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """(m, 3, S, S) uint8; a channel is value * (1 - saturation * share), its share being a trapezoid over hue."""
+    """Return RGB (m, 3, S, S) uint8: a channel is value * (1 - saturation * share), its share a trapezoid over hue."""
     offset = 255 * torch.arange(5, 0, -2, device=hue.device, dtype=torch.int32).view(3, 1, 1)  # red, green, blue
-    place = (6 * hue + offset) % 1530  # 255 a sextant
+    place = (6 * hue + offset) % 1530  # 255 units per sixth of the circle
     share = torch.minimum(place, 1020 - place).clamp_(0, 255)
-    return ((value * (255 * 255 - saturation * share) + 32512) // (255 * 255)).to(torch.uint8)  # rounded: ties can't be
+    return ((value * (255 * 255 - saturation * share) + 32512) // (255 * 255)).to(
+        torch.uint8
+    )  # rounded to nearest; ties cannot occur
 
 
 def _blur(images: Tensor, near: Tensor, far: Tensor, box_radius_px: int) -> Tensor:
-    """Three boxes along each row, then three along each column, each rounded to 8 bits."""
+    """Apply three box blurs along rows and three along columns, each rounded to 8 bits."""
     for dim in (3, 3, 3, 2, 2, 2):
         images = _box_blur(images, dim, near, far, box_radius_px)
     return images
 
 
 def _box_blur(images: Tensor, dim: int, near: Tensor, far: Tensor, box_radius_px: int) -> Tensor:
-    """Weight `near` up to the box's radius, `far` one pixel beyond, edges repeated; time grows with the radius."""
+    """Blur along `dim`: weight `near` up to the box's radius, `far` one pixel beyond, edge pixels repeated.
+
+    The time grows with the radius.
+    """
     size = images.shape[dim]
     reach = box_radius_px + 1
     index = torch.arange(-reach, size + reach, device=images.device).clamp_(0, size - 1)
@@ -260,5 +275,5 @@ def _box_blur(images: Tensor, dim: int, near: Tensor, far: Tensor, box_radius_px
     box = inner[0]
     for pixels in inner[1:]:
         box = box + pixels
-    total = near * box + far * (left + right) + 2**23  # up to 255.5 * 2**24: wraps int32, its top byte is right
+    total = near * box + far * (left + right) + 2**23  # up to 255.5 * 2**24: int32 overflows, but its top byte is right
     return (total >> 24).to(torch.uint8)

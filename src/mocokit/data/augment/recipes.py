@@ -1,8 +1,8 @@
-"""The papers' augmentations: which parameters are drawn, and what is done to one image with them.
+"""The papers' augmentations: draw their parameters, and apply them to one image with torchvision and Pillow.
 
-Drawing and applying are apart, so that the same draw can be applied by another engine and compared. The pixel work is
-torchvision's and Pillow's own; parameters follow torchvision's distributions. Sources: MoCo v1 sec. 3.3 and MoCo v2
-sec. 2 with moco/main_moco.py, moco/loader.py; MoCo v3 app. A; SimCLR app. A.
+Drawing and applying are separate, so that other implementations can apply the same draw and be compared with this one,
+the reference. Parameters follow torchvision's distributions. Sources: MoCo v1 sec. 3.3 and MoCo v2 sec. 2, with
+moco/main_moco.py and moco/loader.py; MoCo v3 app. A; SimCLR app. A.
 """
 
 import math
@@ -15,19 +15,19 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 
 SOLARIZE_FROM = 128
-"""Pillow's default."""
+"""Lowest level that solarize inverts (Pillow's default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Probabilities (`_p`) and ranges of one view's augmentation, in the order in which they are applied."""
+    """Settings of one view's augmentation: probabilities (`_p`) and ranges."""
 
     crop_scale: tuple[float, float]
-    """Share of the image's area that the crop covers."""
+    """Range of the crop's share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the crop."""
+    """Range of the crop's width over its height."""
     grayscale_first: bool
-    """Grayscale before the color jitter (v1) or after it (aug+)."""
+    """True: grayscale before the color jitter (MoCo v1); False: after it (aug+)."""
     jitter_p: float
     brightness: float
     contrast: float
@@ -36,12 +36,12 @@ class Recipe:
     grayscale_p: float = 0.2
     blur_p: float
     blur_radius_px: tuple[float, float] = (0.1, 2.0)
-    """Radius of Pillow's GaussianBlur, after the crop was resized."""
+    """Range of the radius of Pillow's GaussianBlur, applied to the resized crop."""
     flip_p: float = 0.5
     solarize_p: float = 0.0
-    """Levels of 128 and more turned to 255 - level, as Pillow's `solarize`."""
+    """Probability that levels of 128 and more become 255 - level, as in Pillow's `solarize`."""
     bicubic: bool = False
-    """How the crop is resized; otherwise bilinear."""
+    """Resize the crop with the bicubic filter instead of the bilinear one."""
 
 
 AUG = Recipe(
@@ -79,7 +79,7 @@ _MOCO_V3_FIRST = Recipe(
     blur_p=1.0,
 )
 MOCO_V3_PAIR = _MOCO_V3_FIRST, replace(_MOCO_V3_FIRST, blur_p=0.1, solarize_p=0.2)
-"""MoCo v3's two views, BYOL's but for the crop: 20 % of the area at least for ResNet-50, 8 % for ViTs."""
+"""MoCo v3's query and key views: BYOL's except for the smallest crop, 20 % of the area for ResNet-50, 8 % for ViTs."""
 
 SIMCLR = Recipe(
     crop_scale=(0.08, 1.0),
@@ -92,8 +92,9 @@ SIMCLR = Recipe(
     blur_p=0.5,
     bicubic=True,
 )
-"""SimCLR's both views at color strength 1. Its blur has a kernel of a tenth of the image; here it is Pillow's of the
-same radius, as MoCo v2 took it over. Its resize is TensorFlow's bicubic, which does not antialias; here Pillow's."""
+"""Both views of SimCLR at color strength 1, with two differences. SimCLR's blur kernel is a tenth of the image; here it
+is Pillow's blur with the same range of radius, as in MoCo v2. SimCLR resizes with TensorFlow's bicubic filter, which
+does not antialias; here Pillow's does."""
 
 CROP_AND_FLIP = Recipe(
     crop_scale=(0.08, 1.0),
@@ -106,12 +107,12 @@ CROP_AND_FLIP = Recipe(
     grayscale_p=0.0,
     blur_p=0.0,
 )
-"""What a linear classifier and fine-tuning train on (moco/main_lincls.py)."""
+"""Augmentation for training linear classifiers and for fine-tuning (moco/main_lincls.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jitter:
-    """One draw of the color jitter."""
+    """Drawn parameters of the color jitter."""
 
     order: tuple[int, ...]
     """Permutation of (0 brightness, 1 contrast, 2 saturation, 3 hue)."""
@@ -123,7 +124,7 @@ class Jitter:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewParams:
-    """One draw of everything that happens to an image; what is left out does not."""
+    """Drawn parameters of one view; the defaults change nothing."""
 
     crop: tuple[int, int, int, int]
     """(top, left, height, width) in pixels."""
@@ -136,12 +137,12 @@ class ViewParams:
     bicubic: bool = False
 
     def crop_only(self) -> "ViewParams":
-        """The same crop, and nothing else."""
+        """Return parameters with the same crop and no other operation."""
         return ViewParams(crop=self.crop, bicubic=self.bicubic)
 
 
 def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width: int) -> ViewParams:
-    """Draw a view of an image of `height` x `width` pixels."""
+    """Draw the parameters of one view of an image of `height` x `width` pixels."""
     return ViewParams(
         crop=_draw_crop(recipe, rng, height, width),
         jitter=_draw_jitter(recipe, rng) if rng.random() < recipe.jitter_p else None,
@@ -149,18 +150,19 @@ def draw_params(recipe: Recipe, rng: np.random.Generator, *, height: int, width:
         grayscale_first=recipe.grayscale_first,
         blur_radius_px=_uniform(rng, *recipe.blur_radius_px) if rng.random() < recipe.blur_p else None,
         flip=rng.random() < recipe.flip_p,
-        solarize=recipe.solarize_p > 0 and rng.random() < recipe.solarize_p,  # recipes without it draw as ever
+        # No draw without solarize: the views of MoCo v1 and v2 must stay those of the first release.
+        solarize=recipe.solarize_p > 0 and rng.random() < recipe.solarize_p,
         bicubic=recipe.bicubic,
     )
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """`rng.uniform` at a fifth of its cost, which counts at four draws and more a view."""
+    """Return a uniform draw at a fifth of the cost of `rng.uniform`; a view needs four or more of them."""
     return low + (high - low) * rng.random()
 
 
 def _draw_crop(recipe: Recipe, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Inception crop, as torchvision's RandomResizedCrop: ten tries, then the largest central crop."""
+    """Draw an Inception crop as torchvision's RandomResizedCrop does: ten tries, then the largest central crop."""
     log_ratio = math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1])
     for _ in range(10):
         area = height * width * _uniform(rng, *recipe.crop_scale)
@@ -190,7 +192,7 @@ def _draw_jitter(recipe: Recipe, rng: np.random.Generator) -> Jitter:
 
 
 def apply_params(image: Image.Image, params: ViewParams, *, size_px: int) -> Image.Image:
-    """The view of an RGB `image` that `params` describes, `size_px` x `size_px`."""
+    """Return the view of an RGB `image` that `params` describes, `size_px` x `size_px`."""
     interpolation = InterpolationMode.BICUBIC if params.bicubic else InterpolationMode.BILINEAR
     image = F.resized_crop(image, *params.crop, [size_px, size_px], interpolation)
     if params.grayscale and params.grayscale_first:
@@ -220,13 +222,13 @@ def _apply_jitter(image: Image.Image, jitter: Jitter) -> Image.Image:
     for number in jitter.order:
         name, adjust = _JITTER_OPS[number]
         value = getattr(jitter, name)
-        if value != (0.0 if name == "hue" else 1.0):  # a strength of 0 always draws "no change"
+        if value != (0.0 if name == "hue" else 1.0):  # skip an operation that changes nothing
             image = adjust(image, value)
     return image
 
 
 def evaluation_crop(image: Image.Image, *, size_px: int, crop_ratio: float) -> Image.Image:
-    """Resize the short side to `size_px / crop_ratio`, then cut the central square (ImageNet: 256, then 224)."""
+    """Resize the short side to `size_px / crop_ratio` and return the central square (ImageNet: 256, then 224)."""
     short = max(size_px, round(size_px / crop_ratio))
     square: Image.Image = F.center_crop(F.resize(image, short, InterpolationMode.BILINEAR), [size_px, size_px])
     return square

@@ -68,7 +68,7 @@ def resized_crop(
 
 
 def _resized(source: NDArray[np.uint8], weights: Weights) -> NDArray[np.uint8]:
-    """(num_in, L) -> (num_out, L)"""
+    """Resize rows of bytes: (num_in, L) -> (num_out, L)."""
     resized = np.empty((len(weights[0]), source.shape[1]), np.uint8)
     resize_rows(source, resized, *weights)
     return resized

@@ -1,4 +1,4 @@
-"""Decode the bytes of an image file into pixels.
+"""Decode image files into pixels.
 
 May import `data/sources` for its limits on file sizes.
 """

@@ -1,4 +1,4 @@
-"""Bytes -> RGB pixels, for every kind of image file that a folder may hold."""
+"""Decode any supported image file to upright RGB pixels with 8 bits per channel."""
 
 import warnings
 from io import BytesIO
@@ -14,33 +14,32 @@ from mocokit.data.sources.limits import PILLOW_ERRORS
 from mocokit.data.sources.sources import RawImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What photographs are stored in, whatever the file is called (MPO comes as JPEG). Pillow knows more, one of
-which (EPS) is a program that Ghostscript would run."""
+"""Formats that are read, whatever the file's suffix (Pillow opens MPO as JPEG). Other formats of Pillow are left out;
+one of them, EPS, is a program that Ghostscript would run."""
 
 
 class DecodeError(ValueError):
-    """The bytes are not an image that can be used; the message says why."""
+    """The file is not an image that can be used; the message says why."""
 
 
 def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
-    """Decode to RGB, upright, with transparency laid over white.
+    """Decode an image to RGB, apply the EXIF orientation, and put transparent images on white.
 
-    Grayscale is repeated over the channels, palettes and CMYK are converted, 16-bit samples keep their high byte,
-    EXIF orientation is applied.
+    Grayscale is repeated over the channels, palettes and CMYK are converted, and 16-bit samples keep their high byte.
 
     Args:
         raw: An encoded file, or uint8 pixels (H, W) or (H, W, 3).
-        max_image_px: Images with more pixels are refused before they are decoded (decompression bombs).
+        max_image_px: Largest number of pixels; larger images (decompression bombs) are refused before decoding.
 
     Raises:
-        DecodeError: Damaged, empty, truncated, too large or of an unknown format.
+        DecodeError: The file is damaged, empty, truncated, too large or of an unknown format.
 
     """
     if isinstance(raw, np.ndarray):
         _refuse_large(raw.shape[1], raw.shape[0], max_image_px)
         return Image.fromarray(raw).convert("RGB")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF and sizes: what can't be used is an error below, the rest is noise
+        warnings.simplefilter("ignore")  # about odd EXIF and large sizes; an image that can't be used is an error below
         return _decode_file(raw, max_image_px)
 
 
@@ -48,15 +47,12 @@ def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
     try:
         image = Image.open(BytesIO(raw), formats=FORMATS)
     except PILLOW_ERRORS as error:
-        if raw[:4] in (
-            b"II*\0",
-            b"MM\0*",
-        ):  # TIFF with samples that Pillow has no mode for, such as 16-bit RGB
+        if raw[:4] in {b"II*\0", b"MM\0*"}:  # a TIFF that Pillow has no mode for, such as 16-bit RGB
             return _decode_tiff(raw, max_image_px)
         raise DecodeError(_reason(raw, error)) from error
     _refuse_large(image.width, image.height, max_image_px)
     if image.format in {"JPEG", "MPO"} and has_absurd_scans(raw, image.width * image.height):
-        raise DecodeError("a JPEG in absurdly many scans")
+        raise DecodeError("a JPEG with absurdly many scans")
     try:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
@@ -91,7 +87,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_byte(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Samples of more than 8 bits -> 8: integers lose their low byte, floats are taken as 0..1 or else 0..max."""
+    """Convert samples to 8 bits: integers lose their low byte, floats are scaled from 0..max(1, largest sample)."""
     if samples.dtype.kind in "iu":
         high: NDArray[np.uint8] = (np.clip(samples, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
         return high
@@ -117,7 +113,7 @@ def _decode_tiff(raw: bytes, max_image_px: int) -> Image.Image:
 
 
 def _tiff_size(raw: bytes) -> tuple[int, int]:
-    """(width, height) as the first directory says, without decoding."""
+    """Return (width, height) from the TIFF's first directory, without decoding."""
     file = BytesIO(raw)
     try:
         directory = ImageFileDirectory_v2(raw[:8])

@@ -1,4 +1,4 @@
-"""Put images in order, make batches in threads or worker processes, and bring them to the device.
+"""Order the images, make batches in worker processes or threads, and copy them to the device.
 
 May import the rest of `data`, except `data/packing`.
 """

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a step has freed and the next one asks for again."""
+"""Tell glibc to keep the memory that a training step frees, or to return it to the kernel."""
 
 import ctypes
 import os
@@ -10,12 +10,12 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let glibc keep what a step has freed for the next one, where `device` is the CPU.
+    """Make glibc keep freed memory for the next step if `device` is the CPU.
 
-    By itself it hands large tensors back to the kernel, which fills every page with zeros before it gives it out again:
-    5 % and more of a ResNet-50's step at 224 px (docs/performance.md), for a tenth less memory. Nothing is changed with
-    another C library, or where the environment says how memory is to be handled (MALLOC_..., GLIBC_TUNABLES). Source:
-    mallopt(3).
+    By default glibc returns the memory of large tensors to the kernel, which fills each page with zeros before it hands
+    it out again. That costs 5 % or more of a ResNet-50's step at 224 px (docs/performance.md); keeping the memory takes
+    a tenth more of it. Does nothing with another C library, or if the environment configures the allocator (MALLOC_...,
+    GLIBC_TUNABLES). Source: mallopt(3).
     """
     if device.type != "cpu" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -26,10 +26,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Let glibc hand over to the kernel what it keeps, before worker processes are forked.
+    """Make glibc return the memory it keeps to the kernel; to be called before worker processes are forked.
 
-    As long as they live, they share all pages: each is copied before the step writes to it again, which makes steps
-    slow and takes the memory twice. Source: malloc_trim(3).
+    Forked workers share all pages of this process. A shared page is copied when the step writes to it again, which
+    slows steps down and takes the memory twice. Source: malloc_trim(3).
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):

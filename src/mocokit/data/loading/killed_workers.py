@@ -1,8 +1,9 @@
 """Go on with new loader workers when one was killed, for example for lack of memory, without losing a batch.
 
-By itself, torch handles the signal SIGCHLD and raises an error wherever the main process happens to be, possibly in the
-middle of an optimizer step. Here the handler from before is put back, so the death shows when the next batch is asked
-for. New workers then make all batches that were not delivered.
+torch installs a handler for the signal SIGCHLD that raises an error wherever the main process happens to be, possibly
+in the middle of an optimizer step. Here the previous handler is put back, so that the error is raised when the next
+batch is requested. New workers then make all batches that were not delivered. (torch installs its handler once in a
+process: if other code used a DataLoader with workers before, torch's handler is the previous one, and stays.)
 """
 
 import logging
@@ -34,13 +35,14 @@ _CAUSES = {
     -signal.SIGKILL: ("killed", "most likely for lack of memory: use fewer workers"),
     -signal.SIGBUS: ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
 }
-"""Exit code -> (what happened, likely reason and remedy)."""
+"""Exit code -> (how the worker ended, likely reason and remedy)."""
 
 
 class WorkerDeath(NamedTuple):
-    """How a worker ended."""
+    """Description of a dead worker."""
 
-    what: str
+    event: str
+    """The process and how it ended."""
     hint: str
     """Likely reason and remedy."""
 
@@ -48,8 +50,9 @@ class WorkerDeath(NamedTuple):
 class ResilientBatches(Generic[B]):
     """The batches at `order`, delivered in order even if workers are killed.
 
-    Raises ChildProcessError if a worker dies before the batches are delivered that the last dead worker held up: the
-    same images seem to kill every worker. Raises OSError if shared memory is full.
+    When a worker dies, some requested batches are not delivered yet. If another worker dies before all of these are
+    delivered, iteration raises ChildProcessError: the same images seem to kill every worker. If shared memory is full,
+    it raises OSError.
 
     Args:
         load: Returns a loader with workers for the batches at some positions.
@@ -82,18 +85,20 @@ class ResilientBatches(Generic[B]):
         undelivered: deque[Positions],
         rest: Iterator[Positions],
     ) -> Iterator[B]:
-        num_held_up = 0  # batches still to come of those that the last dead worker held up
+        num_held_up = 0  # undelivered batches that had been requested when the last worker died
         while (result := _next_result(batches, workers)) is not None:
             if isinstance(result, WorkerError):
                 del batches  # ends the workers even if the caller keeps the traceback, and with it this frame
                 raise result.to_exception()
             if isinstance(result, WorkerDeath):
                 del batches  # ends the other workers
-                what = f"workers={len(workers)}: {result.what}"
+                event = f"workers={len(workers)}: {result.event}"
                 if num_held_up > 0:
-                    raise ChildProcessError(f"{what}, as one before it at these images; {result.hint}; {_HOW_TO_GO_ON}")
+                    raise ChildProcessError(
+                        f"{event}, as one before it at these images; {result.hint}; {_HOW_TO_GO_ON}"
+                    )
                 num_held_up = len(undelivered)
-                self.on_worker_death(f"{what}, {result.hint}; new ones go on with the same batches")
+                self.on_worker_death(f"{event}, {result.hint}; new ones go on with the same batches")
                 batches, workers = self._start(undelivered, rest)
                 continue
             undelivered.popleft()
@@ -148,7 +153,7 @@ def _find_dead(workers: set[BaseProcess]) -> BaseProcess | None:
 
 
 def describe_death(pid: int | None, exit_code: int) -> WorkerDeath:
-    """Return what happened to a worker process, and the likely reason and remedy."""
+    """Return how a worker process ended, and the likely reason and remedy."""
     if exit_code in _CAUSES:
         ended, hint = _CAUSES[exit_code]
     else:

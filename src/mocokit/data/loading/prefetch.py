@@ -1,4 +1,4 @@
-"""The next batch on its way to the device, and augmented there, while this one is trained on."""
+"""Copy the next batch to the device and finish its augmentation there, during the step on the current batch."""
 
 import queue
 import threading
@@ -16,32 +16,31 @@ B = TypeVar("B")
 
 
 def on_device(batches: Iterable[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
-    """The same batches, ready on `device`; what was left to the device is done there.
+    """Yield the batches on `device`, with their augmentation finished there.
 
-    On a GPU a thread copies and augments the next batch on a stream of its own while the reader trains on this one; the
-    reader's thread, which must launch a thousand kernels a step, does none of it. On the CPU each batch is finished
-    when it is asked for.
+    On a GPU, a thread copies and augments the next batch on a stream of its own during the step. The main thread, which
+    launches about a thousand kernels per step, does none of that work. On the CPU, each batch is finished on request.
     """
     if device.type != "cuda":
         for batch in batches:
             yield batch.to(device).augmented()
         return
     staging = Staging(device)
-    for batch, ready in Ahead(batches, staging.move):
-        yield _handed_over(batch, ready)
+    for batch, ready in BackgroundMap(batches, staging.move):
+        yield _synchronize(batch, ready)
 
 
-class Ahead(Generic[A, B]):
-    """`work` done on each item by a thread, one result ahead of the reader.
+class BackgroundMap(Generic[A, B]):
+    """Results of `work` for each item, computed by a thread that is one result ahead of the consumer.
 
     Args:
-        items: Iterated by the thread; an exception that they or `work` raise is raised by the reader's `next`.
-        work: What is done to an item.
+        items: Iterated in the thread. An exception of `items` or `work` is raised by the consumer's `next`.
+        work: Function to apply to each item.
 
     """
 
     def __init__(self, items: Iterable[A], work: Callable[[A], B]) -> None:
-        self._items = iter(items)  # the loader's processes are started by the reader's thread
+        self._items = iter(items)  # here, so that the loader starts its processes in this thread
         self._work = work
         self._done: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
@@ -64,14 +63,14 @@ class Ahead(Generic[A, B]):
     def _run(self) -> None:
         try:
             for item in self._items:
-                if not self._hand(good=True, result=self._work(item)):
+                if not self._put(good=True, result=self._work(item)):
                     return
-            self._hand(good=False, result=None)
-        except BaseException as error:  # noqa: BLE001, the reader raises it
-            self._hand(good=False, result=error)
+            self._put(good=False, result=None)
+        except BaseException as error:  # noqa: BLE001, the consumer's thread raises it
+            self._put(good=False, result=error)
 
-    def _hand(self, *, good: bool, result: object) -> bool:
-        """Put the result where the reader finds it; False when the reader is gone."""
+    def _put(self, *, good: bool, result: object) -> bool:
+        """Queue a result (`good`), an error or the end (None); return False if the consumer is gone."""
         while not self._closed.is_set():
             try:
                 self._done.put((good, result), timeout=0.1)
@@ -82,9 +81,10 @@ class Ahead(Generic[A, B]):
 
 
 class Staging:
-    """Copies batches to a GPU through page-locked memory of its own: two batches' worth, however many are loaded ahead.
+    """Copies batches to a GPU through two page-locked buffers that are reused.
 
-    Locking pages is slow and stalls the GPU's driver; torch's loader locks anew for each batch that workers are ahead.
+    Locking pages is slow and stalls the GPU's driver. torch's loader with `pin_memory` locks new pages for each batch
+    that workers are ahead; here the number of locked buffers does not depend on the number of workers.
 
     Args:
         device: The GPU.
@@ -94,45 +94,49 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self._slots = [_Slot(), _Slot()]
+        self._buffers = [_Buffer(), _Buffer()]
 
     def move(self, batch: ViewBatch) -> tuple[ViewBatch, torch.cuda.Event]:
-        """The batch, finished on the device once the event has come."""
-        slot = self._slots[0]
-        self._slots.reverse()
-        slot.wait()
+        """Return the batch on the device, and the event after which its pixels are valid."""
+        buffer = self._buffers[0]
+        self._buffers.reverse()
+        buffer.wait()
         params = None if batch.params is None else tuple(params.pin_memory() for params in batch.params)
-        staged: dict[str, Any] = {name: slot.hold(name, tensor) for name, tensor in batch.tensors().items()}
+        staged: dict[str, Any] = {name: buffer.copy_in(name, tensor) for name, tensor in batch.tensors().items()}
         with torch.cuda.stream(self.stream):
             moved = replace(batch, params=params, **staged).to(self.device)
-            slot.copied = self.stream.record_event()
+            buffer.copied = self.stream.record_event()
             return moved.augmented(), self.stream.record_event()
 
 
-class _Slot:
-    """Page-locked memory that one batch at a time is copied through."""
+class _Buffer:
+    """Page-locked memory for one batch at a time."""
 
     def __init__(self) -> None:
         self.copied: torch.cuda.Event | None = None
         self._memory: dict[str, Tensor] = {}
 
     def wait(self) -> None:
-        """Until the batch before is on the device."""
+        """Wait until the previous batch in this buffer is on the device."""
         if self.copied is not None:
             self.copied.synchronize()
 
-    def hold(self, name: str, tensor: Tensor) -> Tensor:
-        """A page-locked copy, laid out alike."""
+    def copy_in(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a page-locked copy with the same strides; its memory is reused for the next batch."""
         memory = self._memory.get(name)
         if memory is None or memory.shape != tensor.shape or memory.stride() != tensor.stride():
             memory = self._memory[name] = torch.empty_like(tensor, pin_memory=True)
         return memory.copy_(tensor)
 
 
-def _handed_over(batch: ViewBatch, ready: torch.cuda.Event) -> ViewBatch:
-    """Make the reader's stream wait for the batch, and the batch's memory wait for the reader's stream."""
-    reader = torch.cuda.current_stream(batch.query.device)
-    reader.wait_event(ready)
+def _synchronize(batch: ViewBatch, ready: torch.cuda.Event) -> ViewBatch:
+    """Make the consumer's stream wait for the batch.
+
+    `record_stream` keeps torch from reusing the batch's memory, which belongs to the copying stream, before the
+    consumer's stream is done with it.
+    """
+    consumer = torch.cuda.current_stream(batch.query.device)
+    consumer.wait_event(ready)
     for tensor in batch.tensors().values():
-        tensor.record_stream(reader)
+        tensor.record_stream(consumer)
     return batch

@@ -1,4 +1,4 @@
-"""What runs inside a loader's worker process: its setup, its work, its errors and its end."""
+"""Code of a loader's worker process: its setup, its work, its errors and its end."""
 
 import os
 import signal
@@ -57,9 +57,9 @@ class BatchDataset(Dataset[B | WorkerError], Generic[B]):
 def init_worker(_worker: int) -> None:
     """Prepare a worker process: one thread, and an end only when the main process says so or is gone.
 
-    Ctrl-C and SIGTERM reach all processes of the group. The main process then ends the run in order, for which it still
-    needs its workers: so they ignore Ctrl-C, and obey only a SIGTERM that the main process sent. A worker whose main
-    process was killed would wait forever to hand over its batch: so a thread checks each second that it is there.
+    Ctrl-C and SIGTERM reach all processes of the group. The main process then finishes its step and saves, and needs
+    its workers until then. So a worker ignores Ctrl-C and obeys only a SIGTERM from the main process. A worker whose
+    main process was killed would wait forever to hand over its batch. So a thread checks every second that it is alive.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
