@@ -290,6 +290,8 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
         ),
         (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown backbone"),
         (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
+        (lambda s: {"classy_state_dict": {"base_model": s}}, {}, r"holds no weights; its keys are classy_state_dict"),
+        (lambda s: {11: torch.zeros(1), "args": 1}, {}, r"nearest is \w+: unknown keys: 11; missing: "),
         (lambda s: {"step": 3, "method": s}, {}, r"mocokit wrote this checkpoint; use its run folder"),
     ],
 )

@@ -30,7 +30,7 @@ _NEEDS_MODULE = "its backbone {} is not part of mocokit; give the module: {}"
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCard:
-    """How to build a backbone, and how to prepare its images."""
+    """Architecture of a backbone, and preparation of its images."""
 
     arch: str
     stem: str
@@ -93,8 +93,7 @@ def load_backbone(run_or_file: str | Path, *, backbone: nn.Module | None = None)
     """
     path = Path(run_or_file).expanduser()
     path = path / "backbone.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"run={run_or_file}: no backbone there ({path.name} is written at the first checkpoint)")
+    require(path.is_file(), "run", run_or_file, f"no backbone there; {path.name} is written at the first checkpoint")
     state, card = _read_file(path)
     if backbone is None:
         require(not card.is_own, "run", path, _NEEDS_MODULE.format(card.arch, "load_backbone(run, backbone=...)"))
@@ -116,8 +115,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], BackboneCard]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"run={path}: damaged file ({error})") from error
-    if "mocokit" not in metadata:
-        raise ValueError(f"run={path}: not written by mocokit; it does not say which backbone it holds")
+    require("mocokit" in metadata, "run", path, "not written by mocokit; it does not say which backbone it holds")
     try:
         return state, _read_card(metadata["mocokit"])
     except (TypeError, KeyError, ValueError, RecursionError) as error:

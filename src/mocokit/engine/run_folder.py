@@ -17,6 +17,7 @@ import tomli_w
 from mocokit import distributed
 from mocokit.engine.checkpoint import remove_partial
 from mocokit.engine.machine import describe_machine
+from mocokit.settings import require
 
 LOGGER = logging.getLogger("mocokit")
 
@@ -99,8 +100,7 @@ class RunFolder:
             ValueError: The folder has no config.toml.
 
         """
-        if not self.config.is_file():
-            raise ValueError(f"run={self.path}: not a run folder (it has no config.toml)")
+        require(self.config.is_file(), "run", self.path, "not a run folder (it has no config.toml)")
         return self.config.read_text(encoding="utf-8")
 
     def record_resolved(self, values: Mapping[str, object]) -> None:

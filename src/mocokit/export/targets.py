@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mocokit.engine.backbone_file import LoadedBackbone
-from mocokit.settings import choose
+from mocokit.settings import choose, require
 
 Reader = Callable[[Tensor], Tensor]
 """Compute features from the exported files: normalised float32 images (n, 3, S, S) -> (n, D)."""
@@ -74,6 +74,5 @@ def load_target(name: str) -> Target:
 
 def require_suffix(out: Path, *suffixes: str) -> str:
     """Return the suffix of `out`; raise ValueError if it is none of `suffixes`."""
-    if out.suffix not in suffixes:
-        raise ValueError(f"out={out}: must end in {' or '.join(suffixes)}")
+    require(out.suffix in suffixes, "out", out, f"must end in {' or '.join(suffixes)}")
     return out.suffix

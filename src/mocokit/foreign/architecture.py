@@ -59,8 +59,8 @@ def rename_backbone(state: State) -> State:
     # lightly with a torchvision ResNet: nn.Sequential(*list(resnet.children())[:-1]).
     # Children 2 and 3, ReLU and max-pool, have no weights.
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-    parts = {name: name.split(".", 1) for name in state}
-    return {f"{children.get(child, child)}.{rest}": state[name] for name, (child, rest) in parts.items()}
+    parts = {name: name.partition(".") for name in state}
+    return {f"{children.get(child, child)}{dot}{rest}": state[name] for name, (child, dot, rest) in parts.items()}
 
 
 def infer_architecture(state: State) -> tuple[str, str]:

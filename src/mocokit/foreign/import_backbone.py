@@ -11,6 +11,7 @@ from mocokit.foreign.architecture import compare, infer_architecture, infer_stem
 from mocokit.foreign.layouts import Recognised, recognise
 from mocokit.foreign.reading import read_checkpoint
 from mocokit.nets.backbones import build_backbone
+from mocokit.settings import require
 
 IMAGE_SIZES = {"imagenet": 224, "small": 32}
 """Stem -> image size (pixels), if the user gives none."""
@@ -52,10 +53,8 @@ def import_backbone(
     """
     source = Path(checkpoint).expanduser()
     path = Path(out).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(f"out={out}: a backbone file must end in .safetensors")
-    if path.exists():
-        raise ValueError(f"out={out}: exists; choose another name")
+    require(path.suffix == ".safetensors", "out", out, "a backbone file must end in .safetensors")
+    require(not path.exists(), "out", out, "exists; choose another name")
     content = read_checkpoint(source)
     try:
         found = recognise(content)
@@ -88,6 +87,6 @@ def _architecture(found: Recognised, arch: str | None) -> tuple[str, str]:
         return found.layout.renamed_archs.get(inferred, inferred), stem
     stem = infer_stem(state) if not arch.startswith(("timm/", "vit_")) else "imagenet"
     difference = compare(state, arch, stem)
-    if len(difference):
-        raise ValueError(f"arch={arch}: the weights of {found.layout.name} are not of this backbone; {difference}")
+    message = f"the weights of {found.layout.name} are not of this backbone; {difference}"
+    require(len(difference) == 0, "arch", arch, message)
     return arch, stem

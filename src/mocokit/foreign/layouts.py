@@ -150,18 +150,17 @@ def find_weights(checkpoint: Mapping[str, Any]) -> State:
     if "method" in checkpoint and "step" in checkpoint:
         raise ValueError("mocokit wrote this checkpoint; use its run folder, or the backbone.safetensors in it")
     for state in _candidates(checkpoint):
-        tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+        tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    raise ValueError(f"holds no weights; its keys are {shorten(list(checkpoint))}")
+    raise ValueError(f"holds no weights; its keys are {shorten(list(map(str, checkpoint)))}")
 
 
 def _candidates(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the dictionaries that may be the state dict, the likeliest first."""
-    vissl = checkpoint.get("classy_state_dict")
-    if isinstance(vissl, dict):
-        model = vissl["base_model"]["model"]
-        yield {**model["trunk"], **{f"heads.{key}": value for key, value in model["heads"].items()}}
+    match checkpoint.get("classy_state_dict"):  # VISSL
+        case {"base_model": {"model": {"trunk": dict(trunk), "heads": dict(heads)}}}:
+            yield {**trunk, **{f"heads.{key}": value for key, value in heads.items()}}
     for name in ("teacher", "state_dict", "model_state_dict", "model"):  # DINO evaluates its teacher
         if isinstance(checkpoint.get(name), dict):
             yield checkpoint[name]

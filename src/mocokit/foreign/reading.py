@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mocokit.engine.checkpoint import UNREADABLE, load_tensors
+from mocokit.settings import require
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -21,8 +22,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: The file is missing, cut, damaged, no dictionary, or a pickle that would run code.
 
     """
-    if not path.is_file():
-        raise ValueError(f"checkpoint={path}: no such file")
+    require(path.is_file(), "checkpoint", path, "no such file")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

@@ -19,6 +19,7 @@ from mocokit.export.card import describe, write_card
 from mocokit.export.proof import BATCH_SIZES, Proof, prove
 from mocokit.export.targets import Exported, Target, load_target
 from mocokit.run.demo import sample_path
+from mocokit.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,7 @@ def export_run(
 
     """
     path = Path(out).expanduser()
-    if path.exists():
-        raise ValueError(f"out={out}: exists; choose another name")
+    require(not path.exists(), "out", out, "exists; choose another name")
     target = load_target(to) if isinstance(to, str) else to
     name = to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
     loaded = load_backbone(run, backbone=backbone)
@@ -91,11 +91,8 @@ def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tens
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     # Four times as many as needed, since some may be unreadable.
     pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)
-    if len(pixels) < count:
-        raise ValueError(
-            f"data={name}: {len(pixels)} of its images can be read, the comparison needs {count}; "
-            "name other images with --data"
-        )
+    message = f"{len(pixels)} of its images can be read, the comparison needs {count}; name other images with --data"
+    require(len(pixels) >= count, "data", name, message)
     return pixels[:count], f"{count} images of {name}"
 
 
