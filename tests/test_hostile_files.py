@@ -24,7 +24,7 @@ from mocokit.data.sources.archives import open_zip
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.shard_index import load_index
 from mocokit.data.sources.shards import expand_pattern
-from mocokit.detection.data_sets import _parse_voc
+from mocokit.detection.data_sets import read_voc_annotation
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import CheckpointError, load_checkpoint
 
@@ -261,4 +261,4 @@ def test_a_config_neither_nests_without_bound_nor_starts_an_army() -> None:
 def test_annotations_that_define_entities_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text('<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>')
     with pytest.raises(ValueError, match="declares a document type"):
-        _parse_voc(tmp_path / "a.xml")
+        read_voc_annotation(tmp_path / "a.xml")
