@@ -33,7 +33,7 @@ def test_the_commands_of_a_cell_mean_that_cell(table: Table, cell: Cell, monkeyp
         return 0
 
     monkeypatch.setattr("mocokit.run.pretrain.pretrain", note_config)
-    monkeypatch.setattr(evaluate, "_judge", note_protocols)
+    monkeypatch.setattr(evaluate, "evaluate_and_print", note_protocols)
     pretrain, linear, *detect = (shlex.split(shell_line(line)) for line in commands(table, cell, PLACES, seed=2))
     run = f"my runs/{table.name}/{cell.name}/seed_2"
     assert main(pretrain[len(LAUNCH.split()) :]) == 0

@@ -57,7 +57,7 @@ def _detect_one(
 
 
 def _pack_masks(masks: Tensor) -> tuple[dict[str, object], ...]:
-    """Threshold masks (m, 1, H, W) at 0.5 and pack them as run lengths; unpacked, those of a set would not fit in memory."""
+    """Pack masks (m, 1, H, W), cut at 0.5, as run lengths; the unpacked masks of a set would not fit in memory."""
     mask = load_coco_library().mask
     drawn = (masks[:, 0] > 0.5).to(torch.uint8).cpu().numpy()
     return tuple(mask.encode(np.asfortranarray(one)) for one in drawn)
