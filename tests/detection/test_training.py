@@ -1,4 +1,4 @@
-"""The loop: its optimizer, its end, and what a kill leaves."""
+"""The training loop of a detector: optimizer, interruption, and precise BatchNorm."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_each_iteration_has_its_own_learning_rate(voc: DetectionSet, monkeypatch
     assert len(losses) == 5
 
 
-def test_a_trial_that_was_cut_off_ends_the_same(
+def test_an_interrupted_trial_continues_to_the_same_result(
     voc: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detection_training, "SAVE_EVERY", 2)

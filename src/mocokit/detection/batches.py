@@ -6,6 +6,7 @@ from any step.
 Shapes: n objects of an image; pixels (3, H, W) uint8; boxes (n, 4) as in data_sets.py.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -148,11 +149,7 @@ class AspectOrder(Sampler[list[tuple[int, int]]]):
         return self.total_steps - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = self._all_batches()
-        for step in range(self.total_steps):
-            batch = next(batches)
-            if step >= self.start_step:
-                yield batch
+        return itertools.islice(self._all_batches(), self.start_step, self.total_steps)
 
     def _all_batches(self) -> Iterator[list[tuple[int, int]]]:
         waiting: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])

@@ -94,7 +94,7 @@ class DetectionRecipe:
         )
 
     def lr_of(self, iteration: int) -> float:
-        """Learning rate of one iteration, counted from 0 (Detectron2's WarmupMultiStepLR)."""
+        """Return the learning rate of an iteration, counted from 0 (Detectron2's WarmupMultiStepLR)."""
         lr = self.lr * 0.1 ** bisect_right(self.milestones, iteration)
         if iteration >= self.warmup_iterations:
             return lr
