@@ -28,7 +28,7 @@ def coco_ap(truth: DetectionSet, found: Sequence[Detections], *, library: str | 
     assert truth.coco_file is not None, "a set of VOC folders has no COCO AP"
     kinds = list(KINDS) if any(detections.masks for detections in found) else ["box"]
     rows = coco_rows(truth, found)
-    if not rows:  # the libraries fail on an empty list
+    if not rows:  # pycocotools can't load an empty list
         return {f"{kind} {metric}": 0.0 for kind in kinds for metric in METRICS}
     coco = load_coco_library(library)
     result: dict[str, float] = {}

@@ -122,9 +122,8 @@ def read_voc_annotation(path: Path) -> tuple[tuple[int, int], list[VocObject]]:
     """
     try:
         text = path.read_bytes()
-        if (
-            b"<!DOCTYPE" in text or b"\0" in text
-        ):  # nested entities can expand to gigabytes; UTF-16 could hide their declaration
+        # Nested entities, which a document type declares, can expand to gigabytes; UTF-16 could hide the declaration.
+        if b"<!DOCTYPE" in text or b"\0" in text:
             raise ValueError("declares a document type, or is not UTF-8; no annotation needs that")
         tree = ET.ElementTree(ET.fromstring(text))
         size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))

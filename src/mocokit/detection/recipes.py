@@ -129,7 +129,7 @@ COCO_C4_2X = DetectionRecipe(
     rpn_after_nms=(2000, 1000),
 )
 
-# Not shipped officially; as the maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
+# There is no official config. The maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
 # Detectron2) and #39 (1x: 90k iterations, steps at 60k and 80k). mmselfsup measures 40.2 box, 36.1 mask AP (v2, 200).
 COCO_FPN_1X = DetectionRecipe(
     name="coco-fpn-1x",

@@ -140,7 +140,7 @@ def _run_trial(
     )
     text = json.dumps(asdict(trial), indent=1) + "\n"
     write_text_atomically(path, text)
-    shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # its checkpoints
+    shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # checkpoints of the trial
     return trial
 
 
