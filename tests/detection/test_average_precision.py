@@ -1,4 +1,4 @@
-"""VOC's rule against a case worked out by hand, and against counting pixels."""
+"""VOC's rule, checked against a case worked out by hand and against counting pixels."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def _found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> 
     )
 
 
-def test_a_case_worked_out_by_hand() -> None:
+def test_average_precision_equals_a_case_worked_out_by_hand() -> None:
     """Two classes on two images.
 
     Class 0 has 2 objects. By score: 0.9 overlaps object A by 80/100 = 0.8 (right up to threshold 0.75), 0.8 is A's
@@ -57,7 +57,7 @@ def test_a_case_worked_out_by_hand() -> None:
     )
 
 
-def test_what_is_found_exactly_is_worth_everything_and_nothing_found_nothing() -> None:
+def test_exact_detections_score_100_and_no_detections_score_0() -> None:
     truth = [_image([[0, 0, 10, 10], [50, 50, 90, 90]], [0, 1]), _image([], []), _image([[5, 5, 9, 9]], [1])]
     exact = [
         Detections(boxes=image.boxes, scores=np.ones(len(image.boxes), np.float32), labels=image.labels)
@@ -71,7 +71,7 @@ def test_what_is_found_exactly_is_worth_everything_and_nothing_found_nothing() -
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_case_agrees_with_counting_pixels(seed: int) -> None:
+def test_random_cases_agree_with_counting_pixels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth_rows: list[list[tuple[VocBox, bool]]] = []
     found_rows: list[tuple[int, float, VocBox]] = []
@@ -107,5 +107,5 @@ def _moved(box: VocBox, rng: np.random.Generator) -> VocBox:
 
 
 def _exclusive(box: VocBox) -> list[float]:
-    """From VOC's pixels, counted from 1, to ours."""
+    """Convert a box from VOC's pixels, counted from 1 with inclusive edges, to ours."""
     return [box[0] - 1, box[1] - 1, box[2], box[3]]

@@ -1,4 +1,4 @@
-"""What a detector is shown, and in which order."""
+"""Images and targets of a detector, and the order of its batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from mocokit.detection.data_sets import AnnotatedImage, open_voc
 
 
 def _image(folder: Path, size: tuple[int, int] = (60, 40), **changes: Any) -> AnnotatedImage:
-    """A dark picture with a white rectangle, which is the object."""
+    """Write a dark picture whose only object is a white rectangle."""
     picture = Image.new("RGB", size, "black")
     picture.paste("white", (6, 10, 26, 30))
     path = folder / f"{size[0]}x{size[1]}.png"
@@ -101,7 +101,7 @@ def test_an_example_depends_on_epoch_and_image_alone(pasted_voc: Path) -> None:
     assert not all(_same(a, b) for a, b in zip(alone, other, strict=True))
 
 
-def test_a_batch_is_upright_or_not_and_starts_anywhere(tmp_path: Path) -> None:
+def test_a_batch_has_one_orientation_and_the_order_can_start_at_any_step(tmp_path: Path) -> None:
     wide = _image(tmp_path, (60, 40))
     tall = _image(tmp_path, (40, 60))
     images = [wide, tall, wide, wide, tall, wide, tall]
@@ -119,7 +119,7 @@ def test_a_batch_is_upright_or_not_and_starts_anywhere(tmp_path: Path) -> None:
     assert len({tuple(number for epoch, number in positions if epoch == e) for e in range(4)}) > 1
 
 
-def test_an_image_that_does_not_fit_its_annotation_is_named(tmp_path: Path) -> None:
+def test_an_image_of_another_size_than_its_annotation_is_named(tmp_path: Path) -> None:
     wrong = _image(tmp_path, width=61)
     with pytest.raises(ValueError, match=r"60x40\.png: has 60x40 pixels, its annotation says 61x40"):
         _views([wrong]).make_batch([(0, 0)], map)

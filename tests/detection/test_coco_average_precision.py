@@ -1,4 +1,4 @@
-"""COCO AP against pycocotools itself, which the package does not call when faster-coco-eval is there."""
+"""COCO AP, checked against pycocotools, which the package does not call if faster-coco-eval is installed."""
 
 import contextlib
 import io
@@ -96,7 +96,7 @@ def test_both_libraries_give_what_pycocotools_gives(crowded: DetectionSet, libra
     assert ours["box AP"] != pytest.approx(ours["mask AP"])
 
 
-def test_what_is_found_exactly_is_worth_everything_and_nothing_found_nothing(crowded: DetectionSet) -> None:
+def test_exact_detections_score_100_and_no_detections_score_0(crowded: DetectionSet) -> None:
     exact = coco_ap(crowded, _noisy(crowded, noise_px=0))
     assert exact == pytest.approx(dict.fromkeys(exact, 100.0))
     empty = Detections(boxes=np.empty((0, 4), np.float32), scores=np.empty(0, np.float32), labels=np.empty(0, np.int64))

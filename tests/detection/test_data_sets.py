@@ -1,4 +1,4 @@
-"""VOC and COCO folders as they are unpacked."""
+"""Reading VOC and COCO folders as they are unpacked."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The detector is Detectron2's, made of torchvision's parts, and the backbone's own layers are in it."""
+"""The detector has Detectron2's layout, torchvision's parts, and the backbone's own layers."""
 
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ def test_the_head_of_a_region_is_layer4_and_one_more_batchnorm() -> None:
     assert len(extra) == len(own) + 1
 
 
-def test_the_official_c4_detector_has_its_sizes() -> None:
+def test_the_c4_detector_has_the_official_sizes() -> None:
     detector: Any = build_detector(
         build_backbone("resnet50"), num_classes=20, neck="c4", masks=False, mean=MEAN, std=STD
     )
@@ -124,7 +124,7 @@ def test_a_pyramid_has_batchnorm_in_trunk_and_pyramid_alone() -> None:
 
 
 def test_regions_are_aligned_to_the_pixel() -> None:
-    """On a ramp, the value of a cell's centre, a region's mean is the ramp at the region's centre (closed form)."""
+    """On a linear ramp, the mean of a region equals the ramp at the region's centre (closed form)."""
     stride = 16
     columns = 12
     centres = (torch.arange(columns) + 0.5) * stride  # image coordinates of the cells' centres
@@ -136,7 +136,7 @@ def test_regions_are_aligned_to_the_pixel() -> None:
 
 
 def test_masks_are_learnt_from_the_features_of_the_boxes() -> None:
-    """layer4 runs once in training, so that BatchNorm sees all regions; in testing again on the boxes found."""
+    """In training, layer4 runs once, so that BatchNorm sees all regions; in testing, again on the detected boxes."""
     detector, _ = _detector("c4", masks=True)
     calls = list[int]()
     detector.roi_heads.box_head.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))

@@ -1,4 +1,4 @@
-"""Official numbers, and how they are carried to another batch, length and size."""
+"""The official numbers, and their conversion to another batch, length and image size."""
 
 from dataclasses import replace
 

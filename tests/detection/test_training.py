@@ -1,4 +1,4 @@
-"""The loop: its optimizer, its end, and what a kill leaves."""
+"""The training loop of a detector: optimizer, interruption, and precise BatchNorm."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from mocokit.detection import training as detection_training
 from mocokit.detection.data_sets import DetectionSet, open_voc
 from mocokit.detection.detector import build_detector
 from mocokit.detection.recipes import VOC_C4_24K, DetectionRecipe
-from mocokit.detection.training import build_optimizer, precise_batchnorm, train_detector
+from mocokit.detection.training import build_optimizer, precise_batchnorm, train_detector, training_batches
 from mocokit.engine.checkpoint import list_checkpoints
 from mocokit.nets.backbones import build_backbone, build_seeded
 from tests.run_process import same
@@ -79,7 +79,7 @@ def test_each_iteration_has_its_own_learning_rate(voc: DetectionSet, monkeypatch
     assert len(losses) == 5
 
 
-def test_a_trial_that_was_cut_off_ends_the_same(
+def test_an_interrupted_trial_continues_to_the_same_result(
     voc: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detection_training, "SAVE_EVERY", 2)
@@ -111,7 +111,7 @@ def test_a_trial_that_was_cut_off_ends_the_same(
 
 def test_precise_batchnorm_is_the_mean_of_the_batches(voc: DetectionSet) -> None:
     detector = _detector().train()
-    batches = list(detection_training._batches(voc, TINY, start=0, seed=0, num_workers=0))[:3]
+    batches = list(training_batches(voc, TINY, start=0, seed=0, num_workers=0))[:3]
     layer = detector.backbone.bn1
     inputs = list[torch.Tensor]()
     layer.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))

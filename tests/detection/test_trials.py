@@ -1,4 +1,4 @@
-"""From a backbone to the table of five trials."""
+"""Trials, from a backbone to the table of means and deviations."""
 
 import json
 import math
@@ -33,7 +33,7 @@ CARD = BackboneCard(
 
 
 def _small(recipe: DetectionRecipe, iterations: int) -> DetectionRecipe:
-    """The recipe at 64 px with few regions."""
+    """Return the recipe at 64 px with few regions."""
     return replace(
         recipe.rescaled(2).at_short_side(64).shortened(iterations),
         rpn_before_nms=(60, 60),
@@ -63,7 +63,7 @@ def voc(pasted_voc: Path) -> DetectionSet:
 
 
 def _write_coco(root: Path, voc: DetectionSet) -> None:
-    """The same pictures in COCO's folders; the outline of an object is its ellipse."""
+    """Write the same pictures as COCO folders; the outline of an object is its ellipse."""
     annotations = list[dict[str, object]]()
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     (root / "val2017").mkdir(parents=True)
@@ -95,7 +95,7 @@ def _write_coco(root: Path, voc: DetectionSet) -> None:
     (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
 
 
-def test_a_trial_starts_from_the_very_weights_of_the_run(voc: DetectionSet, tmp_path: Path) -> None:
+def test_a_trial_starts_from_the_weights_of_the_run(voc: DetectionSet, tmp_path: Path) -> None:
     torch.manual_seed(5)
     save_backbone(tmp_path / "backbone.safetensors", build_backbone("resnet10_w16"), CARD)
     plan = _plan(voc, _small(VOC_C4_24K, 2), run=str(tmp_path))
@@ -112,9 +112,7 @@ def test_a_trial_starts_from_the_very_weights_of_the_run(voc: DetectionSet, tmp_
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_finished_trials_are_kept_and_the_rest_is_done(
-    voc: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_trials_are_not_repeated(voc: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(voc, _small(VOC_C4_24K, 2), judge_training_images=True)
     seen = list[tuple[int, int]]()
 
@@ -136,7 +134,7 @@ def test_finished_trials_are_kept_and_the_rest_is_done(
         run_trials(replace(plan, seed=1), num_trials=2, out=tmp_path)
 
 
-def test_a_mistake_does_not_claim_the_folder(voc: DetectionSet, tmp_path: Path) -> None:
+def test_a_failed_call_does_not_reserve_the_folder(voc: DetectionSet, tmp_path: Path) -> None:
     plan = _plan(voc, _small(VOC_C4_24K, 1))
     with pytest.raises(ValueError, match="run=/nowhere: no backbone there"):
         run_trials(replace(plan, run="/nowhere"), num_trials=1, out=tmp_path)
@@ -161,7 +159,7 @@ def test_mean_and_standard_deviation_are_those_of_the_sample() -> None:
 
 
 @pytest.mark.parametrize("recipe", [COCO_C4_2X, COCO_FPN_1X])
-def test_masks_are_trained_and_judged_on_coco_folders(
+def test_masks_are_trained_and_evaluated_on_coco_folders(
     voc: DetectionSet, tmp_path: Path, recipe: DetectionRecipe
 ) -> None:
     _write_coco(tmp_path / "coco", voc)
@@ -179,11 +177,11 @@ def test_masks_are_trained_and_judged_on_coco_folders(
 
 
 def test_detections_are_in_pixels_of_the_stored_image(voc: DetectionSet) -> None:
-    """A box that a detector would find at the resized image's corner lies at the stored one's."""
+    """A box that covers the resized image covers the stored one after scaling."""
     recipe = replace(_small(VOC_C4_24K, 2), test_short_side_px=48)
 
     class FindsAll(torch.nn.Module):
-        """One object as large as the image it is shown."""
+        """Detects one object as large as the input image."""
 
         transform = initial_detector(_plan(voc, recipe), 0).transform.eval()
 
@@ -252,8 +250,8 @@ def test_mistakes_on_the_command_line_are_one_line(pasted_voc: Path, capsys: pyt
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_few_hundred_iterations_learn_the_training_images_by_heart(voc: DetectionSet, tmp_path: Path) -> None:
-    """From random weights on one core, in about a minute; what it found before training is worth nothing."""
+def test_a_few_hundred_iterations_memorise_the_training_images(voc: DetectionSet, tmp_path: Path) -> None:
+    """From random weights, about a minute on one core; before training, AP50 is below 20."""
     recipe = replace(
         VOC_C4_24K.rescaled(2).at_short_side(128).shortened(400),
         lr=0.02,

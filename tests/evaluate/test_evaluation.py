@@ -12,7 +12,9 @@ from mocokit.evaluate.knn import PROTOCOLS
 from mocokit.evaluate.report_knn import compare_with_baselines
 
 
-def test_one_table_of_all_that_the_data_allow(run: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_table_holds_every_protocol_that_has_enough_labels(
+    run: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     protocols = ["knn", "linear/fast", "linear/moco", "finetune/lr-grid@1%", "finetune/simclr@50%"]
     with caplog.at_level(logging.WARNING, logger="mocokit"):
         rows = evaluate(run, data=photos, protocols=protocols, epochs_scale=0.02, num_workers=0, device_name="cpu")
@@ -52,7 +54,7 @@ def test_features_are_extracted_once(run: Path, photos: Path, monkeypatch: pytes
     assert [line["protocol"].split("@")[0] for line in kept] == [*(f"knn/{p}" for p in PROTOCOLS), "linear/fast"]
 
 
-def test_knn_of_an_evaluation_is_that_of_the_knn_command(run: Path, photos: Path) -> None:
+def test_evaluate_and_the_knn_command_give_the_same_knn_accuracy(run: Path, photos: Path) -> None:
     rows = evaluate(run, data=photos, protocols=["knn"], num_workers=0, device_name="cpu")
     table = compare_with_baselines(run, bank=photos, num_workers=0, device_name="cpu")
     want = {(line.features, f"knn/{p}"): accuracy for line in table for p, accuracy in line.accuracy.items()}
@@ -75,7 +77,7 @@ def test_an_id_list_trains_on_those_images(run: Path, photos: Path, tmp_path: Pa
     assert row.protocol == "finetune/simclr@ids.txt,b4,e1"
 
 
-def test_a_backbone_file_will_do_and_its_results_lie_beside_it(run: Path, photos: Path) -> None:
+def test_a_backbone_file_can_be_evaluated_and_its_results_are_beside_it(run: Path, photos: Path) -> None:
     file = (run / "backbone.safetensors").rename(run.parent / "mine.safetensors")
     evaluate(file, data=photos, protocols=["knn"], baselines=False, num_workers=0, device_name="cpu")
     assert (run.parent / "mine_evaluation" / "evaluation.json").is_file()
@@ -96,7 +98,9 @@ def test_a_backbone_file_will_do_and_its_results_lie_beside_it(run: Path, photos
         ("finetune/simclr@/nowhere.txt", "ids=/nowhere.txt: can't be read"),
     ],
 )
-def test_a_wrong_protocol_is_an_error_that_helps(run: Path, photos: Path, protocol: str, message: str) -> None:
+def test_a_wrong_protocol_is_an_error_that_names_the_remedy(
+    run: Path, photos: Path, protocol: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(run, data=photos, protocols=["knn", protocol], baselines=False, num_workers=0, device_name="cpu")
     assert protocol not in ALL and [find_protocol(known).id for known in ALL] == list(ALL)

@@ -18,7 +18,7 @@ def _clusters(count: int, seed: int, *, noise: float = 1.5) -> Features:
     return Features(rows=rows * torch.linspace(0.01, 100, 16) + 7, labels=labels)  # scales far apart
 
 
-def test_each_head_is_what_autograd_and_sgd_make_of_it_alone() -> None:
+def test_each_head_equals_one_trained_alone_by_autograd_and_sgd() -> None:
     features = _clusters(203, 1)
     pairs = [(0.3, 0.0), (10.0, 1e-3), (3.0, 0.1)]
     members = torch.arange(3, 203)
@@ -57,7 +57,7 @@ def test_standardised_rows_have_mean_0_equal_variances_and_length_1() -> None:
     assert abs(float(out.square().sum(dim=1).mean()) - 15 / 16) < 0.01
 
 
-def test_the_test_labels_have_no_say_in_the_choice() -> None:
+def test_the_test_labels_do_not_influence_the_choice() -> None:
     train = _clusters(400, 1)
     test = _clusters(100, 2)
     protocol = FastLinearProtocol(batch_size=32, schedule=SCHEDULE)

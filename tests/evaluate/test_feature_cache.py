@@ -20,7 +20,7 @@ def _open(folder: Path) -> LabelledImages:
 
 
 class _Counted:
-    """Features, and how often they were computed."""
+    """Computes random features and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -51,7 +51,9 @@ CHANGES: dict[str, Callable[[LabelledImages], tuple[str, LabelledImages]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_the_features_depend_on_makes_new_ones(own_photos: Path, tmp_path: Path, change: str) -> None:
+def test_a_change_of_weights_images_or_view_recomputes_the_features(
+    own_photos: Path, tmp_path: Path, change: str
+) -> None:
     compute = _Counted()
     images = _open(own_photos)
     cache = FeatureCache(tmp_path / "f")
@@ -60,7 +62,7 @@ def test_whatever_the_features_depend_on_makes_new_ones(own_photos: Path, tmp_pa
     assert compute.calls == 2
 
 
-def test_the_number_of_workers_makes_no_new_ones(own_photos: Path, tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_recompute_the_features(own_photos: Path, tmp_path: Path) -> None:
     compute = _Counted()
     images = _open(own_photos)
     cache = FeatureCache(tmp_path / "f")
@@ -69,7 +71,7 @@ def test_the_number_of_workers_makes_no_new_ones(own_photos: Path, tmp_path: Pat
     assert compute.calls == 1
 
 
-def test_a_changed_image_makes_new_features(own_photos: Path, tmp_path: Path) -> None:
+def test_a_changed_image_recomputes_the_features(own_photos: Path, tmp_path: Path) -> None:
     compute = _Counted()
     images = _open(own_photos)
     FeatureCache(tmp_path / "f").get("weights", images, compute)
@@ -82,7 +84,7 @@ def test_a_changed_image_makes_new_features(own_photos: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["cut", "a flipped bit", "empty", "not ours"])
-def test_a_damaged_file_is_computed_again_with_a_note(
+def test_a_damaged_file_is_recomputed_with_a_warning(
     own_photos: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     compute = _Counted()
@@ -102,7 +104,7 @@ def test_a_damaged_file_is_computed_again_with_a_note(
     assert compute.calls == 2
 
 
-def test_features_are_there_even_when_they_cannot_be_kept(
+def test_features_that_cannot_be_saved_are_returned_with_a_warning(
     own_photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")

@@ -36,7 +36,7 @@ def _backbone() -> nn.Module:
     return build_seeded(lambda: build_backbone("resnet10_w32"), 0)
 
 
-def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
+def test_fine_tuning_changes_a_copy_of_the_backbone_and_trains_every_layer(images: LabelledImages) -> None:
     backbone = _backbone()
     before = weights_digest(backbone)
     network = fine_tune(backbone, PIXELS, images, GRID, lr=0.01, head_multiplier=10, device=CPU, precision=FP32, seed=0)
@@ -48,7 +48,7 @@ def test_the_given_backbone_is_only_the_start(images: LabelledImages) -> None:
     assert not network.training
 
 
-def test_the_test_images_have_no_say_in_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_images_do_not_influence_the_rates(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = _spied(monkeypatch)
     train = images.only(images.indices[::2])
     test = images.only(images.indices[1::2])
@@ -71,7 +71,7 @@ def test_a_part_of_the_labels_may_choose_the_rates(images: LabelledImages, monke
 
 
 def _noting(counts: list[int]) -> Callable[..., nn.Module]:
-    """`fine_tune` that notes how many images it was given."""
+    """Return a `fine_tune` that records its number of images in `counts`."""
     train = finetune.fine_tune
 
     def noted(backbone: nn.Module, pixels: nn.Module, labelled: LabelledImages, *args: Any, **named: Any) -> nn.Module:
@@ -82,7 +82,7 @@ def _noting(counts: list[int]) -> Callable[..., nn.Module]:
 
 
 def _spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The images of each later call of `score_network`."""
+    """Record the images of each later call of `score_network`."""
     scored: list[tuple[int, ...]] = []
     score = finetune.score_network
 

@@ -5,7 +5,7 @@ from mocokit.evaluate.frozen import FrozenWeightsMovedError, frozen, weights_dig
 from mocokit.nets.backbones import build_backbone
 
 
-def test_modes_and_gradients_come_back_and_nothing_is_said_when_nothing_moved() -> None:
+def test_frozen_restores_modes_and_gradients_if_no_weight_changed() -> None:
     backbone = build_backbone("resnet10_w32").train()
     backbone.get_submodule("bn1").eval()
     backbone.get_submodule("conv1").requires_grad_(False)
@@ -18,7 +18,7 @@ def test_modes_and_gradients_come_back_and_nothing_is_said_when_nothing_moved() 
     assert frozen_now == ["conv1.weight"]
 
 
-def test_a_forward_in_train_mode_moves_batchnorm_statistics_and_is_found() -> None:
+def test_a_forward_in_train_mode_changes_batchnorm_statistics_and_is_an_error() -> None:
     backbone = build_backbone("resnet10_w32")
     with (
         pytest.raises(FrozenWeightsMovedError, match=r"frozen tensors changed, such as bn1.running_mean"),
@@ -28,7 +28,7 @@ def test_a_forward_in_train_mode_moves_batchnorm_statistics_and_is_found() -> No
         backbone(torch.randn(2, 3, 32, 32))
 
 
-def test_one_bit_of_one_weight_is_found() -> None:
+def test_a_change_of_one_bit_of_one_weight_is_an_error() -> None:
     backbone = build_backbone("resnet10_w32")
     before = weights_digest(backbone)
     with (
@@ -41,7 +41,7 @@ def test_one_bit_of_one_weight_is_found() -> None:
     assert weights_digest(backbone) != before
 
 
-def test_minus_zero_is_not_zero() -> None:
+def test_the_digest_distinguishes_minus_zero_from_zero() -> None:
     layer = torch.nn.Linear(2, 1)
     torch.nn.init.zeros_(layer.bias)
     before = weights_digest(layer)

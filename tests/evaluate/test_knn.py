@@ -53,7 +53,7 @@ def test_chunks_of_bank_and_queries_change_nothing(
     assert knn_accuracy(bank, queries, device=CPU) == accuracy
 
 
-def test_the_nearest_come_first_and_have_their_own_classes() -> None:
+def test_nearest_rows_come_first_with_their_classes() -> None:
     bank = _clusters(250, 1)
     queries = _clusters(60, 2)
     cosine = torch.nn.functional.cosine_similarity(queries.rows[:, None], bank.rows[None], dim=2)  # (60, 250)

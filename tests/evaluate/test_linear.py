@@ -36,7 +36,7 @@ def _train(backbone: nn.Module, images: LabelledImages, seed: int = 0) -> Linear
     return train_linear(backbone, embed, images, test, PROTOCOL, device=CPU, seed=seed)
 
 
-def test_the_backbone_is_bit_by_bit_what_it_was_and_the_head_learns(images: LabelledImages) -> None:
+def test_training_changes_no_bit_of_the_backbone_and_the_head_learns(images: LabelledImages) -> None:
     backbone = _backbone().train()
     before = digest_tensors(backbone.state_dict())
     result = _train(backbone, images)
@@ -46,12 +46,12 @@ def test_the_backbone_is_bit_by_bit_what_it_was_and_the_head_learns(images: Labe
     assert result.last == result.by_epoch[-1] and result.best == max(result.by_epoch) >= 0.3, "chance is 0.2"
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_one_others(images: LabelledImages) -> None:
+def test_the_same_seed_gives_the_same_accuracies_and_another_seed_others(images: LabelledImages) -> None:
     results = [_train(_backbone(), images, seed=seed).by_epoch for seed in (0, 0, 1)]
     assert results[0] == results[1] != results[2]
 
 
-def test_an_embedding_that_moves_batchnorm_statistics_is_found(images: LabelledImages) -> None:
+def test_an_embedding_that_changes_batchnorm_statistics_is_an_error(images: LabelledImages) -> None:
     backbone = _backbone()
     test = extract_features(embed_with(backbone, PIXELS), images, device=CPU)
 
@@ -63,7 +63,7 @@ def test_an_embedding_that_moves_batchnorm_statistics_is_found(images: LabelledI
         train_linear(backbone, embed_in_train_mode, images, test, PROTOCOL, device=CPU, seed=0)
 
 
-def test_the_head_starts_as_the_official_one() -> None:
+def test_the_head_has_the_official_initial_weights() -> None:
     head = build_classifier(2048, 1000, init_std=0.01, seed=0)
     assert (head.bias == 0).all()
     weights = head.weight.detach()
@@ -73,14 +73,14 @@ def test_the_head_starts_as_the_official_one() -> None:
     assert torch.equal(head.weight, again.weight) and not torch.equal(head.weight, other.weight)
 
 
-def test_torchs_own_start_is_lightlys() -> None:
+def test_the_lightly_protocol_keeps_torchs_initial_weights() -> None:
     head = build_classifier(2048, 10, init_std=None, seed=0)
     assert 0 < float(head.weight.detach().abs().max()) <= 2048**-0.5
     assert (head.bias != 0).any()
 
 
 def test_every_head_step_follows_the_schedule(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What SGD was told at each step: the published rate at the batch, dropped tenfold at 60 % and 80 %."""
+    """SGD gets the published rate at the batch, dropped tenfold at 60 % and 80 % of the steps."""
     from mocokit.evaluate import linear
 
     used: list[float] = []

@@ -47,7 +47,7 @@ def test_moco_v3_falls_every_epoch_and_simclr_every_step() -> None:
             assert schedule.lr(step, steps_per_epoch=10, peak_lr=1.0) == pytest.approx(want)
 
 
-def test_a_shorter_schedule_keeps_its_shape_and_says_so_in_the_id() -> None:
+def test_a_shorter_schedule_keeps_its_shape_and_the_id_tells_the_epochs() -> None:
     short = LINEAR_PROTOCOLS["moco"].fitted(10**6, epochs_scale=0.1)
     assert list(short.schedule.milestones) == [6, 8]
     assert str(short) == "linear/moco@b256,e10"
@@ -72,7 +72,7 @@ def test_a_small_set_gets_a_smaller_batch_and_imagenets_one_percent_the_publishe
     assert [batch_size_for(count, 256) for count in (2048, 2047, 600, 23, 1)] == [256, 128, 64, 2, 2]
 
 
-def test_a_rate_means_the_same_at_another_batch() -> None:
+def test_the_learning_rate_scales_with_the_batch() -> None:
     assert LINEAR_PROTOCOLS["moco"].fitted(1000).lr == pytest.approx(30 * 64 / 256)
 
 

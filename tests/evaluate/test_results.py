@@ -19,7 +19,7 @@ ROW = Row(
 )
 
 
-def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+def test_saved_rows_load_unchanged(tmp_path: Path) -> None:
     save_rows(tmp_path, [ROW, replace(ROW, seed=1, chosen="lr 3")])
     assert load_rows(tmp_path / "evaluation.json") == [ROW, replace(ROW, seed=1, chosen="lr 3")]
     assert load_rows(tmp_path / "none.json") == []
@@ -31,13 +31,13 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
         load_rows(tmp_path / "evaluation.json")
 
 
-def test_new_results_replace_old_ones_and_those_of_other_weights_go() -> None:
+def test_new_rows_replace_old_ones_and_rows_of_other_weights_are_dropped() -> None:
     old = [ROW, replace(ROW, protocol="knn/k=20/T=0.07"), replace(ROW, seed=3, weights="old")]
     new = [replace(ROW, accuracy=0.9)]
     assert merge_rows(old, new) == [old[1], new[0]]
 
 
-def test_seeds_are_a_mean_with_the_sample_deviation() -> None:
+def test_several_seeds_are_shown_as_mean_and_sample_deviation() -> None:
     rows = [replace(ROW, accuracy=accuracy, seed=seed) for seed, accuracy in enumerate((0.80, 0.82, 0.87))]
     raw = replace(ROW, features="raw pixels", accuracy=0.5, protocol="knn/k=20/T=0.07")
     lines = [line.split("   ") for line in text_table([raw, *rows]).splitlines()]
@@ -47,7 +47,7 @@ def test_seeds_are_a_mean_with_the_sample_deviation() -> None:
     assert cells[3] == ["linear/moco@b256,e100", "1,000", "-", "83.0 +- 3.6", "30 s"]  # sqrt((9 + 1 + 16) / 2) = 3.6
 
 
-def test_the_markdown_table_says_what_it_was_measured_on() -> None:
+def test_the_markdown_table_names_the_data_and_the_weights() -> None:
     table = markdown_table([ROW])
     assert "100 test images. Data: `/d`, test: /t, weights abc, seeds 0." in table
     assert "| linear/moco@b256,e100 | 1,000 | 81.2 | 30 s |" in table

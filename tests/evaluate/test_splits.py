@@ -22,7 +22,7 @@ def _counts(images: LabelledImages) -> list[int]:
 
 
 def _sized(images: LabelledImages, sizes: list[int]) -> LabelledImages:
-    """As if class c had sizes[c] images."""
+    """Return a subset that has sizes[c] images of class c."""
     kept = [index for index in images.indices if index % 16 < sizes[images.labels[index]]]
     assert _counts(images.only(kept)) == sorted(size for size in sizes if size)
     return images.only(kept)
@@ -53,7 +53,7 @@ def test_a_fraction_has_its_size_and_is_balanced(images: LabelledImages, fractio
         ([1, 1, 1, 1, 16], 0.01, [1] * 5),
     ],
 )
-def test_small_classes_give_all_they_have_and_the_others_share_the_rest(
+def test_small_classes_give_all_their_images_and_the_others_share_the_rest(
     images: LabelledImages, sizes: list[int], fraction: float, want: list[int]
 ) -> None:
     uneven = _sized(images, sizes)
@@ -77,7 +77,7 @@ def test_the_held_out_part_is_disjoint_balanced_and_complete(images: LabelledIma
 
 def test_nothing_can_be_held_out_of_one_image_a_class(images: LabelledImages) -> None:
     one_each = fraction_of(images, 0.01, seed=0)
-    with pytest.raises(ValueError, match="fraction: one labelled image a class"):
+    with pytest.raises(ValueError, match="fraction: one labelled image per class"):
         hold_out(one_each, 0.2, seed=0)
     two_of_one = images.only([*one_each.indices, next(i for i in images.indices if i not in one_each.indices)])
     rest, held = hold_out(two_of_one, 0.2, seed=0)

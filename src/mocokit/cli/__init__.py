@@ -20,6 +20,7 @@ from mocokit.cli import (
     pretrain,
     reproduce,
     slurm,
+    verify,
 )
 
 HELP = """\
@@ -106,7 +107,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "detect": detect.detect_command,
     "reproduce": reproduce.reproduce_command,
     "presets": pretrain.presets_command,
-    "verify": knn.verify_command,
+    "verify": verify.verify_command,
     "bench": bench.bench_command,
     "plan": plan.plan_command,
     "slurm": slurm.slurm_command,

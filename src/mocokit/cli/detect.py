@@ -1,4 +1,4 @@
-"""`detect`."""
+"""`mocokit detect`: fine-tune detectors from a run's backbone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ DEFAULTS = {
     "voc": ("voc-c4-24k", "2007_trainval+2012_trainval", "2007_test"),
     "coco": ("coco-c4-2x", "train2017", "val2017"),
 }
-"""Of each layout: recipe, training and test lists, as officially."""
+"""Layout -> the official recipe, training lists and test list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,42 +24,42 @@ class Detect:
     """Fine-tune Faster or Mask R-CNN from RUN (a run folder, a backbone file, or `random`), and measure its AP."""
 
     data: str
-    """Folder that holds VOC2007 (and VOC2012), or COCO's annotations."""
+    """Folder that contains VOC2007 (and VOC2012), or COCO's annotations."""
     out: str
     """Folder for the results of each trial; the same command continues after a kill."""
     layout: Literal["voc", "coco"] = "voc"
-    """How the data folder is laid out."""
+    """Layout of the data folder."""
     recipe: str = ""
-    """voc-c4-24k, coco-c4-2x or coco-fpn-1x; empty: the layout's first. Masks are learnt where the layout has them."""
+    """voc-c4-24k, coco-c4-2x or coco-fpn-1x; empty: the first of the layout. Masks are learnt if the data has any."""
     train: str = ""
     """List to train on, several VOC lists joined by +; empty: the official ones."""
     test: str = ""
     """List to test on; empty: the official one."""
     batch: int = 16
-    """Images of an iteration; learning rate and iterations are rescaled to it."""
+    """Images per iteration; learning rate and iterations are rescaled to it."""
     iterations: int | None = None
-    """Length after that; None: the recipe's. The steps of the learning rate move in proportion."""
+    """Iterations at that batch; None: the recipe's. The drops of the learning rate move in proportion."""
     short_side: int = 800
     """Short side of test images (pixels); training sizes and anchors move in proportion."""
     regions: int = 512
-    """Regions of an image that the head learns from; fewer are faster."""
+    """Regions per image that the head learns from; fewer are faster."""
     trials: int = 1
-    """Fine-tunings with different seeds; officially 5."""
+    """Number of fine-tunings with different seeds; officially 5."""
     arch: str = "resnet50"
-    """Backbone of `random`."""
+    """Architecture of the backbone if RUN is `random`."""
     skip_difficult: bool = False
     """Leave VOC's difficult objects out of training; Detectron2, and so the official numbers, train on them."""
     seed: int = 0
-    """All randomness derives from it."""
+    """Seed of all randomness."""
     workers: int = -1
-    """Loader processes; 0: none, threads make each batch between the steps; -1: none where the CPU trains, else the
-    machine's cores."""
+    """Loader processes; 0: none, threads load each batch between the steps; -1: none if the CPU trains, else one per
+    core."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def detect_command(arguments: list[str]) -> int:
-    """Fine-tune detectors from a backbone."""
+    """Fine-tune detectors from a backbone and print their average precisions."""
     import tyro
 
     run, rest = take_name(arguments, "RUN", "detect RUN --data D --out DIR [--layout voc|coco] [--batch 2]")
@@ -87,6 +87,7 @@ def detect_command(arguments: list[str]) -> int:
 
 
 def _choose_recipe(asked: Detect, name: str) -> "DetectionRecipe":
+    """Return the recipe of that name, changed by the flags."""
     from mocokit.detection.recipes import RECIPES
     from mocokit.settings import choose
 
@@ -112,11 +113,11 @@ def _print_plan(recipe: "DetectionRecipe", train: "DetectionSet", test: "Detecti
 
 
 def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
-    """Prints twenty lines a trial."""
+    """Return a callback that prints about twenty lines per trial."""
     every = max(1, recipe.iterations // 20)
 
     def on_iteration(trial: int, done: int, loss: float) -> None:
-        """Print every so often."""
+        """Print the loss after every twentieth of the iterations, and after the last one."""
         if done % every == 0 or done == recipe.iterations:
             print(f"trial {trial + 1}: iteration {done} of {recipe.iterations}, loss {loss:.3f}", flush=True)
 
@@ -124,7 +125,7 @@ def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
 
 
 def _print_trials(trials: "list[Trial]") -> None:
-    """A row a trial, a column a metric; then mean and standard deviation."""
+    """Print one row per trial and one column per metric; for several trials also mean and standard deviation."""
     from mocokit.detection.trials import mean_and_std
 
     print("trial".ljust(10) + "".join(f"{name:>12}" for name in trials[0].metrics))

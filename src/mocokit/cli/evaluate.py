@@ -1,4 +1,4 @@
-"""`evaluate`, `linear` and `finetune`."""
+"""`mocokit evaluate`, `linear` and `finetune`: evaluation with labels."""
 
 import contextlib
 import os
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What the three commands share."""
+    """Flags that the three commands share."""
 
     data: str
     """Labelled images to train on."""
     test: str = ""
-    """Labelled images to test on; empty: a tenth of `data`, held out."""
+    """Labelled images to test on; empty: a held-out tenth of `data`."""
     seeds: int = 1
-    """Number of seeds; each draws its own subsets, crops and first weights, and the table has means and deviations."""
+    """Number of seeds; each draws its own subsets, crops and initial weights. The table has means and deviations."""
     epochs_scale: float = 1.0
-    """Length of every training over that of its protocol; the ids tell the epochs."""
+    """Length of each training, as a multiple of its protocol's; the ids tell the epochs."""
     workers: int = -1
-    """Loader processes; 0: none, threads make each batch between the steps; -1: none where the CPU trains, else the
-    machine's cores."""
+    """Loader processes; 0: none, threads load each batch between the steps; -1: none if the CPU trains, else one per
+    core."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
@@ -34,7 +34,7 @@ class Flags:
 
 
 def evaluate_command(arguments: list[str]) -> int:
-    """Judge a run by several protocols."""
+    """Evaluate a run by several protocols."""
     import tyro
 
     run, rest = take_name(arguments, "RUN", "evaluate RUN --data D [--test T] [--all] [--protocols P ...]")
@@ -46,25 +46,25 @@ def evaluate_command(arguments: list[str]) -> int:
         protocols: tuple[str, ...] = (),
         baselines: bool = True,
     ) -> int:
-        """kNN, fast linear classification and fine-tuning on 1 % and 10 % of the labels, in one table.
+        """Run kNN, fast linear classification and fine-tuning on 1 % and 10 % of the labels, and print one table.
 
         Args:
             flags: Images, length and machine.
-            all: Also the official linear protocol and fine-tuning on all labels, which take longest.
-            protocols: These instead: knn, linear/fast, linear/NAME, finetune/NAME@P%, finetune/NAME@IDS.txt; names as
-                in `mocokit linear --help` and `mocokit finetune --help`.
-            baselines: Judge random weights and, by kNN and fast linear classification, raw pixels too.
+            all: Also run the official linear protocol and fine-tuning on all labels, which take longest.
+            protocols: Run these instead: knn, linear/fast, linear/NAME, finetune/NAME@P%, finetune/NAME@IDS.txt, or the
+                name of an installed one; each NAME is listed by `mocokit linear --help` or `mocokit finetune --help`.
+            baselines: Also evaluate random weights and, by kNN and fast linear classification, raw pixels.
 
         """
         from mocokit.evaluate.evaluation import ALL, STANDARD
 
-        return _judge(run, protocols or (ALL if all else STANDARD), flags, baselines=baselines)
+        return evaluate_and_print(run, protocols or (ALL if all else STANDARD), flags, baselines=baselines)
 
     return int(tyro.cli(evaluate, args=rest, prog=f"mocokit evaluate {run}"))
 
 
 def linear_command(arguments: list[str]) -> int:
-    """Judge a run by a linear classifier."""
+    """Evaluate a run by a linear classifier."""
     import tyro
 
     run, rest = take_name(arguments, "RUN", "linear RUN --data D [--test T] [--protocol moco]")
@@ -75,21 +75,21 @@ def linear_command(arguments: list[str]) -> int:
         protocol: Literal["moco", "moco-v3-r50", "moco-v3-vit", "simclr", "lightly", "fast"] = "moco",
         baselines: bool = False,
     ) -> int:
-        """Linear classification on the frozen backbone.
+        """Train a linear classifier on the frozen backbone.
 
         Args:
             flags: Images, length and machine.
             protocol: A published protocol, or `fast`: many classifiers at once on cached features.
-            baselines: Judge random weights too.
+            baselines: Also evaluate random weights.
 
         """
-        return _judge(run, [f"linear/{protocol}"], flags, baselines=baselines)
+        return evaluate_and_print(run, [f"linear/{protocol}"], flags, baselines=baselines)
 
     return int(tyro.cli(linear, args=rest, prog=f"mocokit linear {run}"))
 
 
 def finetune_command(arguments: list[str]) -> int:
-    """Fine-tune a run's backbone on few labels."""
+    """Evaluate a run by fine-tuning it on few labels."""
     import tyro
 
     run, rest = take_name(arguments, "RUN", "finetune RUN --data D [--test T] [--fraction 0.01] [--protocol lr-grid]")
@@ -106,20 +106,21 @@ def finetune_command(arguments: list[str]) -> int:
 
         Args:
             flags: Images, length and machine.
-            fraction: Share of the training images whose labels are used, equally many a class; 1: all.
-            ids: File that names the images to use instead, such as SimCLR's 1percent.txt.
-            protocol: lr-grid: SGD, 9 pairs of rates, chosen on a fifth of the labelled images; lr-grid-6000: the same
-                on 6,000 of them at most; simclr: LARS.
-            baselines: Fine-tune random weights too, which is training from scratch.
+            fraction: Share of the training images whose labels are used, equally many per class; 1: all.
+            ids: File that lists the images to use instead, such as SimCLR's 1percent.txt.
+            protocol: lr-grid: SGD, 9 pairs of rates, chosen on a fifth of the labelled images; lr-grid-6000: the same,
+                chosen on at most 6,000 of them; simclr: LARS.
+            baselines: Also fine-tune random weights, which is training from scratch.
 
         """
         part = ids or f"{100 * fraction:g}%"
-        return _judge(run, [f"finetune/{protocol}@{part}"], flags, baselines=baselines)
+        return evaluate_and_print(run, [f"finetune/{protocol}@{part}"], flags, baselines=baselines)
 
     return int(tyro.cli(finetune, args=rest, prog=f"mocokit finetune {run}"))
 
 
-def _judge(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool) -> int:
+def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool) -> int:
+    """Run the protocols and print the table; return 1 if every protocol was skipped."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("evaluate: runs in one process; only `mocokit knn` shares its work among ranks")
 
@@ -142,7 +143,7 @@ def _judge(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool)
             on_rows=on_rows,
         )
     if not rows:
-        return 1  # each protocol was skipped, and said why
+        return 1  # the log tells why each protocol was skipped
     tested = flags.test or f"a tenth of {flags.data}, held out"
     print(f"\naccuracy (%) on {rows[0].test_images:,} test images ({tested})\n\n{text_table(rows)}")
     _print_choices(rows)
@@ -152,7 +153,7 @@ def _judge(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool)
 
 
 def _print_choices(rows: "Sequence[Row]") -> None:
-    """What held-out training images chose, once for each protocol and kind of features."""
+    """Print the settings that held-out training images chose, for each protocol and kind of features."""
     chosen: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.chosen:
@@ -166,7 +167,7 @@ def _print_choices(rows: "Sequence[Row]") -> None:
 
 @contextlib.contextmanager
 def _live_line() -> "Iterator[tuple[Callable[[str], None], Callable[[list[Row]], None]]]":
-    """On standard error: what is going on, where that is a terminal, and results as they come."""
+    """Context manager that shows progress (on a terminal) and results on standard error; yields `say` and `on_rows`."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -1,9 +1,10 @@
 """Average precision by PASCAL VOC's 2007 rule.
 
-Sources: Everingham et al. 2010 sec. 4.2 (11 recall levels, the first match of an object counts, difficult objects are
-neither asked for nor punished); the thresholds 0.50, 0.55 .. 0.95 and their mean are those of Detectron2's
-PascalVOCDetectionEvaluator, which the MoCo papers' numbers come from (it also rounds scores to 3 digits and edges to
-1 before it compares them; here nothing is rounded).
+Sources: Everingham et al. 2010 sec. 4.2 (11 recall levels; only the first match of an object counts; difficult objects
+are ignored). The thresholds 0.50, 0.55 .. 0.95 and their mean are those of Detectron2's PascalVOCDetectionEvaluator,
+which measured the MoCo papers' numbers. Detectron2 also rounds scores to 3 digits and box edges to 1 digit before it
+compares them; nothing is rounded here.
+
 Shapes: n objects and m detections of one image; M detections of one class over all images.
 """
 
@@ -21,23 +22,25 @@ RECALL_LEVELS = tuple(level / 10 for level in range(11))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """What a detector found in one image."""
+    """Objects that a detector found in one image."""
 
     boxes: NDArray[np.float32]
-    """(m, 4) like those of detection_sets.py."""
+    """(m, 4), in the pixels of the stored image, as in data_sets.py."""
     scores: NDArray[np.float32]
-    """(m,)"""
+    """(m,) confidence, 0..1."""
     labels: NDArray[np.int64]
     """(m,) in 0..L-1"""
     masks: tuple[dict[str, object], ...] = ()
-    """Run lengths of each object's mask."""
+    """Mask of each object, as COCO run lengths; empty: no masks."""
 
 
 def voc07_ap(truth: Sequence[AnnotatedImage], found: Sequence[Detections], *, num_classes: int) -> dict[str, float]:
-    """AP50, AP (mean over IOU_THRESHOLDS) and AP75 in percent, each the mean over classes that occur.
+    """Return AP50, AP (mean over IOU_THRESHOLDS) and AP75 in percent, each the mean over the classes that occur.
+
+    A class occurs if it has an object that is not difficult.
 
     Raises:
-        ValueError: No object to find.
+        ValueError: No class occurs.
 
     """
     per_class = [
@@ -55,10 +58,11 @@ def voc07_ap(truth: Sequence[AnnotatedImage], found: Sequence[Detections], *, nu
 def class_average_precisions(
     truth: Sequence[AnnotatedImage], found: Sequence[Detections], *, label: int
 ) -> NDArray[np.float64]:
-    """Average precision (0..1) of one class at each of IOU_THRESHOLDS; the class has an object that is not difficult.
+    """Return the average precision (0..1) of one class at each of IOU_THRESHOLDS.
 
-    Detections are taken by falling score. One whose best overlap passes the threshold is right when it is the first
-    for its object, wrong when it comes later, and not counted when the object is difficult.
+    The class must have an object that is not difficult. Detections are matched in order of falling score. A detection
+    whose best overlap exceeds the threshold is right if it is the first match of its object, wrong if it is a later
+    one, and ignored if the object is difficult. A detection without such an overlap is wrong.
     """
     num_objects = sum(int(((image.labels == label) & ~image.difficult).sum()) for image in truth)
     scores, overlaps, objects, difficult = _best_matches(truth, found, label)
@@ -68,6 +72,7 @@ def class_average_precisions(
     difficult = difficult[order]
     result = []
     for threshold in IOU_THRESHOLDS:
+        # All (M,). `rows` is in order of falling score, so np.unique finds the first match of each object.
         matched = overlaps > threshold
         first = np.zeros(len(matched), np.bool_)
         rows = np.flatnonzero(matched)
@@ -81,7 +86,7 @@ def class_average_precisions(
 def _best_matches(
     truth: Sequence[AnnotatedImage], found: Sequence[Detections], label: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """For each of M detections: score, overlap with the object that it overlaps most, that object, is it difficult."""
+    """Return for each of M detections: score, largest overlap, number of that object, and True if it is difficult."""
     scores = [np.empty(0)]
     overlaps = [np.empty(0)]
     objects = [np.empty(0, int)]
@@ -91,21 +96,25 @@ def _best_matches(
         wanted = image.labels == label
         own = detections.labels == label
         iou = overlap(detections.boxes[own].astype(np.float64), image.boxes[wanted].astype(np.float64))  # (m, n)
-        padded = np.concatenate([iou, np.full((len(iou), 1), -1.0)], axis=1)  # so that there is always a best one
+        padded = np.concatenate([iou, np.full((len(iou), 1), -1.0)], axis=1)  # argmax fails on images without objects
         scores.append(detections.scores[own])
         overlaps.append(padded.max(axis=1))
         objects.append(before + padded.argmax(axis=1))
         difficult.append(np.append(image.difficult[wanted], False)[padded.argmax(axis=1)])
         before += int(wanted.sum())
-    joined = (np.concatenate(parts) for parts in (scores, overlaps, objects, difficult))
-    score, best, number, hard = joined
-    return score, best, number, hard.astype(np.bool_)
+    return (
+        np.concatenate(scores),
+        np.concatenate(overlaps),
+        np.concatenate(objects),
+        np.concatenate(difficult).astype(np.bool_),
+    )
 
 
 def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union (m, n) of boxes (m, 4) and (n, 4).
+    """Return the intersection over union (m, n) of boxes (m, 4) and (n, 4).
 
-    With exclusive right and lower edges this is what VOC's code, which counts whole pixels, computes with its `+ 1`.
+    VOC's code includes the right and lower edge pixels and adds 1 to each side; with our exclusive edges the areas are
+    the same without it.
     """
     upper_left = np.maximum(a[:, None, :2], b[None, :, :2])
     lower_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -117,6 +126,6 @@ def overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def eleven_point_average(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    """Mean over RECALL_LEVELS of the best precision at that recall or more."""
+    """Return the mean over RECALL_LEVELS of the best precision at that recall or a higher one."""
     best = [precision[recall >= level].max(initial=0.0) for level in RECALL_LEVELS]
     return float(np.mean(best))

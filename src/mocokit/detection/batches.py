@@ -1,9 +1,12 @@
-"""Batches for a detector: images resized to a drawn short side, perhaps mirrored, with their objects.
+"""Batches for a detector: images resized to a random short side and randomly mirrored, with their objects.
 
-Every draw depends on (seed, epoch, image) alone, and the order of batches on (seed, epoch): a run can be entered at
-any step. Shapes: n objects of an image; pixels (3, H, W) uint8, boxes (n, 4) as in detection_sets.py.
+Every draw depends on (seed, epoch, image) alone, and the order of batches on (seed, epoch). So a run can be continued
+from any step.
+
+Shapes: n objects of an image; pixels (3, H, W) uint8; boxes (n, 4) as in data_sets.py.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,36 +25,37 @@ from mocokit.detection.data_sets import AnnotatedImage
 from mocokit.randomness import Purpose, generator, permutation
 
 MAX_IMAGE_PX = 178_956_970
-"""Pillow's own limit."""
+"""Pillow's own limit, in pixels; a larger image is refused."""
 
 
 class DetectionExample(NamedTuple):
-    """One image as a detector reads it."""
+    """One image and its objects, as input of a detector."""
 
     number: int
-    """Of the image in its set."""
+    """Position of the image in its set."""
     pixels: Tensor
     """(3, H, W) uint8"""
     target: dict[str, Tensor]
-    """torchvision's: boxes (n, 4), labels (n,) from 1 on (0 is the background), and masks (n, H, W) when asked for."""
+    """torchvision's target: boxes (n, 4); labels (n,) from 1 on, 0 is the background; masks (n, H, W) if asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionViews:
-    """Maps (epoch, image index) positions to examples."""
+    """Maps positions (epoch, image index) to examples."""
 
     images: Sequence[AnnotatedImage]
     short_sides_px: Sequence[int]
-    """One is drawn for each image and epoch."""
+    """Sizes to draw from, for each image and epoch."""
     max_long_side_px: int
-    """The short side is smaller where the long one would pass this."""
+    """Largest long side; an elongated image gets a shorter short side."""
     mirror: bool
-    """Mirror every other image, by a draw."""
+    """Mirror each image with probability 1/2."""
     masks: bool
+    """Also draw the masks of the objects."""
     seed: int
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> list[DetectionExample]:
-        """The examples of a whole batch."""
+        """Return the examples of a batch; `each` maps a function over the positions, perhaps in threads."""
         return list(each(self._make_example, positions))
 
     def _make_example(self, position: tuple[int, int]) -> DetectionExample:
@@ -73,16 +77,16 @@ class DetectionViews:
 
 
 def resized_size(width: int, height: int, short_side: int, max_long_side: int) -> tuple[int, int]:
-    """(width, height) with that short side, or with that long side where it would pass it (Detectron2's rule)."""
+    """Return (width, height) with this short side, or with `max_long_side` if that is smaller (Detectron2's rule)."""
     scale = min(short_side / min(width, height), max_long_side / max(width, height))
     return int(width * scale + 0.5), int(height * scale + 0.5)
 
 
 def read_picture(image: AnnotatedImage) -> Image.Image:
-    """The RGB image.
+    """Return the decoded RGB image.
 
     Raises:
-        ValueError: It can't be read, or is not of the annotated size, so that no box would fit.
+        ValueError: The file can't be read, or its size differs from the annotated one, so that no box would fit.
 
     """
     try:
@@ -98,6 +102,7 @@ def read_picture(image: AnnotatedImage) -> Image.Image:
 
 
 def _fit_boxes(image: AnnotatedImage, width: int, height: int, mirrored: bool) -> NDArray[np.float32]:
+    """Return the boxes (n, 4) in pixels of the resized, perhaps mirrored image."""
     scale = np.array([width / image.width, height / image.height] * 2, np.float32)
     boxes: NDArray[np.float32] = image.boxes * scale
     if mirrored:
@@ -106,7 +111,7 @@ def _fit_boxes(image: AnnotatedImage, width: int, height: int, mirrored: bool) -
 
 
 def _fit_masks(image: AnnotatedImage, width: int, height: int, mirrored: bool) -> NDArray[np.uint8]:
-    """(n, height, width) of 0 and 1; drawn at the stored size, then resized to the nearest pixel."""
+    """Return masks (n, height, width) of 0 and 1: drawn at the stored size, then resized by nearest neighbour."""
     masks = np.zeros((len(image.boxes), height, width), np.uint8)
     for mask, outline in zip(masks, image.outlines, strict=True):
         drawn = Image.fromarray(_draw_outline(outline, image.width, image.height))
@@ -115,7 +120,7 @@ def _fit_masks(image: AnnotatedImage, width: int, height: int, mirrored: bool) -
 
 
 def _draw_outline(outline: Any, width: int, height: int) -> NDArray[np.uint8]:
-    """A mask (height, width) of COCO's polygons or run lengths."""
+    """Return the mask (height, width) of an object given as COCO polygons or run lengths."""
     mask = load_coco_library().mask
     is_polygons = isinstance(outline, list)
     if is_polygons or isinstance(outline["counts"], list):
@@ -126,32 +131,31 @@ def _draw_outline(outline: Any, width: int, height: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True)
 class AspectOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, image index) in which all images are upright or none is, which saves padding.
+    """Order of positions (epoch, image index) in batches of either wide or upright images, which saves padding.
 
-    Epochs follow each other without a seam; a batch is given out when `batch_size` images of one kind have come
-    (ASPECT_RATIO_GROUPING of Detectron2).
+    Images wait in one list per kind; a list becomes a batch when it holds `batch_size` images, and leftovers wait into
+    the next epoch (ASPECT_RATIO_GROUPING of Detectron2).
     """
 
     images: Sequence[AnnotatedImage]
     batch_size: int
     start_step: int
+    """Batches to skip, when a run continues."""
     total_steps: int
+    """Batches of the whole run, skipped ones included."""
     seed: int
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = self._all_batches()
-        for step in range(self.total_steps):
-            batch = next(batches)
-            if step >= self.start_step:
-                yield batch
+        return itertools.islice(self._all_batches(), self.start_step, self.total_steps)
 
     def _all_batches(self) -> Iterator[list[tuple[int, int]]]:
         waiting: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         epoch = 0
         while True:
+            # upright or square images wait in waiting[0], wide ones in waiting[1]
             for index in permutation(self.seed, Purpose.EPOCH_ORDER, len(self.images), epoch):
                 image = self.images[index]
                 batch = waiting[image.width > image.height]

@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by the COCO library that is installed."""
+"""COCO's average precision, computed by the installed COCO library."""
 
 import contextlib
 import io
@@ -11,27 +11,28 @@ from mocokit.detection.coco_library import load_coco_library
 from mocokit.detection.data_sets import DetectionSet
 
 METRICS = {"AP": 0, "AP50": 1, "AP75": 2}
-"""Positions in COCO's list of statistics."""
+"""Metric -> its position in the statistics that a COCO library computes."""
 KINDS = {"box": "bbox", "mask": "segm"}
+"""Our name -> COCO's name of a kind of evaluation."""
 
 
 def coco_ap(truth: DetectionSet, found: Sequence[Detections], *, library: str | None = None) -> dict[str, float]:
-    """AP, AP50 and AP75 of boxes, and of masks where there are any, in percent.
+    """Return AP, AP50 and AP75 in percent, of the boxes and, if there are any, of the masks.
 
     Args:
-        truth: Images with their COCO file.
-        found: What was found in each.
-        library: "faster-coco-eval" or "pycocotools"; None: the first that is installed.
+        truth: Annotated images from COCO folders.
+        found: Detections in each image, in the same order.
+        library: "faster-coco-eval" or "pycocotools"; None: the first of the two that is installed.
 
     """
     assert truth.coco_file is not None, "a set of VOC folders has no COCO AP"
     kinds = list(KINDS) if any(detections.masks for detections in found) else ["box"]
     rows = coco_rows(truth, found)
-    if not rows:
+    if not rows:  # pycocotools can't load an empty list
         return {f"{kind} {metric}": 0.0 for kind in kinds for metric in METRICS}
     coco = load_coco_library(library)
     result: dict[str, float] = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print as they go
+    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print to stdout
         annotations = coco.coco(str(truth.coco_file))
         detections = annotations.loadRes(rows)
         for kind in kinds:
@@ -45,7 +46,7 @@ def coco_ap(truth: DetectionSet, found: Sequence[Detections], *, library: str | 
 
 
 def coco_rows(truth: DetectionSet, found: Sequence[Detections]) -> list[dict[str, object]]:
-    """Detections in COCO's result format."""
+    """Return the detections in COCO's result format, where a box is (x, y, width, height)."""
     rows: list[dict[str, object]] = []
     for image, detections in zip(truth.images, found, strict=True):
         corners = detections.boxes.astype(np.float64)

@@ -1,24 +1,24 @@
-"""The COCO library that is installed: faster-coco-eval, or else pycocotools; both have the same interface."""
+"""Load the installed COCO library: faster-coco-eval or, if it is missing, pycocotools. Both have the same interface."""
 
 from typing import Any, NamedTuple
 
 
 class CocoLibrary(NamedTuple):
-    """What is used of it."""
+    """The three parts of a COCO library that we use."""
 
     coco: Any
-    """Class of a set of annotations."""
+    """Class that holds a set of annotations."""
     evaluation: Any
-    """Class of an evaluation."""
+    """Class that runs an evaluation."""
     mask: Any
-    """Module that draws and packs masks."""
+    """Module that converts masks to run lengths and back."""
 
 
 def load_coco_library(name: str | None = None) -> CocoLibrary:
-    """The first that is installed, or the one of that name.
+    """Return the library called `name`; None: the first one that is installed.
 
     Raises:
-        ValueError: None is; the message names the extra.
+        ValueError: It is not installed.
 
     """
     for known, load in (("faster-coco-eval", _faster_coco_eval), ("pycocotools", _pycocotools)):

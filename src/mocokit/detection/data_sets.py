@@ -1,6 +1,6 @@
-"""Images with annotated objects, from the folders of PASCAL VOC or COCO.
+"""Read images with annotated objects from the folders of PASCAL VOC or COCO.
 
-Boxes are (x1, y1, x2, y2) in pixels of the stored image, counted from 0, the right and lower edge exclusive.
+Boxes are (x1, y1, x2, y2) in pixels of the stored image, counted from 0, with exclusive right and lower edges.
 Shapes: n objects of an image, L classes.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnnotatedImage:
-    """An image file and the objects in it."""
+    """One image file and the objects in it."""
 
     path: Path
     image_id: int | str
@@ -30,12 +30,12 @@ class AnnotatedImage:
     labels: NDArray[np.int64]
     """(n,) in 0..L-1"""
     difficult: NDArray[np.bool_]
-    """(n,) objects that VOC's evaluation neither asks for nor punishes."""
+    """(n,) True for objects that VOC's evaluation ignores, found or not."""
     outlines: tuple[Any, ...] = ()
-    """COCO's `segmentation` of each object; empty: the layout has none."""
+    """COCO's `segmentation` of each object, polygons or run lengths; empty: the layout has none."""
 
     def only(self, keep: NDArray[np.bool_]) -> "AnnotatedImage":
-        """The same image with some of its objects."""
+        """Return the image with the objects where `keep` (n,) is True."""
         return replace(
             self,
             boxes=self.boxes[keep],
@@ -47,20 +47,23 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSet:
-    """Some annotated images and the classes of their objects."""
+    """Annotated images and the names of their classes."""
 
     images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     coco_file: Path | None = None
-    """The annotations, where the layout is COCO's."""
+    """COCO's annotation file; None: the layout is VOC's."""
     category_ids: tuple[int, ...] = ()
-    """COCO's number of each class."""
+    """COCO's category id of each class; empty: the layout is VOC's."""
 
     def for_training(self, *, skip_difficult: bool = False) -> "DetectionSet":
-        """Without images that show no object (FILTER_EMPTY_ANNOTATIONS of Detectron2).
+        """Return the set without images that have no object (FILTER_EMPTY_ANNOTATIONS of Detectron2).
 
         Args:
-            skip_difficult: Leave VOC's difficult objects out; Detectron2, and so the official numbers, train on them.
+            skip_difficult: Drop VOC's difficult objects first. Detectron2, and so the official numbers, train on them.
+
+        Raises:
+            ValueError: No image is left.
 
         """
         images = self.images
@@ -73,21 +76,21 @@ class DetectionSet:
 
 
 def open_voc(root: str | Path, splits: Sequence[str], *, class_names: Sequence[str] | None = None) -> DetectionSet:
-    """Images of VOC folders: `VOC{year}/{JPEGImages,Annotations,ImageSets/Main}`, as VOCdevkit unpacks them.
+    """Read images from VOC folders: `VOC{year}/{JPEGImages,Annotations,ImageSets/Main}`, as VOCdevkit unpacks them.
 
     Args:
-        root: Folder that holds VOC2007 and the like, or VOCdevkit.
-        splits: Year and list, such as ("2007_trainval", "2012_trainval").
-        class_names: Number the classes as here; None: all that occur, sorted (which is VOC's own order).
+        root: Folder that contains VOC2007 and the like, or contains VOCdevkit.
+        splits: Lists to read, each as year and name, such as ("2007_trainval", "2012_trainval").
+        class_names: Classes in the order that numbers them; None: all classes that occur, sorted, which is VOC's order.
 
     Raises:
-        ValueError: Nothing there, a damaged annotation, or a class that `class_names` lacks.
+        ValueError: A list is missing, an annotation is damaged, or a class is missing from `class_names`.
 
     """
     folder = Path(root).expanduser()
     folder = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
     files = [path for split in splits for path in _voc_annotations(folder, split)]
-    found = [(path, _parse_voc(path)) for path in files]
+    found = [(path, read_voc_annotation(path)) for path in files]
     names = {name for _, (_, objects) in found for name, *_ in objects}
     classes = _check_classes(names, class_names, where=str(folder))
     return DetectionSet(
@@ -97,6 +100,7 @@ def open_voc(root: str | Path, splits: Sequence[str], *, class_names: Sequence[s
 
 
 def _voc_annotations(folder: Path, split: str) -> list[Path]:
+    """Return the annotation files of one list of VOC, such as "2007_trainval"."""
     year, _, name = split.partition("_")
     listing = folder / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
     if not listing.is_file():
@@ -105,14 +109,21 @@ def _voc_annotations(folder: Path, split: str) -> list[Path]:
     return [folder / f"VOC{year}" / "Annotations" / f"{image_id}.xml" for image_id in ids]
 
 
-_VocObject = tuple[str, bool, tuple[float, ...]]
+VocObject = tuple[str, bool, tuple[float, ...]]
+"""(class, True if difficult, box)"""
 
 
-def _parse_voc(path: Path) -> tuple[tuple[int, int], list[_VocObject]]:
-    """((width, height), objects as (class, difficult, box)) of one annotation file."""
+def read_voc_annotation(path: Path) -> tuple[tuple[int, int], list[VocObject]]:
+    """Return ((width, height), objects) of one annotation file.
+
+    Raises:
+        ValueError: The file can't be read, or is not a VOC annotation.
+
+    """
     try:
         text = path.read_bytes()
-        if b"<!DOCTYPE" in text or b"\0" in text:  # entities made of entities explode; UTF-16 could hide them
+        # Nested entities, which a document type declares, can expand to gigabytes; UTF-16 could hide the declaration.
+        if b"<!DOCTYPE" in text or b"\0" in text:
             raise ValueError("declares a document type, or is not UTF-8; no annotation needs that")
         tree = ET.ElementTree(ET.fromstring(text))
         size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
@@ -122,16 +133,14 @@ def _parse_voc(path: Path) -> tuple[tuple[int, int], list[_VocObject]]:
     return (size[0], size[1]), objects
 
 
-def _parse_object(element: ET.Element) -> _VocObject:
+def _parse_object(element: ET.Element) -> VocObject:
     x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
-    # VOC counts pixels from 1 and includes the last: (1, 1, W, H) is the whole image.
+    # VOC counts pixels from 1 and includes the last one: (1, 1, W, H) is the whole image. Ours is (0, 0, W, H).
     difficult = element.findtext("difficult", "0").strip() == "1"
     return element.findtext("name", "").strip(), difficult, (x1 - 1, y1 - 1, x2, y2)
 
 
-def _voc_image(
-    path: Path, size: tuple[int, int], objects: list[_VocObject], classes: tuple[str, ...]
-) -> AnnotatedImage:
+def _voc_image(path: Path, size: tuple[int, int], objects: list[VocObject], classes: tuple[str, ...]) -> AnnotatedImage:
     image = AnnotatedImage(
         path=path.parent.parent / "JPEGImages" / f"{path.stem}.jpg",
         image_id=path.stem,
@@ -145,17 +154,17 @@ def _voc_image(
 
 
 def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None = None) -> DetectionSet:
-    """Images of COCO folders: `annotations/instances_{split}.json` and `{split}/*.jpg`.
+    """Read images from COCO folders: `annotations/instances_{split}.json` and `{split}/*.jpg`.
 
-    Crowds are left out: they are not trained on, and the evaluation reads them from the file itself.
+    Crowds are left out: they are not trained on, and the evaluation reads them from the annotation file itself.
 
     Args:
-        root: Folder that holds `annotations`.
-        split: Such as "train2017".
-        class_names: The classes that the categories must be; None: whatever they are.
+        root: Folder that contains `annotations`.
+        split: Name of the split, such as "train2017".
+        class_names: Classes that the file's categories must equal, in the same order; None: any categories.
 
     Raises:
-        ValueError: Nothing there, a damaged file, or other classes than `class_names`.
+        ValueError: The annotation file is missing or damaged, or its categories differ from `class_names`.
 
     """
     folder = Path(root).expanduser()
@@ -169,8 +178,8 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
         for annotation in content["annotations"]:
             if not annotation.get("iscrowd", 0):
                 objects[annotation["image_id"]].append(annotation)
-        number = {category["id"]: label for label, category in enumerate(categories)}
-        images = tuple(_coco_image(folder / split, row, objects[row["id"]], number) for row in content["images"])
+        label_of = {category["id"]: label for label, category in enumerate(categories)}
+        images = tuple(_coco_image(folder / split, row, objects[row["id"]], label_of) for row in content["images"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"data={path}: not a COCO annotation file ({error!r})") from error
     names = tuple(str(category["name"]) for category in categories)
@@ -183,10 +192,10 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
 
 
 def _coco_image(
-    folder: Path, row: Mapping[str, Any], objects: list[Mapping[str, Any]], number: Mapping[int, int]
+    folder: Path, row: Mapping[str, Any], objects: list[Mapping[str, Any]], label_of: Mapping[int, int]
 ) -> AnnotatedImage:
     corners = np.array([entry["bbox"] for entry in objects], np.float32).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]  # from width and height
+    corners[:, 2:] += corners[:, :2]  # COCO stores (x, y, width, height)
     outlines = tuple(entry.get("segmentation") for entry in objects)
     image = AnnotatedImage(
         path=folder / row["file_name"],
@@ -194,7 +203,7 @@ def _coco_image(
         width=row["width"],
         height=row["height"],
         boxes=corners,
-        labels=np.array([number[entry["category_id"]] for entry in objects], np.int64),
+        labels=np.array([label_of[entry["category_id"]] for entry in objects], np.int64),
         difficult=np.zeros(len(objects), np.bool_),
         outlines=outlines,
     )
@@ -202,14 +211,19 @@ def _coco_image(
 
 
 def _without_empty_boxes(image: AnnotatedImage) -> AnnotatedImage:
-    """Boxes cut at the edge of the image, and none without an area, which no detector can regress to."""
+    """Clip boxes at the edges of the image, and drop those without an area, which no detector can regress to."""
     edge = np.array([image.width, image.height] * 2, np.float32)
     boxes = np.clip(image.boxes, 0, edge)
     return replace(image, boxes=boxes).only(np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
 
 
 def _check_classes(found: Sequence[str] | set[str], wanted: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
-    """`wanted`, when it has all that was found; else what was found: sorted when it has no order of its own."""
+    """Return the class names: `wanted` if it is given, else `found`, sorted if it is a set.
+
+    Raises:
+        ValueError: `wanted` lacks a class, or is in another order than a `found` that has one.
+
+    """
     if wanted is None:
         return tuple(sorted(found)) if isinstance(found, set) else tuple(found)
     unknown = sorted(set(found) - set(wanted))

@@ -1,7 +1,7 @@
-"""Faster and Mask R-CNN around a ResNet backbone, from torchvision's detection parts, laid out as Detectron2 does.
+"""Faster and Mask R-CNN around a ResNet backbone, built from torchvision's detection parts in Detectron2's layout.
 
-What torchvision's parts keep of their own: smooth L1 with its bend at 1/9 instead of 0, anchors rounded to whole
-pixels, and, for "fpn" alone, regions without `aligned=True`.
+Three differences from Detectron2 remain, since they are inside torchvision's parts: smooth L1 bends at 1/9 instead of
+0, anchors are rounded to whole pixels, and "fpn" cuts regions without `aligned=True`.
 
 Shapes: N images, R regions of a batch, D feature dimension, L classes without the background, (H, W) padded images.
 """
@@ -48,22 +48,22 @@ def build_detector(
     rpn_after_nms: tuple[int, int] = (2000, 1000),
     regions_per_image: int = 512,
 ) -> GeneralizedRCNN:
-    """A detector whose trunk is `backbone`, all of it trained (FREEZE_AT 0), BatchNorm included.
+    """Return a detector around `backbone`, all of whose layers are trained, BatchNorm included (FREEZE_AT 0).
 
     Args:
-        backbone: A ResNet of torchvision's layout; its layers become the detector's, not copies.
+        backbone: A ResNet of torchvision's layout; the detector takes over its layers without copying them.
         num_classes: L.
         neck: "c4" or "fpn".
-        masks: Also a mask for each object.
-        mean: Of the pixels that the backbone was trained on, scaled to 0..1.
-        std: Likewise.
-        anchor_sizes_px: Sides of the square anchor, of each level for "fpn".
-        rpn_before_nms: Proposals kept before suppression, in training and in testing.
-        rpn_after_nms: And after it.
-        regions_per_image: Sampled for the head's losses.
+        masks: Also predict a mask for each object.
+        mean: Mean of the pixels that the backbone was trained on, scaled to 0..1.
+        std: Their standard deviation.
+        anchor_sizes_px: Sides of the square anchors; for "fpn" one per level.
+        rpn_before_nms: Proposals kept before non-maximum suppression, (in training, in testing).
+        rpn_after_nms: Proposals kept after it, likewise.
+        regions_per_image: Proposals sampled for the losses of the head.
 
     Raises:
-        ValueError: The backbone is no ResNet.
+        ValueError: The backbone is not a ResNet.
 
     """
     if not isinstance(backbone, ResNet):
@@ -77,6 +77,8 @@ def build_detector(
 
 
 class _Proposals(NamedTuple):
+    """Settings of the region proposals; `build_detector` explains them."""
+
     anchor_sizes_px: tuple[float, ...]
     before_nms: tuple[int, int]
     after_nms: tuple[int, int]
@@ -84,29 +86,29 @@ class _Proposals(NamedTuple):
 
 
 class PadAndNormalize(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Images (3, h, w) in 0..1 -> one normalised batch (N, 3, H, W), H and W multiples of 32; boxes stay.
+    """Normalises images (3, h, w) in 0..1 and pads them to a batch (N, 3, H, W), H and W multiples of 32.
 
-    The loader has resized the images already, as Detectron2's does (with Pillow, from uint8).
+    Images and boxes are not resized: the loader has done that, as Detectron2's does (with Pillow, from uint8).
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(min_size=1, max_size=1, image_mean=list(mean), image_std=list(std))
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
-        """Leave both alone."""
+        """Return both unchanged: torchvision would resize them here."""
         return image, target
 
     def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
-        """Leave detections at the size of the input; `restore` brings them to the stored image's."""
+        """Return the detections unchanged, in pixels of the input; `restore` scales them to the stored image."""
         return result
 
     def restore(self, result: Any, resized: list[tuple[int, int]], stored: list[tuple[int, int]]) -> Any:
-        """Boxes, and masks drawn out, at the size of the stored images; sizes are (height, width)."""
+        """Scale boxes to the stored images, and paste masks into them; sizes are (height, width)."""
         return super().postprocess(result, resized, stored)
 
 
 class C4Trunk(nn.Module):
-    """Images (N, 3, H, W) -> layer3's map (N, D/2, H/stride, W/stride)."""
+    """Layers up to layer3: maps images (N, 3, H, W) to (N, D/2, H/stride, W/stride)."""
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
@@ -121,17 +123,17 @@ class C4Trunk(nn.Module):
         self.stride = 4 * resnet.conv1.stride[0] * (1 if isinstance(resnet.maxpool, nn.Identity) else 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The map that proposals and regions are taken from."""
+        """Return the feature map for the proposals and regions."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features: Tensor = self.layer3(self.layer2(self.layer1(stem)))
         return features
 
 
 class AlignedRegions(nn.Module):
-    """Regions of one map, cut out as (R, channels, size, size).
+    """Cuts regions out of one feature map, as (R, channels, size, size).
 
-    With `aligned=True`, which is Detectron2's ROIAlignV2 and which torchvision's MultiScaleRoIAlign does not offer:
-    without it regions lie half a cell off.
+    It uses `aligned=True`, as Detectron2's ROIAlignV2 does; torchvision's MultiScaleRoIAlign has no such option, so
+    that its regions are half a cell off.
     """
 
     def __init__(self, size: int, stride: int) -> None:
@@ -140,16 +142,16 @@ class AlignedRegions(nn.Module):
         self.stride = stride
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], _image_sizes: Any) -> Tensor:
-        """Cut; the signature is MultiScaleRoIAlign's."""
+        """Cut out all regions; the signature is MultiScaleRoIAlign's."""
         rows: Tensor = roi_align(features["0"], boxes, self.size, spatial_scale=1 / self.stride, aligned=True)
         return rows
 
 
 class Res5Head(nn.Sequential):
-    """layer4 and one more BatchNorm (`Res5ROIHeadsExtraNorm`): (R, D/2, 14, 14) -> (R, D, 7, 7).
+    """layer4 and one more BatchNorm (`Res5ROIHeadsExtraNorm`): maps (R, D/2, 14, 14) to (R, D, 7, 7).
 
-    The extra layer is there because a pre-trained layer4 ends in unnormalised features, whose scale differs between
-    supervised and unsupervised backbones (MoCo v1 sec. 4.2).
+    A pre-trained layer4 ends in unnormalised features, whose scale differs between supervised and unsupervised
+    backbones. The extra BatchNorm removes that difference (MoCo v1 sec. 4.2).
     """
 
     def __init__(self, resnet: ResNet) -> None:
@@ -159,16 +161,17 @@ class Res5Head(nn.Sequential):
 
 
 class Res5RoIHeads(RoIHeads):  # type: ignore[misc]
-    """torchvision's RoIHeads with boxes and masks predicted from the same features of a region.
+    """torchvision's RoIHeads, with boxes and masks predicted from the same features of a region.
 
-    Masks are learnt from the very features that the box loss has normalised, as in Detectron2's Res5ROIHeads;
-    torchvision's own forward would run layer4 again on the foreground alone, with other BatchNorm statistics.
+    In training, layer4 runs once on all regions, and masks use its output on the foreground, as in Detectron2's
+    Res5ROIHeads. torchvision's own forward would run layer4 a second time on the foreground alone, which has other
+    BatchNorm statistics.
     """
 
     def forward(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any, targets: Any = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """(detections, {}) in testing, ([], losses) in training."""
+        """Return (detections, {}) in testing, ([], losses) in training."""
         if not self.training:
             return self._detect(features, proposals, image_shapes), {}
         proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
@@ -189,6 +192,7 @@ class Res5RoIHeads(RoIHeads):  # type: ignore[misc]
     def _detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any
     ) -> list[dict[str, Tensor]]:
+        """Return the detections of each image; masks come from the final boxes, so layer4 runs on these again."""
         rows = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         logits, shifts = self.box_predictor(rows.mean(dim=(2, 3)))
         boxes, scores, labels = self.postprocess_detections(logits, shifts, proposals, image_shapes)
@@ -204,6 +208,7 @@ class Res5RoIHeads(RoIHeads):  # type: ignore[misc]
 
 
 def _build_c4(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposals) -> GeneralizedRCNN:
+    """Return a detector with proposals from layer3 and layer4 as the head; `num_labels` includes the background."""
     trunk = C4Trunk(resnet)
     dim = feature_dim(resnet)
     anchors = AnchorGenerator((proposals.anchor_sizes_px,), (ASPECT_RATIOS,))
@@ -236,16 +241,17 @@ def _build_c4(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposal
 
 
 def _by_mode(training_and_testing: tuple[int, int]) -> dict[str, int]:
+    """Return the two numbers in torchvision's form."""
     return dict(zip(("training", "testing"), training_and_testing, strict=True))
 
 
 def _build_fpn(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposals) -> GeneralizedRCNN:
-    """BatchNorm in the trunk and the pyramid, the heads as they are (moco issue #34)."""
+    """Return a detector with a feature pyramid: BatchNorm in trunk and pyramid, none in the heads (moco issue #34)."""
     widths = [feature_dim(resnet) // 2**level for level in (3, 2, 1, 0)]
     layers = {f"layer{level + 1}": str(level) for level in range(4)}
     pyramid = BackboneWithFPN(resnet, layers, widths, out_channels=256, norm_layer=nn.BatchNorm2d)
     sizes = proposals.anchor_sizes_px
-    if len(sizes) != len(layers) + 1:  # one more level: max-pooled layer4
+    if len(sizes) != len(layers) + 1:  # the fifth level is the max-pooled layer4
         raise ValueError(f"anchor_sizes_px={sizes}: a pyramid has 5 levels; give 5 sizes")
     anchors = AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
     detector = MaskRCNN if masks else FasterRCNN
@@ -262,7 +268,7 @@ def _build_fpn(resnet: ResNet, num_labels: int, masks: bool, proposals: _Proposa
 
 
 def _init_predictor(predictor: nn.Module) -> None:
-    """Small random weights, as Detectron2's FastRCNNOutputLayers starts; torchvision leaves nn.Linear's own."""
+    """Draw small initial weights, as Detectron2's FastRCNNOutputLayers does; torchvision keeps nn.Linear's defaults."""
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=std)

@@ -1,4 +1,4 @@
-"""What a trained detector finds in the images of a set, and how good that is.
+"""Run a trained detector on a set of images, and measure its average precision.
 
 Shapes: m detections of one image.
 """
@@ -22,7 +22,10 @@ from mocokit.detection.recipes import DetectionRecipe
 def detect(
     detector: nn.Module, images: DetectionSet, recipe: DetectionRecipe, *, device: torch.device, num_workers: int = 0
 ) -> list[Detections]:
-    """Objects found in each image, at the image's stored size; one image at a time, as Detectron2 tests."""
+    """Return the detections in each image, in pixels of the stored image.
+
+    Images go through one at a time, as in Detectron2's test. The detector is in eval mode and gets its mode back.
+    """
     views = DetectionViews(
         images=images.images,
         short_sides_px=(recipe.test_short_side_px,),
@@ -54,14 +57,14 @@ def _detect_one(
 
 
 def _pack_masks(masks: Tensor) -> tuple[dict[str, object], ...]:
-    """Run lengths of masks (m, 1, H, W) in 0..1, cut at one half; a full set of them would not fit in memory."""
+    """Pack masks (m, 1, H, W), cut at 0.5, as run lengths; the unpacked masks of a set would not fit in memory."""
     mask = load_coco_library().mask
     drawn = (masks[:, 0] > 0.5).to(torch.uint8).cpu().numpy()
     return tuple(mask.encode(np.asfortranarray(one)) for one in drawn)
 
 
 def average_precision(images: DetectionSet, found: Sequence[Detections]) -> dict[str, float]:
-    """The metrics of the set's layout, in percent: COCO's where there is a COCO file, else those of VOC07."""
+    """Return the metrics in percent: COCO's if the set has a COCO file, else VOC07's."""
     if images.coco_file is not None:
         return coco_ap(images, found)
     return voc07_ap(images.images, found, num_classes=len(images.class_names))

@@ -1,6 +1,6 @@
-"""How the papers fine-tune detectors: schedules and sizes as values, each with its source.
+"""Schedules and sizes that the papers fine-tune detectors with, as values with their sources.
 
-Numbers are those of facebookresearch/moco `detection/configs` and, where these say nothing, Detectron2's defaults
+The numbers are those of facebookresearch/moco `detection/configs`, completed by Detectron2's defaults
 (`Base-RCNN-C4.yaml`, `Base-RCNN-FPN.yaml`, `config/defaults.py`).
 """
 
@@ -11,35 +11,36 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe:
-    """One way to fine-tune a detector from a backbone."""
+    """Settings of fine-tuning a detector from a backbone."""
 
     name: str
     neck: Literal["c4", "fpn"]
-    """c4: proposals from layer3, layer4 as the head of each region; fpn: a feature pyramid."""
+    """c4: proposals from layer3, and layer4 as the head of each region; fpn: a feature pyramid."""
     masks: bool
-    """Mask R-CNN, where the data has masks."""
+    """True: Mask R-CNN, which also learns masks."""
     iterations: int
     milestones: tuple[int, ...]
-    """Iterations from which on the learning rate is ten times smaller."""
+    """Iterations at which the learning rate drops tenfold."""
     warmup_iterations: int
     warmup_factor: float = 1e-3
-    """Share of the learning rate at the first iteration, from where it rises linearly."""
+    """First learning rate of the linear warm-up, as a share of `lr`."""
     batch_size: int = 16
     lr: float = 0.02
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
-    """Of everything but normalisation layers, which have none."""
+    """Of all parameters except those of normalisation layers, which get none."""
     train_short_sides_px: tuple[int, ...]
     test_short_side_px: int = 800
     max_long_side_px: int = 1333
     anchor_sizes_px: tuple[float, ...] = (32, 64, 128, 256, 512)
     rpn_before_nms: tuple[int, int]
-    """Proposals kept before non-maximum suppression, in training and in testing (a level, for fpn)."""
+    """Proposals kept before non-maximum suppression, (in training, in testing); per level for fpn."""
     rpn_after_nms: tuple[int, int]
+    """Proposals kept after it, likewise."""
     regions_per_image: int = 512
-    """Proposals of an image that the head of regions learns from; they are most of the work."""
+    """Proposals per image sampled for the losses of the head; they are most of the work."""
     precise_bn_iterations: int = 200
-    """Batches over which the running BatchNorm statistics are averaged after training."""
+    """Batches that re-estimate the running BatchNorm statistics after training."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -48,7 +49,7 @@ class DetectionRecipe:
             raise ValueError(f"iterations={self.iterations}: must be at least 1")
 
     def rescaled(self, batch_size: int) -> "DetectionRecipe":
-        """The same number of images seen at another batch: lr in proportion, iterations against it.
+        """Return the recipe at another batch size: `lr` in proportion, and as many images in total.
 
         moco issue #11: "halve batch and lr, double the steps"; Detectron2's `auto_scale_workers` scales the warm-up
         too.
@@ -66,7 +67,10 @@ class DetectionRecipe:
         )
 
     def shortened(self, iterations: int) -> "DetectionRecipe":
-        """Another length: milestones in proportion, at most a tenth of it warm-up, at most all of it precise BN."""
+        """Return the recipe with another number of iterations, and milestones in proportion.
+
+        Warm-up takes at most a tenth of the iterations; precise BatchNorm takes at most as many batches as training.
+        """
         share = iterations / self.iterations
         return replace(
             self,
@@ -77,7 +81,7 @@ class DetectionRecipe:
         )
 
     def at_short_side(self, short_side_px: int) -> "DetectionRecipe":
-        """The same picture at another scale: image sizes and anchors in proportion to the test short side."""
+        """Return the recipe at another scale, with image sizes and anchors in proportion to the test short side."""
         if short_side_px < 32:
             raise ValueError(f"short_side={short_side_px}: must be at least 32 pixels")
         scale = short_side_px / self.test_short_side_px
@@ -90,7 +94,7 @@ class DetectionRecipe:
         )
 
     def lr_of(self, iteration: int) -> float:
-        """Learning rate of one iteration, counted from 0 (Detectron2's WarmupMultiStepLR)."""
+        """Return the learning rate of an iteration, counted from 0 (Detectron2's WarmupMultiStepLR)."""
         lr = self.lr * 0.1 ** bisect_right(self.milestones, iteration)
         if iteration >= self.warmup_iterations:
             return lr
@@ -125,7 +129,7 @@ COCO_C4_2X = DetectionRecipe(
     rpn_after_nms=(2000, 1000),
 )
 
-# Not shipped officially; as the maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
+# There is no official config. The maintainer describes it in moco issues #34 (SyncBN on backbone and FPN, heads as in
 # Detectron2) and #39 (1x: 90k iterations, steps at 60k and 80k). mmselfsup measures 40.2 box, 36.1 mask AP (v2, 200).
 COCO_FPN_1X = DetectionRecipe(
     name="coco-fpn-1x",

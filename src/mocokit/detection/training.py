@@ -1,5 +1,6 @@
-"""Fine-tuning a detector: the loop, its optimizer, and precise BatchNorm."""
+"""Fine-tune a detector: the training loop, its optimizer, and precise BatchNorm."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SAVE_EVERY = 1000
 
 
 def build_optimizer(detector: nn.Module, recipe: DetectionRecipe) -> torch.optim.SGD:
-    """SGD with weight decay on all but normalisation layers (Detectron2: WEIGHT_DECAY_NORM 0)."""
+    """Return SGD with weight decay on all parameters except those of BatchNorm (Detectron2: WEIGHT_DECAY_NORM 0)."""
     norms = [own for layer in detector.modules() if isinstance(layer, _BatchNorm) for own in layer.parameters()]
     known = {id(parameter) for parameter in norms}
     others = [parameter for parameter in detector.parameters() if id(parameter) not in known]
@@ -42,21 +43,21 @@ def train_detector(
     checkpoints: Path | None = None,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train `detector` in place by the recipe, precise BatchNorm at the end included; the loss of each iteration.
+    """Train `detector` in place, then re-estimate its BatchNorm statistics; return the loss of each iteration.
 
     Args:
-        detector: On `device`.
-        images: Training images, each with an object.
+        detector: Detector on `device`.
+        images: Training images, each with at least one object.
         recipe: Schedule and sizes.
-        device: Where to compute.
-        seed: Of the order of images, their views and the sampling of regions.
-        num_workers: Loader processes.
-        checkpoints: Folder to save to and to continue from; None: neither.
+        device: Device to compute on.
+        seed: Seed of the order of images, their views and the sampling of regions.
+        num_workers: Loader processes; 0: threads.
+        checkpoints: Folder of checkpoints, saved every SAVE_EVERY iterations and continued from; None: no checkpoints.
         on_iteration: Called with the number of iterations done and the loss.
 
     Raises:
         FloatingPointError: The loss is not finite.
-        ValueError: More images in a batch than there are, or masks to learn and none annotated.
+        ValueError: A batch is larger than the set, or the recipe learns masks and the set has none.
 
     """
     if recipe.batch_size > len(images.images):
@@ -70,11 +71,11 @@ def train_detector(
         detector.load_state_dict(state["detector"])
         optimizer.load_state_dict(state["optimizer"])
         losses = list(state["losses"])
-    batches = _batches(images, recipe, start=len(losses), seed=seed, num_workers=num_workers)
+    batches = training_batches(images, recipe, start=len(losses), seed=seed, num_workers=num_workers)
     detector.train()
     for iteration in range(len(losses), recipe.iterations):
         set_lr(optimizer, recipe.lr_of(iteration))
-        torch.manual_seed(torch_seed(seed, Purpose.STEP, iteration))  # for the sampling of anchors and regions
+        torch.manual_seed(torch_seed(seed, Purpose.STEP, iteration))  # torchvision samples anchors and regions
         loss = _loss(detector, next(batches), device)
         loss.backward()
         optimizer.step()
@@ -94,10 +95,10 @@ def train_detector(
     return losses
 
 
-def _batches(
+def training_batches(
     images: DetectionSet, recipe: DetectionRecipe, *, start: int, seed: int, num_workers: int
 ) -> Iterator[list[DetectionExample]]:
-    """Batches from iteration `start` on; those of precise BatchNorm come after the last iteration's."""
+    """Return the batches from iteration `start` on; after the last iteration follow those of precise BatchNorm."""
     views = DetectionViews(
         images=images.images,
         short_sides_px=recipe.train_short_sides_px,
@@ -117,7 +118,7 @@ def _batches(
 
 
 def _loss(detector: nn.Module, batch: list[DetectionExample], device: torch.device) -> Tensor:
-    """Sum of the losses of proposals, classes, boxes and masks, each weighted by 1."""
+    """Return the sum of the losses of proposals, classes, boxes and masks, each with weight 1."""
     pixels = [example.pixels.to(device, non_blocking=True).float() / 255 for example in batch]
     targets = [{name: value.to(device) for name, value in example.target.items()} for example in batch]
     losses: dict[str, Tensor] = detector(pixels, targets)
@@ -125,23 +126,24 @@ def _loss(detector: nn.Module, batch: list[DetectionExample], device: torch.devi
 
 
 def _finite(loss: Tensor, iteration: int, recipe: DetectionRecipe) -> float:
+    """Return the loss as a number; raise FloatingPointError if it is not finite."""
     value = float(loss.detach())
-    if value - value != 0:  # NaN or infinite
+    if not math.isfinite(value):
         raise FloatingPointError(f"lr={recipe.lr:g}: the loss is {value} at iteration {iteration}; use a smaller batch")
     return value
 
 
 @torch.no_grad()
 def precise_batchnorm(detector: nn.Module, batches: Iterable[list[DetectionExample]], *, device: torch.device) -> None:
-    """Running statistics := the mean over `batches` of each batch's own (PRECISE_BN; 200 batches officially).
+    """Set BatchNorm's running statistics to their mean over `batches` (PRECISE_BN; officially 200 batches).
 
-    The moving average that training leaves behind remembers about ten batches of changing weights.
+    Training leaves a moving average over about ten batches, during which the weights changed.
     """
     layers = [layer for layer in detector.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # cumulative: every batch weighs the same
+        layer.momentum = None  # torch then averages all batches with equal weight
     for batch in batches:
         _loss(detector, batch, device)
     for layer, momentum in zip(layers, momenta, strict=True):

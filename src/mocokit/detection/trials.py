@@ -1,4 +1,4 @@
-"""Detection transfer as papers report it: a backbone fine-tuned several times, mean and spread of each metric."""
+"""Fine-tune detectors from one backbone several times, and report mean and spread, as the papers do."""
 
 import json
 import math
@@ -25,36 +25,39 @@ from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.randomness import Purpose, torch_seed
 
 RANDOM = "random"
-"""In place of a run: fresh weights, what pre-training has to beat."""
+"""Given instead of a run: random weights, the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One fine-tuning."""
+    """Result of one fine-tuning."""
 
     trial: int
+    """Number of the trial, from 0 on."""
     metrics: dict[str, float]
-    """Percent."""
+    """Average precisions on the test images, in percent."""
     train_metrics: dict[str, float]
     """The same on the training images; empty: not asked for."""
     last_loss: float
-    """Mean over the last 20 iterations."""
+    """Mean training loss over the last 20 iterations."""
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """What all trials share."""
+    """Settings that all trials share."""
 
     run: str
     """Run folder, backbone file, or "random"."""
     arch: str
-    """Of random weights."""
+    """Architecture of random weights."""
     train: DetectionSet
     test: DetectionSet
     recipe: DetectionRecipe
     seed: int
+    """Each trial derives its own seed from this one."""
     judge_training_images: bool = False
+    """Also measure the average precision on the training images."""
     device_name: str = "auto"
     num_workers: int = -1
     """Loader processes; 0: threads; -1: threads on a CPU, else the cores."""
@@ -63,26 +66,26 @@ class TrialPlan:
 def run_trials(
     plan: TrialPlan, *, num_trials: int, out: Path, on_iteration: Callable[[int, int, float], None] | None = None
 ) -> list[Trial]:
-    """Fine-tune `num_trials` times; `out/trial_N.json` is written after each, and a finished one is not repeated.
+    """Fine-tune `num_trials` times; each writes `out/trial_N.json`, and a finished trial is not repeated.
 
     Args:
-        plan: What to train.
-        num_trials: Each has its own seed: heads, order, views and, for random weights, the backbone.
+        plan: Settings of the trials.
+        num_trials: Number of trials. Each has its own seed for heads, order, views and, if random, the backbone.
         out: Folder for settings, results and checkpoints; after a kill the same call continues.
-        on_iteration: Called with trial, iterations done and loss.
+        on_iteration: Called with the trial, the number of iterations done and the loss.
 
     Raises:
-        ValueError: No trial is asked for, or `out` holds trials of other settings.
+        ValueError: `num_trials` is below 1, or `out` holds trials of other settings.
 
     """
     if num_trials < 1:
         raise ValueError(f"trials={num_trials}: must be at least 1")
-    _claim(out, plan)
+    _save_or_check_settings(out, plan)
     return [_run_trial(plan, number, out, on_iteration) for number in range(num_trials)]
 
 
-def _claim(out: Path, plan: TrialPlan) -> None:
-    """Write the settings of the trials down, or check that they are those of the folder."""
+def _save_or_check_settings(out: Path, plan: TrialPlan) -> None:
+    """Write the settings into `out`; if it has trials already, raise ValueError unless their settings are the same."""
     settings = {
         "run": plan.run,
         "arch": plan.arch if plan.run == RANDOM else "",
@@ -104,6 +107,7 @@ def _claim(out: Path, plan: TrialPlan) -> None:
 def _run_trial(
     plan: TrialPlan, number: int, out: Path, on_iteration: Callable[[int, int, float], None] | None
 ) -> Trial:
+    """Return the saved result of a finished trial, or run it and save its result."""
     path = out / f"trial_{number}.json"
     if path.exists():
         return Trial(**json.loads(path.read_text(encoding="utf-8")))
@@ -136,15 +140,15 @@ def _run_trial(
     )
     text = json.dumps(asdict(trial), indent=1) + "\n"
     write_text_atomically(path, text)
-    shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # its checkpoints
+    shutil.rmtree(out / f"trial_{number}", ignore_errors=True)  # checkpoints of the trial
     return trial
 
 
 def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
-    """The detector of one trial before training: the run's backbone, fresh heads."""
+    """Return the detector of one trial before training: the run's backbone with randomly initialised heads."""
 
     def build() -> GeneralizedRCNN:
-        """The detector, with weights from torch's generator where the run gives none."""
+        """Build the detector; torch's generator draws all weights that the run does not give."""
         if plan.run == RANDOM:
             backbone = build_backbone(plan.arch)
             mean = DataConfig.mean
@@ -171,7 +175,7 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
 
 
 def mean_and_std(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
-    """Mean and sample standard deviation of each metric; the latter is NaN for a single trial."""
+    """Return the mean and the sample standard deviation (NaN for a single trial) of each metric."""
     return {
         name: (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
         for name in trials[0].metrics

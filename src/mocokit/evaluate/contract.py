@@ -43,19 +43,20 @@ class EvalContext:
     @cached_property
     def train_features(self) -> Features:
         """Features and labels of the training images, from the cache if possible."""
-        return self._features_of(self.train)
+        return self.features_of(self.train)
 
     @cached_property
     def test_features(self) -> Features:
         """Features and labels of the test images, from the cache if possible."""
-        return self._features_of(self.test)
+        return self.features_of(self.test)
 
     @property
     def num_classes(self) -> int:
         """Number of classes of the training images; labels are 0 .. num_classes-1."""
         return len(self.train.class_names)
 
-    def _features_of(self, images: LabelledImages) -> Features:
+    def features_of(self, images: LabelledImages) -> Features:
+        """Return the features and labels of some images of `train` or `test`, such as `train.only(indices)`."""
         start = time.perf_counter()
         features = self.extractor.features(images, self.cache, device=self.device)
         self.seconds_saved.append(features.extract_s - (time.perf_counter() - start))

@@ -65,7 +65,7 @@ def fraction_of(images: LabelledImages, fraction: float, *, seed: int) -> Labell
 
 
 def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Return (rest, held-out part). The held-out part has about `share` of each class: at least one image, never all.
+    """Return (rest, held-out part). Each class of two or more images gives about `share`: at least one, never all.
 
     Raises:
         ValueError: No class has two images.
@@ -78,7 +78,7 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
         held += [member[row] for row in order[:count]]
     if not held:
         raise ValueError(
-            "fraction: one labelled image a class leaves none to choose a rate with; use a larger fraction"
+            "fraction: one labelled image per class leaves none to choose a rate with; use a larger fraction"
         )
     rest = np.setdiff1d(images.indices, held).tolist()
     return images.only(rest), images.only(sorted(held))
