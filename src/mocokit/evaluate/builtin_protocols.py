@@ -148,7 +148,7 @@ def images_of_part(part: str, train: LabelledImages, *, seed: int) -> LabelledIm
     if not part.endswith("%"):
         ids = sorted(set(read_id_list(part, train.reader.source)) & set(train.indices))
         if not ids:
-            raise ValueError(f"ids={part}: names none of the training images")
+            raise ValueError(f"ids={part}: names none of the training images; list their file names or numbers")
         return train.only(ids)
     try:
         share = float(part[:-1])
