@@ -79,7 +79,7 @@ def build_extractors(
     if not baselines:
         return [trained]
     raw = FeatureExtractor(name=RAW_PIXELS, embed=embed_pixels(pixels), pixels=pixels, backbone=None, cache_key=None)
-    return [raw, network(RANDOM_INIT, random_backbone(loaded.card, seed=seed)), trained]
+    return [raw, network(RANDOM_INIT, random_backbone(loaded.card, seed=seed, backbone=loaded.backbone)), trained]
 
 
 def view_of(card: BackboneCard, *, num_workers: int) -> EvaluationView:

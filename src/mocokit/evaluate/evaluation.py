@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from mocokit.data.loading.loader import choose_workers
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.engine.backbone_file import load_backbone
@@ -33,6 +35,7 @@ def evaluate(
     data: str | Path,
     test: str | Path | None = None,
     protocols: Sequence[str | EvalProtocol] = STANDARD,
+    backbone: nn.Module | None = None,
     baselines: bool = True,
     seeds: Sequence[int] = (0,),
     epochs_scale: float = 1.0,
@@ -49,6 +52,7 @@ def evaluate(
         data: Labelled images to train on.
         test: Labelled images to test on; None: a held-out tenth of `data`.
         protocols: Names (see `find_protocol`) or own objects (see `EvalProtocol`); skipped if there are too few labels.
+        backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also evaluate raw pixels and a random-init backbone, for the protocols that suit them.
         seeds: One evaluation per seed, with its own subsets, crops, order, initial weights and random-init backbone.
         epochs_scale: Length of each training, as a multiple of its protocol's; the ids tell the epochs.
@@ -63,7 +67,7 @@ def evaluate(
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
-    loaded = load_backbone(run)
+    loaded = load_backbone(run, backbone=backbone)
     device = pick_device(device_name, local_rank=0)
     precision = Precision(precision_name, device)
     folder = results_folder(run)

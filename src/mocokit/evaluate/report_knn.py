@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
@@ -29,6 +30,7 @@ def compare_with_baselines(
     *,
     bank: str | Path,
     queries: str | Path | None = None,
+    backbone: nn.Module | None = None,
     baselines: bool = True,
     num_workers: int = -1,
     device_name: str = "auto",
@@ -40,13 +42,14 @@ def compare_with_baselines(
         run: Run folder or backbone file.
         bank: Labelled images that vote.
         queries: Labelled images to classify; None: a held-out tenth of `bank`.
+        backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also measure raw pixels and a random-init backbone.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
 
     """
-    loaded = load_backbone(run)
+    loaded = load_backbone(run, backbone=backbone)
     device = pick_device(device_name, local_rank=distributed.local_rank())
     with distributed.session(device.type):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))

@@ -26,12 +26,11 @@ def find_method(name: str) -> MethodSpec:
         ValueError: There is none; the message says how to give one.
 
     """
-    if name not in SPECS:
-        for entry in entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                add_method(entry.load())
+    if name in SPECS:
+        return SPECS[name]
+    installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     try:
-        return choose("method.name", name, SPECS)
+        return add_method(choose("method.name", name, {**SPECS, **installed}).load())
     except ValueError as error:
         raise ValueError(
             f"{error}; a method of your own is given by --method-from PACKAGE.MODULE:SPEC, or method=SPEC in Python, "

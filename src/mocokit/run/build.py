@@ -24,7 +24,7 @@ from mocokit.data.statistics import measure_mean_std
 from mocokit.data.view_size import ViewSize
 from mocokit.data.views import ImageReader, LocalCrops, TwoViews
 from mocokit.distributed.fsdp import shard
-from mocokit.engine.backbone_file import BackboneCard
+from mocokit.engine.backbone_file import OWN, BackboneCard
 from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
@@ -52,12 +52,6 @@ from mocokit.run.monitor import Monitor, build_monitor
 
 LOGGER = logging.getLogger("mocokit")
 
-OWN_ARCH = "own/"
-"""Beginning of `model.arch` of a backbone that was given as a module: own/CLASS. No name can rebuild it."""
-
-OWN_SOURCE = "own/"
-"""Beginning of `data.source` of images that were given as an object: own/CLASS."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -71,10 +65,10 @@ class Given:
     def named_in(self, config: Config) -> Config:
         """Return the config with the names of these objects in place of model.arch and data.source."""
         if self.backbone is not None:
-            model = replace(config.model, arch=OWN_ARCH + type(self.backbone).__name__, stem="imagenet")
+            model = replace(config.model, arch=OWN + type(self.backbone).__name__, stem="imagenet")
             config = replace(config, model=model)
         if self.source is not None:
-            config = replace(config, data=replace(config.data, source=OWN_SOURCE + type(self.source).__name__))
+            config = replace(config, data=replace(config.data, source=OWN + type(self.source).__name__))
         return config
 
 
@@ -161,7 +155,7 @@ def _find_source(config: Config, given: Given) -> ImageSource:
     location = config.data.source
     if not location:
         raise ValueError("data: say where the images are, for example --data my_photos/")
-    if location.startswith(OWN_SOURCE):
+    if location.startswith(OWN):
         raise ValueError(
             f"data.source={location}: the run's images were given as an object; give it again: "
             "mocokit.resume(run, data=...)"
@@ -262,7 +256,7 @@ def build_encoder(config: Config, backbone: nn.Module | None = None) -> Encoder:
 
 def _build_backbone(config: Config) -> nn.Module:
     arch = config.model.arch
-    if arch.startswith(OWN_ARCH):
+    if arch.startswith(OWN):
         raise ValueError(
             f"model.arch={arch}: the run's backbone was given as a module, which no name can rebuild; give it again: "
             "mocokit.resume(run, backbone=...)"
