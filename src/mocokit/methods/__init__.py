@@ -29,8 +29,9 @@ def find_method(name: str) -> MethodSpec:
     if name in SPECS:
         return SPECS[name]
     installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    known: dict[str, Any] = {**SPECS, **installed}
     try:
-        return add_method(choose("method.name", name, {**SPECS, **installed}).load())
+        return add_method(choose("method.name", name, known).load())
     except ValueError as error:
         raise ValueError(
             f"{error}; a method of your own is given by --method-from PACKAGE.MODULE:SPEC, or method=SPEC in Python, "

@@ -1,0 +1,1 @@
+"""Worked examples; each runs by itself from the folder above."""
