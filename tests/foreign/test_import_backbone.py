@@ -288,7 +288,7 @@ def test_a_truncated_file_says_so(tmp_path: Path, suffix: str, keep: float) -> N
             {"arch": "resnet50"},
             r"arch=resnet50: the weights of a plain state dict are not of",
         ),
-        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown backbone"),
+        (lambda s: s, {"arch": "resnet99"}, r"model.arch='resnet99': unknown"),
         (lambda s: {"epoch": 3, "args": {"lr": 1}}, {}, r"holds no weights; its keys are epoch, args"),
         (lambda s: {"classy_state_dict": {"base_model": s}}, {}, r"holds no weights; its keys are classy_state_dict"),
         (lambda s: {11: torch.zeros(1), "args": 1}, {}, r"nearest is \w+: unknown keys: 11; missing: "),

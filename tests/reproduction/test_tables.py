@@ -12,6 +12,10 @@ from mocokit.reproduction.tables import SMALL_K, TABLES
 ALL = [(table, cell) for table in TABLES.values() for cell in table.cells]
 
 
+def _default(section: object, name: str) -> object:
+    return section.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+
+
 def _differences(cell: Cell, preset: str) -> dict[str, object]:
     """Return the settings in which the cell's run differs from a preset."""
     base = to_dict(PRESETS[preset])
@@ -20,7 +24,7 @@ def _differences(cell: Cell, preset: str) -> dict[str, object]:
         f"{section}.{name}": value
         for section, values in own.items()
         for name, value in values.items()
-        if value != base[section][name]
+        if value != base[section].get(name, _default(getattr(cell.config, section), name))
     }
 
 
