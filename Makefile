@@ -1,6 +1,6 @@
 # Everything on a fresh machine: Python 3.11 or newer, pip and make; nothing else.
 #   make demo   install, pre-train on the embedded sample with the CPU, print kNN accuracies
-#   make test   install, lint, types, tests
+#   make test   install, lint, types, tests; make slow: the tests that take longest
 #   make faults break real runs in every way, measure what is lost (docs/reliability.md); an hour on a busy machine
 #   make lock   write down the versions that are installed; make audit: ask pip-audit for known flaws in them
 # A torch that is already in .venv (a small CPU build, for example) is kept.
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit faults lock audit clean
+.PHONY: demo test lint types unit slow faults lock audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/mocokit demo $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -26,8 +26,12 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
+# One process per core: the longest tests start ranks and wait for them.
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python experiments/faults.py

@@ -1,5 +1,9 @@
 """Small real images and runs that many tests share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in one process per core, and start ranks
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -118,7 +118,6 @@ def test_each_method_trains_in_half_precision_and_says_what_it_knows(name: str, 
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) -> None:
     """Float64, 1, 2 and 4 gloo ranks; global BatchNorm spans them all, two groups span two ranks each."""

@@ -105,7 +105,6 @@ if first:
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_two_ranks_with_a_part_of_the_bank_each_equal_one_process(tmp_path: Path) -> None:
     bank = _clusters(250, 1)
     queries = _clusters(60, 2)

@@ -42,7 +42,6 @@ def _sbatch(script: Path, tmp_path: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.dist
 def test_a_job_whose_time_is_up_is_requeued_and_ends_bit_equal(tiny: Callable[..., Config], tmp_path: Path) -> None:
     config = tiny(**{"optim.epochs": 4, "run.save_minutes": 10.0})  # 20 steps

@@ -20,7 +20,6 @@ def _narrow() -> Iterator[None]:
     remove_narrow_backbone()
 
 
-@pytest.mark.slow
 def test_a_failed_cell_is_reported_the_rest_goes_on_and_finished_cells_are_kept(photos: Path, tmp_path: Path) -> None:
     plan = small_plan(photos, tmp_path, table=small_table(second_lr=1e30))
     assert predict_minutes(plan) > 0
@@ -49,7 +48,6 @@ def test_a_folder_with_another_run_is_left_alone(photos: Path, tmp_path: Path) -
     assert [path.name for path in folder.iterdir()] == ["config.toml"]
 
 
-@pytest.mark.slow
 def test_a_killed_cell_is_resumed_and_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
     whole = small_plan(photos, tmp_path / "whole")
     killed = small_plan(photos, tmp_path / "killed")

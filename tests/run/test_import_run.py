@@ -104,7 +104,6 @@ def test_the_official_code_can_load_what_we_write(finished_run: Callable[[str], 
     assert not any(parameter in optimizer.state for parameter in moco.encoder_k.parameters())
 
 
-@pytest.mark.slow
 def test_our_run_through_an_official_file_continues_bit_equal(tiny: Tiny, tmp_path: Path) -> None:
     mocokit.pretrain(tiny(**{"model.arch": "resnet18"}), out=tmp_path / "run")
     list_checkpoints(tmp_path / "run" / "checkpoints")[-1].unlink()  # back to the end of epoch 1

@@ -26,7 +26,6 @@ def long_run(tiny: Tiny) -> Config:
     return tiny(**{"optim.epochs": 8, "data.workers": 2, "run.save_minutes": 0.002})
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_steps_ends_bit_equal_to_one_that_was_not(long_run: Config, tmp_path: Path) -> None:
     assert finish(_start(long_run, tmp_path / "whole"))[0] == 0
     process = _start(long_run, tmp_path / "run")
@@ -51,7 +50,6 @@ def _losses(metrics: str) -> list[tuple[object, object]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
     long_run: Config, tmp_path: Path, number: signal.Signals
@@ -69,7 +67,6 @@ def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path: Path) -> None:
     process = _start(long_run, tmp_path / "run")
     run = tmp_path / "run"
@@ -84,7 +81,6 @@ def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_ranks(tiny: Tiny, tmp_path: Path) -> None:
     """20 steps through the real data pipeline, float64: 1, 2 and 4 gloo ranks, and micro-batches of one group."""
     losses: dict[str, list[float]] = {}
@@ -100,7 +96,6 @@ def test_losses_do_not_depend_on_the_number_of_ranks(tiny: Tiny, tmp_path: Path)
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(long_run: Config, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start([*PRESET, *flags_of(long_run), "--out", str(run)], ranks=2)

@@ -72,7 +72,6 @@ def _children() -> set[multiprocessing.Process]:
     return set(multiprocessing.active_children())  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_killed_workers_are_replaced_and_no_batch_is_lost_or_comes_twice() -> None:
     before = _children()
     deaths = list[str]()
