@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [fault for fault in FAULTS if fault.__name__ in args.only]
     for fault in chosen:
         many = fault is process_faults.kill_process and not args.quick
-        work = args.work / ("long" if many else "short")
+        work = args.work.absolute() / ("long" if many else "short")
         work.mkdir(parents=True, exist_ok=True)
         steps = 100 if many else 30
         ranks = 2 if args.quick else 4
