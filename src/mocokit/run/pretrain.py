@@ -37,16 +37,16 @@ from mocokit.run.build import (
     Given,
     Parts,
     build_batches,
-    build_recipes,
     build_run,
     lr_of_step,
     settings_warnings,
 )
+from mocokit.run.build_views import build_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended."""
+    """Result of a run, whether complete or stopped early."""
 
     folder: Path
     step: int
@@ -146,7 +146,6 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
         parts = build_run(config, device, given)  # what is wrong with settings or data shows before files appear
 
         def take_folder() -> None:
-            """Make the folder this process's own."""
             lock.enter_context(folder.locked())
             if resume:
                 folder.remove_partial()
@@ -172,7 +171,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,
-        steps_per_epoch=parts.steps_per_epoch,
+        steps_per_epoch=parts.rhythm.steps_per_epoch,
         chance_loss=parts.method.chance_loss,
     )
 
@@ -194,7 +193,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
             optimizer=parts.optimizer,
             precision=parts.precision,
             device=parts.device,
-            lr_of_step=lr_of_step(config, parts.steps_per_epoch),
+            lr_of_step=lr_of_step(config, parts.rhythm.steps_per_epoch),
             start_step=start_step,
             clip_norm=config.optim.clip_norm,
             seed=config.run.seed,
@@ -260,7 +259,7 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
         "method": gather_state(parts.method.state_dict()),
         "optimizer": gather_state(parts.optimizer.state_dict()),
         "scaler": parts.precision.scaler.state_dict(),
-        "steps_per_epoch": parts.steps_per_epoch,
+        "steps_per_epoch": parts.rhythm.steps_per_epoch,
         "precision": parts.precision.name,
         "versions": {"torch": str(torch.__version__)},
         "config": to_toml(config),
@@ -272,9 +271,10 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     if not list_checkpoints(folder.checkpoints):
         return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
-    if state["steps_per_epoch"] != parts.steps_per_epoch:
+    steps_now = parts.rhythm.steps_per_epoch
+    if state["steps_per_epoch"] != steps_now:
         raise ValueError(
-            f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
+            f"data: {steps_now} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
             "the data set changed: put it back, or start a new run"
         )
     load_method_state(parts.method, state["method"])
@@ -302,7 +302,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
     folder.record_resolved(
         {
             "num_images": num_images,
-            "steps_per_epoch": parts.steps_per_epoch,
+            "steps_per_epoch": parts.rhythm.steps_per_epoch,
             "total_steps": total_steps,
             "mean": list(parts.card.mean),
             "std": list(parts.card.std),
