@@ -117,7 +117,6 @@ def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
     every = max(1, recipe.iterations // 20)
 
     def on_iteration(trial: int, done: int, loss: float) -> None:
-        """Print the loss after every twentieth of the iterations, and after the last one."""
         if done % every == 0 or done == recipe.iterations:
             print(f"trial {trial + 1}: iteration {done} of {recipe.iterations}, loss {loss:.3f}", flush=True)
 

@@ -24,18 +24,17 @@ LOGGER = logging.getLogger("mocokit")
 
 @dataclass(frozen=True, kw_only=True)
 class Rhythm:
-    """How often a run is logged, saved and evaluated."""
+    """Length of a run, and the intervals at which it is logged, saved and evaluated; see `RunConfig`."""
 
     steps_per_epoch: int
     epochs: int
     log_every: int
-    """Steps between lines of metrics.jsonl."""
+    """Steps."""
     save_minutes: float
-    """Minutes between checkpoints; one is written at the end of each epoch too."""
     keep_last: int
-    """Checkpoints to keep."""
+    """Number of checkpoints."""
     knn_every: int
-    """Epochs between kNN evaluations; 0: none. The last epoch always has one."""
+    """Epochs; 0: never."""
 
     @property
     def total_steps(self) -> int:
@@ -48,7 +47,7 @@ class Callbacks:
     """Parts of a run that live outside the engine."""
 
     state: Callable[[], dict[str, Any]]
-    """Returns all that a checkpoint must hold, but the step; called on all ranks, which may hold parts of it."""
+    """Returns the content of a checkpoint, except the step; called on all ranks, since each may hold a part of it."""
     gauges: Callable[[], dict[str, float]]
     """Returns numbers of the method's own state, such as the share of the queue that holds real keys."""
     export: Callable[[dict[str, Any], int], None]
@@ -63,7 +62,7 @@ class Recorder:
     """Records one run; every method is called on every rank.
 
     Args:
-        rhythm: How often things are due.
+        rhythm: Length of the run, and the intervals.
         folder: The run folder.
         board: Meters of the rows' metrics.
         view: Shows progress to the user.
@@ -135,7 +134,7 @@ class Recorder:
         def write() -> None:
             """Write the checkpoint, then the backbone; runs in a thread of its own."""
             save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.rhythm.keep_last)
-            if step == self._newest_save:  # else the next save is waiting, perhaps with seconds to live
+            if step == self._newest_save:  # else the next save waits, maybe in a process that will be killed soon
                 self.callbacks.export(state, step)
 
         self._writer.start(write)

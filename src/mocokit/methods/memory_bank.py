@@ -169,7 +169,6 @@ def build(settings: MemoryBankSettings, inputs: MethodInputs) -> MemoryBank:
     """Return the method in its first state."""
 
     def sample(step: int) -> Tensor:
-        """Draw the step's negatives."""
         draws = generator(inputs.seed, Purpose.BANK_SAMPLE, step)
         return torch.from_numpy(draws.integers(inputs.num_images, size=settings.num_negatives))
 

@@ -1,8 +1,7 @@
 """Count the operations, bytes and memory of a training step by running it on fake tensors: shapes without memory."""
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +156,8 @@ def _forward_and_backward(
     Each pass starts by copying its pixels, as PixelNormalize does.
     """
     trained = [*[views] * passes.trained_views, *([local] if len(local) else [])]
-    with _autocast(precision):
+    dtype = AUTOCAST_TYPES.get(precision)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None, cache_enabled=False):
         with torch.no_grad():
             for pixels in trained if embeds_again else []:
                 encoder(pixels * 1.0)
@@ -165,12 +165,3 @@ def _forward_and_backward(
                 F.normalize(encoder.head(encoder.backbone(views * 1.0)), dim=1)
         embeddings = [encoder(pixels * 1.0) for pixels in trained]
     torch.cat(embeddings).float().sum().backward()  # the backward pass starts when all embeddings are held
-
-
-@contextmanager
-def _autocast(precision: str) -> Iterator[None]:
-    if precision in AUTOCAST_TYPES:
-        with torch.autocast("cpu", dtype=AUTOCAST_TYPES[precision], cache_enabled=False):
-            yield
-    else:
-        yield

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
-from mocokit.config.toml import replace_settings, to_dict, to_flags
-from mocokit.data.sources.open_source import absolute_location
+from mocokit.config.toml import to_dict, to_flags
 from mocokit.methods.groups import GroupLayout
+from mocokit.run.pretrain import locate_data
 from mocokit.settings import require
 
 _SCRIPT = """\
@@ -116,12 +116,10 @@ def _quote(directive: str) -> str:
 
 def changed_flags(preset: str, config: Config) -> list[str]:
     """Return the flags of `mocokit pretrain` that turn the preset into `config`, with absolute paths of its images."""
-    places = {"data.source": config.data.source, "data.test": config.data.test}
-    config = replace_settings(config, {name: absolute_location(place) for name, place in places.items() if place})
     before = to_dict(get_preset(preset))
     changed = {
         f"{section}.{name}": value
-        for section, values in to_dict(config).items()
+        for section, values in to_dict(locate_data(config)).items()
         for name, value in values.items()
         if value != before[section][name]
     }
