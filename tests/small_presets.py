@@ -42,7 +42,7 @@ def small(name: str, photos: Path) -> Config:
 
 def add_narrow_backbone() -> None:
     """Make known what `small` asks for: a sixteenth of the work of the narrowest ResNet that ships."""
-    backbones.BACKBONES["resnet10_w8"] = lambda: backbones._narrow_resnet10(8)
+    backbones.BACKBONES["resnet10_w8"] = lambda: backbones.narrow_resnet10(8)
 
 
 def remove_narrow_backbone() -> None:

@@ -90,7 +90,7 @@ class Oracle:
         """Embeddings of each combination of patches, BatchNorm over all rows of a group at a time; or of the images and
         of their local crops. The loss is the mean over them.
         """
-        grid = self.method.patch_grid
+        grid = getattr(self.method, "patch_grid", 1)  # methods without patches have no such setting
         if grid == 1:
             return [self.embed(self.encoder, images), *self.crops()]
         px = images.shape[-1] // grid

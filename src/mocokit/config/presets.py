@@ -168,8 +168,8 @@ MOCO_V3_R50_1000EP = replace(
 )
 
 # The same for ViTs: 12 heads also in ViT-S, fixed sine-cosine positions, frozen patch projection, T 0.2, AdamW with lr
-# 1.5e-4 * 4096/256, weight decay 0.1, 300 epochs with 40 of warm-up, crops from 8 %, projector of 3 layers. 73.2 (S) and
-# 76.7 % (B) linear.
+# 1.5e-4 * 4096/256, weight decay 0.1, 300 epochs with 40 of warm-up, crops from 8 %, projector of 3 layers. 73.2 (S)
+# and 76.7 % (B) linear.
 MOCO_V3_VIT_S = Config(
     data=MOCO_V3_R50_100EP.data,
     augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.08, 1.0)),
