@@ -77,7 +77,7 @@ def test_growing_views_start_small_and_end_whole(photos: Path, tmp_path: Path) -
 
 
 def test_recipes_md_has_a_row_for_each_preset() -> None:
-    recipes = (Path(__file__).parent.parent / "RECIPES.md").read_text(encoding="utf-8")
+    recipes = (Path(__file__).parents[2] / "RECIPES.md").read_text(encoding="utf-8")
     assert [name for name in PRESETS if f"| `{name}` | `" not in recipes] == []
 
 

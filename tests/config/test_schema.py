@@ -78,7 +78,7 @@ def test_a_value_of_the_wrong_type_is_an_error(value: object) -> None:
             "method.queue_size=511: smaller than data.global_batch_size=256 times 2 views",
         ),
         ({"method.num_negatives": 0}, "method.num_negatives=0"),
-        ({"method.name": "byol"}, "MethodConfig.name='byol': not a value for this setting"),
+        ({"method.name": "byol"}, "method.name='byol': unknown; choose one of"),
         ({"model.head_layers": 4}, "model.head_layers=4: must be 2 or 3"),
         ({"optim.trust_coefficient": 0.0}, "optim.trust_coefficient=0.0"),
         ({"run.seed": -1}, "run.seed=-1"),

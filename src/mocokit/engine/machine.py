@@ -52,6 +52,5 @@ def _processor() -> str:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

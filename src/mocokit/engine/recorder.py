@@ -16,10 +16,8 @@ from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.checkpoint import copied_to_cpu, list_checkpoints, save_checkpoint
 from mocokit.engine.metrics import MeterBoard, MetricsLog, StepClock
 from mocokit.engine.progress import ProgressView
-from mocokit.engine.run_folder import RunFolder
+from mocokit.engine.run_folder import LOGGER, RunFolder
 from mocokit.methods.contract import Rows
-
-LOGGER = logging.getLogger("mocokit")
 
 
 @dataclass(frozen=True, kw_only=True)

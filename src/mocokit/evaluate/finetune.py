@@ -72,7 +72,6 @@ def fine_tune_and_test(
     """
 
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
-        """Return the network after training on `images` at these learning rates."""
         return fine_tune(
             backbone,
             pixels,

@@ -92,7 +92,6 @@ class EndToEndSettings(MethodSettings):
     """End-to-end: negatives from the batch, both encoders trained."""
 
     name: Annotated[Literal["end-to-end"], flag("--method")] = "end-to-end"
-    """The method; --method chooses another one."""
     shuffle: bool = True
     """Shuffling BN: keys are normalised beside other images than their queries."""
 

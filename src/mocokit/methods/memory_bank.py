@@ -154,7 +154,6 @@ class MemoryBankSettings(MethodSettings):
     """Memory bank: negatives from stored features of all images."""
 
     name: Annotated[Literal["memory-bank"], flag("--method")] = "memory-bank"
-    """The method; --method chooses another one."""
     num_negatives: int = 65536
     """Features drawn from the bank each step, K."""
     feature_momentum: float = 0.5

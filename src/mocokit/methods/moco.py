@@ -160,7 +160,6 @@ class MoCoSettings(PatchSettings):
     """MoCo v1 and v2: a queue of keys from a momentum encoder."""
 
     name: Annotated[Literal["moco"], flag("--method")] = "moco"
-    """The method; --method chooses another one."""
     queue_size: int = 65536
     """Number of negative keys K (MoCo v1 sec. 4)."""
     key_momentum: float = 0.999

@@ -122,7 +122,6 @@ class MoCoV3Settings(PatchSettings):
     """MoCo v3: negatives from the batch, momentum keys and a predictor."""
 
     name: Annotated[Literal["moco-v3"], flag("--method")] = "moco-v3"
-    """The method; --method chooses another one."""
     key_momentum: float = 0.999
     """m of the key encoder's moving average."""
     key_momentum_cos: bool = False

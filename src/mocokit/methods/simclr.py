@@ -92,7 +92,6 @@ class SimClrSettings(MethodSettings):
     """SimCLR: negatives from the batch, one trained encoder."""
 
     name: Annotated[Literal["simclr"], flag("--method")] = "simclr"
-    """The method; --method chooses another one."""
 
 
 def build(settings: SimClrSettings, inputs: MethodInputs) -> SimClr:

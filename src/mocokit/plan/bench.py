@@ -164,7 +164,17 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
     stages: dict[str, list[float]] = {}
     end = time.perf_counter() + seconds
     for step in itertools.count():
-        for name, milliseconds in one_step(parts, batch, step).items():
+        timer = StepTimer(parts.device)
+        train_step(
+            parts.method,
+            batch,
+            step,
+            gradients=GradientSum(),
+            optimizer=parts.optimizer,
+            precision=parts.precision,
+            lap=timer.lap,
+        )
+        for name, milliseconds in timer.spent_ms.items():
             stages.setdefault(name, []).append(milliseconds)
         if step >= 2 * WARM_UP_STEPS and time.perf_counter() > end:
             break
@@ -184,21 +194,6 @@ class StepTimer:
         now_s = _now(self._device)
         self.spent_ms[part] = self.spent_ms.get(part, 0.0) + 1000 * (now_s - self._last_s)
         self._last_s = now_s
-
-
-def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
-    """Take one training step on a batch; return the milliseconds of each of its parts, in order."""
-    timer = StepTimer(parts.device)
-    train_step(
-        parts.method,
-        batch,
-        step,
-        gradients=GradientSum(),
-        optimizer=parts.optimizer,
-        precision=parts.precision,
-        lap=timer.lap,
-    )
-    return timer.spent_ms
 
 
 def _now(device: torch.device) -> float:

@@ -134,7 +134,6 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
 
 
 def _size_of(*modules: nn.Module) -> int:
-    """Return the bytes of parameters and buffers."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -4,7 +4,6 @@ Only this file and build_views.py take a config apart: the objects that they bui
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,6 +26,7 @@ from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
 from mocokit.engine.recorder import Rhythm
+from mocokit.engine.run_folder import LOGGER
 from mocokit.engine.schedules import learning_rate
 from mocokit.evaluate.features import EvaluationView
 from mocokit.evaluate.knn import KnnProtocol
@@ -49,8 +49,6 @@ from mocokit.randomness import Purpose, torch_seed
 from mocokit.run.build_views import build_views, view_size
 from mocokit.run.monitor import Monitor, build_monitor
 from mocokit.settings import require
-
-LOGGER = logging.getLogger("mocokit")
 
 
 @dataclass(frozen=True, kw_only=True)
