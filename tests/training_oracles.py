@@ -32,7 +32,7 @@ class Oracle:
         self.method: Any = config.method
         self.temperature = config.method.temperature
         self.encoder = copy.deepcopy(parts.method.encoder_q)
-        self.total_steps = parts.rhythm.steps_per_epoch * config.optim.epochs
+        self.total_steps = parts.steps_per_epoch * config.optim.epochs
         self.trained: list[nn.Parameter] = [p for p in self.encoder.parameters() if p.requires_grad]
         self.local: Tensor | None = None
         """(B, V, 3, s, s) local crops of the step, as the encoder reads them."""
@@ -307,7 +307,7 @@ def oracle_losses(config: Config) -> Iterator[float]:
             parameter.grad = None
         loss.backward()
         clip(oracle.trained, config.optim.clip_norm)
-        move(rate(config, step, parts.rhythm.steps_per_epoch))
+        move(rate(config, step, parts.steps_per_epoch))
         oracle.after_step()
         yield loss.item()
 

@@ -124,7 +124,6 @@ def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
 
 
 def _print_trials(trials: "list[Trial]") -> None:
-    """Print one row per trial and one column per metric; for several trials also mean and standard deviation."""
     from mocokit.detection.trials import mean_and_std
 
     print("trial".ljust(10) + "".join(f"{name:>12}" for name in trials[0].metrics))

@@ -25,7 +25,6 @@ from mocokit.engine.backbone_file import OWN, BackboneCard
 from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
-from mocokit.engine.recorder import Rhythm
 from mocokit.engine.run_folder import LOGGER
 from mocokit.engine.schedules import learning_rate
 from mocokit.evaluate.features import EvaluationView
@@ -80,7 +79,8 @@ class Parts:
     precision: Precision
     device: torch.device
     layout: GroupLayout
-    rhythm: Rhythm
+    steps_per_epoch: int
+    total_steps: int
     card: BackboneCard
     monitor: Monitor | None
     """kNN on labelled images; None without labels."""
@@ -99,14 +99,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     precision = Precision(config.run.precision, device)
     source = _find_source(config, given)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
-    rhythm = Rhythm(
-        steps_per_epoch=steps_per_epoch(len(source), data.global_batch_size),
-        epochs=config.optim.epochs,
-        log_every=config.run.log_every,
-        save_minutes=config.run.save_minutes,
-        keep_last=config.run.keep_last,
-        knn_every=config.run.knn_every,
-    )
+    num_steps = steps_per_epoch(len(source), data.global_batch_size)
+    total_steps = num_steps * config.optim.epochs
     mean, std = data.mean, data.std
     if not mean:
         mean, std = measure_mean_std(reader, size_px=data.image_size, seed=config.run.seed)
@@ -117,7 +111,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         mean=mean,
         std=std,
         num_images=len(source),
-        total_steps=rhythm.total_steps,
+        total_steps=total_steps,
         backbone=given.backbone,
     )
     return Parts(
@@ -127,7 +121,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         precision=precision,
         device=device,
         layout=method.layout,
-        rhythm=rhythm,
+        steps_per_epoch=num_steps,
+        total_steps=total_steps,
         card=BackboneCard(
             arch=config.model.arch,
             stem=config.model.stem,

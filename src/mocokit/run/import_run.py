@@ -121,7 +121,7 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
         require(given == value, setting, given, f"the checkpoint's is {value}; leave it out")
     parts = build_run(config, pick_device(config.run.device, local_rank=0))
     extras = run.content.get("mocokit", {})  # if mocokit wrote the file; see to_official.EXTRAS
-    steps_per_epoch = parts.rhythm.steps_per_epoch
+    steps_per_epoch = parts.steps_per_epoch
     step = extras.get("step", run.content["epoch"] * steps_per_epoch)
     before = extras.get("steps_per_epoch", steps_per_epoch)
     problem = f"{steps_per_epoch} steps an epoch, but the run had {before}; give it the same images and batch size"

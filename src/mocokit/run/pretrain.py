@@ -164,14 +164,14 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
 
 
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
-    total_steps = parts.rhythm.total_steps
+    total_steps = parts.total_steps
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
     raise_on_disagreement(lambda: _state_to_compare(parts, start_step, names_sha256))
     progress = ProgressView(
         total_steps=total_steps,
         done_steps=start_step,
-        steps_per_epoch=parts.rhythm.steps_per_epoch,
+        steps_per_epoch=parts.steps_per_epoch,
         chance_loss=parts.method.chance_loss,
     )
 
@@ -193,7 +193,7 @@ def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal,
             optimizer=parts.optimizer,
             precision=parts.precision,
             device=parts.device,
-            lr_of_step=lr_of_step(config, parts.rhythm.steps_per_epoch),
+            lr_of_step=lr_of_step(config, parts.steps_per_epoch),
             start_step=start_step,
             clip_norm=config.optim.clip_norm,
             seed=config.run.seed,
@@ -217,7 +217,7 @@ def _build_recorder(
         save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
 
     return Recorder(
-        rhythm=parts.rhythm,
+        settings=config.run,
         folder=folder,
         board=MeterBoard(parts.device),
         view=progress,
@@ -229,6 +229,8 @@ def _build_recorder(
             evaluate=parts.monitor.evaluate if parts.monitor else None,
         ),
         bad_images=BadImageCounter(num_images=len(parts.reader.source), max_share=config.data.max_bad_share),
+        steps_per_epoch=parts.steps_per_epoch,
+        total_steps=parts.total_steps,
         start_step=start_step,
     )
 
@@ -259,7 +261,7 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
         "method": gather_state(parts.method.state_dict()),
         "optimizer": gather_state(parts.optimizer.state_dict()),
         "scaler": parts.precision.scaler.state_dict(),
-        "steps_per_epoch": parts.rhythm.steps_per_epoch,
+        "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
         "versions": {"torch": str(torch.__version__)},
         "config": to_toml(config),
@@ -271,10 +273,9 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     if not list_checkpoints(folder.checkpoints):
         return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
-    steps_now = parts.rhythm.steps_per_epoch
-    if state["steps_per_epoch"] != steps_now:
+    if state["steps_per_epoch"] != parts.steps_per_epoch:
         raise ValueError(
-            f"data: {steps_now} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
+            f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
             "the data set changed: put it back, or start a new run"
         )
     load_method_state(parts.method, state["method"])
@@ -290,7 +291,7 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str) -> None:
     """Tell the user what will run, and write down what was worked out."""
     num_images = len(parts.reader.source)
-    total_steps = parts.rhythm.total_steps
+    total_steps = parts.total_steps
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
@@ -302,7 +303,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
     folder.record_resolved(
         {
             "num_images": num_images,
-            "steps_per_epoch": parts.rhythm.steps_per_epoch,
+            "steps_per_epoch": parts.steps_per_epoch,
             "total_steps": total_steps,
             "mean": list(parts.card.mean),
             "std": list(parts.card.std),
