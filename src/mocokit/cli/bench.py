@@ -35,8 +35,7 @@ def bench_command(arguments: list[str]) -> int:
     from mocokit.plan.bench import bench
 
     result = bench(asked.config, seconds=asked.seconds)
-    derived = {"step_images_per_s": result.step_images_per_s, "bound": result.bound}
-    text = json.dumps({**asdict(result), **derived}, indent=1)
+    text = json.dumps({**asdict(result), "bound": result.bound}, indent=1)
     if asked.json == "-":
         print(text)
         return 0

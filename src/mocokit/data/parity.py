@@ -197,7 +197,6 @@ def draw_parity(recipe: Recipe, *, num_draws: int, seed: int) -> list[DrawParity
 
 
 def _record(samples: _Samples, params: ViewParams) -> None:
-    """Append the parameters of one draw to `samples`."""
     top, left, height, width = params.crop
     numbers = {
         "crop top": top,

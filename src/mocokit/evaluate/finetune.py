@@ -99,7 +99,6 @@ def fine_tune_and_test(
 
 
 def _images_for_choosing(labelled: LabelledImages, protocol: FineTuneProtocol, *, seed: int) -> LabelledImages:
-    """Return a balanced subset of at most `protocol.choose_on` images."""
     if protocol.choose_on is None or protocol.choose_on >= len(labelled.indices):
         return labelled
     return labelled.only(balanced_subset(labelled, protocol.choose_on, seed=seed))
