@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from mocokit.data.augment.recipes import ViewParams
 from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.loading.allocator import keep_freed_memory
+from mocokit.data.loading.loader import count_cores
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.views import TwoViews, draw_views
@@ -97,7 +97,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     rates, waited = _rates(config, parts, first, seconds)
     result = BenchResult(
         device=str(device),
-        cores=len(os.sched_getaffinity(0)),
+        cores=count_cores(),
         workers=parts.num_workers,
         precision=parts.precision.name,
         global_batch_size=config.data.global_batch_size,
