@@ -12,7 +12,7 @@ import pytest
 from mocokit.cli import main
 from mocokit.run.verify import bundled_traces, load_trace, replay, verify
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TRACES = ["moco_v1_world1", "moco_v2_world1", "moco_v2_world4"]
 
 
