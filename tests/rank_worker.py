@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def main() -> None:
-    """Run all for 5 steps each."""
+    """Run each of RUNS for 5 steps."""
     one_epoch = {"optim.epochs": 1, "optim.milestones": (1,), "optim.warmup_epochs": 0.0}
     data = Path(sys.argv[1])
     out = Path(sys.argv[2])

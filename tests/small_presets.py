@@ -9,8 +9,9 @@ from mocokit.nets import backbones
 
 
 def small(name: str, photos: Path) -> Config:
-    """The preset with all that makes it large made small: 20 steps of 16 images at the rate scaled linearly; its
-    mechanism, optimizer, schedule, augmentation and kind of head stay.
+    """Return a preset at small size: 20 steps of 16 images, with the learning rate scaled linearly.
+
+    Mechanism, optimizer, schedule, augmentation and kind of head are those of the preset.
     """
     preset = PRESETS[name]
     rate = preset.optim.lr * 16 / preset.data.global_batch_size
@@ -41,10 +42,10 @@ def small(name: str, photos: Path) -> Config:
 
 
 def add_narrow_backbone() -> None:
-    """Make known what `small` asks for: a sixteenth of the work of the narrowest ResNet that ships."""
-    backbones.BACKBONES["resnet10_w8"] = lambda: backbones._narrow_resnet10(8)
+    """Register the backbone of `small`: a sixteenth of the work of mocokit's narrowest ResNet."""
+    backbones.BACKBONES["resnet10_w8"] = lambda: backbones.narrow_resnet10(8)
 
 
 def remove_narrow_backbone() -> None:
-    """Forget it again."""
+    """Remove the backbone of `small` again."""
     del backbones.BACKBONES["resnet10_w8"]

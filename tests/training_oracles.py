@@ -1,7 +1,8 @@
-"""Whole runs as plain loops, written from the papers' equations: the loss of each step, to compare a run's with.
+"""Whole runs as plain loops, written from the papers' equations. Tests compare a run's loss with theirs, step by step.
 
-Nothing of the engine, the methods, the losses, the optimizers or the schedules is used; only first weights, views and
-permutations are the run's. Everything happens in one process on the whole batch, without micro-batches or caches.
+No code of the engine, the methods, the losses, the optimizers or the schedules is used. Only the first weights, the
+views and the permutations come from mocokit. All is done in one process on the whole batch, without micro-batches or
+caches.
 """
 
 import copy
@@ -25,7 +26,7 @@ Loss = Callable[[int, Views], Tensor]
 
 
 class Oracle:
-    """A method's losses; `after_step` remembers."""
+    """The losses of a method; `after_step` updates its memory."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.config = config
@@ -43,7 +44,7 @@ class Oracle:
     def after_step(self) -> None: ...
 
     def embed(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """Each BatchNorm group on its own."""
+        """Embed each BatchNorm group on its own."""
         return torch.cat([encoder(group) for group in images.chunk(self.method.bn_groups)])
 
     def order(self, step: int, size: int) -> Tensor:
@@ -60,7 +61,7 @@ class Oracle:
         return torch.stack(rows)
 
     def cross_entropy(self, scores: Tensor, own: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Mean of -log(exp(s+ / T) / sum of exp(s / T)) over the candidates that count, the positive among them.
+        """Return the mean of -log(exp(s+ / T) / sum of exp(s / T)) over the candidates that count, with the positive.
 
         `own` is each row's positive. Hard negatives (Robinson et al. 2021) weigh exp(beta s / T), on average 1; the
         decoupled sum (Yeh et al. 2021) is without the positive.
@@ -87,10 +88,12 @@ class Oracle:
         return [z[v::num_crops] for v in range(num_crops)]
 
     def queries(self, images: Tensor) -> list[Tensor]:
-        """Embeddings of each combination of patches, BatchNorm over all rows of a group at a time; or of the images and
-        of their local crops. The loss is the mean over them.
+        """Return the queries of an image, over which its loss is the mean.
+
+        They are the embeddings of each combination of patches, with BatchNorm over all rows of a group; or, without
+        patches, the embeddings of the image and of its local crops.
         """
-        grid = getattr(self.method, "patch_grid", 1)
+        grid = getattr(self.method, "patch_grid", 1)  # methods without patches have no such setting
         if grid == 1:
             return [self.embed(self.encoder, images), *self.crops()]
         px = images.shape[-1] // grid
@@ -130,9 +133,9 @@ class MoCoOracle(Oracle):
     def loss(self, step: int, views: Views) -> Tensor:
         move_keys(self.encoder_k, self.encoder, self.method.key_momentum)
         query, key, ids = views
-        ways = [(query, key), (key, query)] if self.method.symmetric else [(query, key)]
+        contrasts = [(query, key), (key, query)] if self.method.symmetric else [(query, key)]
         losses = []
-        for lead, follow in ways:
+        for lead, follow in contrasts:
             with torch.no_grad():
                 k = self.embed_shuffled(self.encoder_k, follow, step)
             counts = torch.ones(len(k), 1 + len(self.queue), dtype=k.dtype)
@@ -242,7 +245,7 @@ ORACLES: dict[str, type[Oracle]] = {
 
 
 def rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """recipes: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3)."""
+    """Return the learning rate: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3)."""
     optim = config.optim
     epoch = step // steps_per_epoch
     if optim.lr_by == "step":
@@ -257,7 +260,7 @@ def rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], None]:
-    """The optimizer as a function of the step's rate."""
+    """Return a function of the learning rate that does one optimizer step."""
     optim = config.optim
     state = [torch.zeros_like(parameter) for parameter in parameters]
     if optim.name == "adamw":
@@ -286,7 +289,7 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
 
 
 def clip(parameters: list[nn.Parameter], longest: float) -> None:
-    """Scale the gradient down to that length; 0: never."""
+    """Scale the gradient down to the length `longest`; 0: never."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     length = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     if longest and length > longest:
@@ -295,7 +298,7 @@ def clip(parameters: list[nn.Parameter], longest: float) -> None:
 
 
 def oracle_losses(config: Config) -> Iterator[float]:
-    """The loss of each step of the run that `config` describes."""
+    """Yield the loss of each step of the run that `config` describes."""
     parts = build_run(config, torch.device("cpu"))
     oracle = ORACLES[config.method.name](config, parts)
     move = mover(config, oracle.trained)

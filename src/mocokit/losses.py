@@ -44,11 +44,6 @@ class NegativeTerm:
         if self.hardness < 0:
             raise ValueError(f"method.hardness={self.hardness}: must be 0 (all negatives alike) or more")
 
-    @property
-    def is_plain(self) -> bool:
-        """True if the loss is InfoNCE itself."""
-        return self == PLAIN
-
     def chance_loss(self, num_negatives: int) -> float:
         """Return the loss when all similarities are equal, as for a network that tells nothing apart."""
         return math.log(num_negatives + (0 if self.decoupled else 1))
@@ -112,7 +107,7 @@ def row_metrics(directions: Sequence[InfoNce], losses: Tensor, *, term: Negative
         "positive_similarity": [nce.positive_similarity for nce in directions],
         "negative_similarity": [nce.negative_similarity for nce in directions],
     }
-    if term.is_plain:
+    if term == PLAIN:  # the bound holds for InfoNCE itself
         values["mi_bound"] = [nce.mi_bound for nce in directions]
     means = {name: torch.stack(rows).mean(dim=0) for name, rows in values.items()}
     return {"loss": losses.detach(), **means}

@@ -82,7 +82,7 @@ with distributed.session("cpu"):
 
 
 def test_only_adamw_takes_sharded_parameters(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ValueError, match=r"optim.name='sgd': run.shard needs adamw"):
+    with pytest.raises(ValueError, match=r"optim.name=sgd: run.shard needs adamw"):
         build_run(tiny(**{"run.shard": True}), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"run.compile=on: not with run.shard"):
         tiny(**{"run.shard": True, "run.compile": "on"})

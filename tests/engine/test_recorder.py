@@ -20,7 +20,7 @@ def test_only_the_end_of_an_epoch_waits_for_a_slow_disk_and_only_its_save_export
     written = list[str]()
     logged = list[int]()
     wait = BackgroundWriter.wait
-    flush = checkpoint._flush
+    flush = checkpoint.flush_to_disk
 
     def noticed(writer: BackgroundWriter) -> None:
         if writer.is_busy():
@@ -35,7 +35,7 @@ def test_only_the_end_of_an_epoch_waits_for_a_slow_disk_and_only_its_save_export
         flush(path)
 
     monkeypatch.setattr(BackgroundWriter, "wait", noticed)
-    monkeypatch.setattr(checkpoint, "_flush", slow)
+    monkeypatch.setattr(checkpoint, "flush_to_disk", slow)
     config = tiny(**{"optim.epochs": 1, "run.save_minutes": 1e-6})  # 5 steps, a save due at each
     mocokit.pretrain(config, out=tmp_path / "run")
     assert logged[0] == 5

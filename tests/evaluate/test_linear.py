@@ -10,7 +10,7 @@ from mocokit.data.views import ImageReader
 from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, embed_with, extract_features
 from mocokit.evaluate.frozen import FrozenWeightsMovedError, digest_tensors
-from mocokit.evaluate.linear import LinearResult, build_classifier, train_linear
+from mocokit.evaluate.linear import build_classifier, train_linear
 from mocokit.evaluate.protocols import LINEAR_PROTOCOLS
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
@@ -30,7 +30,7 @@ def _backbone() -> nn.Module:
     return build_seeded(lambda: build_backbone("resnet10_w32"), 0)
 
 
-def _train(backbone: nn.Module, images: LabelledImages, seed: int = 0) -> LinearResult:
+def _train(backbone: nn.Module, images: LabelledImages, seed: int = 0) -> list[float]:
     embed = embed_with(backbone, PIXELS)
     test = extract_features(embed, images, device=CPU)
     return train_linear(backbone, embed, images, test, PROTOCOL, device=CPU, seed=seed)
@@ -39,15 +39,15 @@ def _train(backbone: nn.Module, images: LabelledImages, seed: int = 0) -> Linear
 def test_training_changes_no_bit_of_the_backbone_and_the_head_learns(images: LabelledImages) -> None:
     backbone = _backbone().train()
     before = digest_tensors(backbone.state_dict())
-    result = _train(backbone, images)
+    accuracies = _train(backbone, images)
     assert digest_tensors(backbone.state_dict()) == before
     assert backbone.training, "as it was"
-    assert len(result.by_epoch) == 3
-    assert result.last == result.by_epoch[-1] and result.best == max(result.by_epoch) >= 0.3, "chance is 0.2"
+    assert len(accuracies) == 3
+    assert max(accuracies) >= 0.3, "chance is 0.2"
 
 
 def test_the_same_seed_gives_the_same_accuracies_and_another_seed_others(images: LabelledImages) -> None:
-    results = [_train(_backbone(), images, seed=seed).by_epoch for seed in (0, 0, 1)]
+    results = [_train(_backbone(), images, seed=seed) for seed in (0, 0, 1)]
     assert results[0] == results[1] != results[2]
 
 

@@ -12,7 +12,7 @@ from mocokit.data.loading import loader
 from mocokit.data.loading.allocator import give_back_freed_memory
 from mocokit.engine.train import train_step
 from mocokit.plan import bench as benchmark
-from mocokit.plan.bench import BenchResult, _advise, bench
+from mocokit.plan.bench import BenchResult, advise, bench
 from mocokit.run.build import build_batches
 
 RESULT = BenchResult(
@@ -103,7 +103,7 @@ def test_advice_names_what_to_change(
     settings: dict[str, object], changes: dict[str, object], words: str, tiny: Callable[..., Config]
 ) -> None:
     config = tiny(**{"data.source": "photos", "data.image_size": 224, **settings})
-    assert any(words in line for line in _advise(config, replace(RESULT, **changes)))  # type: ignore[arg-type]
+    assert any(words in line for line in advise(config, replace(RESULT, **changes)))  # type: ignore[arg-type]
 
 
 def test_the_command_prints_a_table_and_writes_all_numbers(

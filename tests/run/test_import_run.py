@@ -150,7 +150,7 @@ def _wrong_architecture(checkpoint: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_narrow_head, "its head is 8 wide, its queue holds keys of 16; they are of different runs"),
+        (_narrow_head, "its head has 8 outputs, its queue keys of 16; they are from different runs"),
         (_no_head, "has no head"),
         (_wrong_architecture, "the nearest is resnet18: unknown keys: layer5.0.conv1.weight"),
         (lambda c: c.pop("optimizer"), "only official MoCo v1/v2 checkpoints with queue, epoch and optimizer"),

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mocokit.config.schema import Config
@@ -77,16 +77,12 @@ def load_method(place: str) -> str:
     """
     from mocokit.methods import add_method
 
-    return add_method(_import_object("--method-from", place)).name
-
-
-def _import_object(flag: str, place: str) -> Any:
     module, colon, name = place.partition(":")
     if not colon:
-        raise ValueError(f"{flag}={place}: write PACKAGE.MODULE:NAME, for example my_method:SPEC")
+        raise ValueError(f"--method-from={place}: write PACKAGE.MODULE:NAME, for example my_method:SPEC")
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m mocokit` has the current folder there, the `mocokit` script has not
     try:
-        return getattr(importlib.import_module(module), name)
+        return add_method(getattr(importlib.import_module(module), name)).name
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{flag}={place}: {error}") from error
+        raise ValueError(f"--method-from={place}: {error}") from error

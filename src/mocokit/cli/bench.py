@@ -1,4 +1,4 @@
-"""`bench`."""
+"""The command `mocokit bench`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def bench_command(arguments: list[str]) -> int:
-    """Measure what bounds a run."""
+    """Measure what limits a run, and print advice."""
     import json
     from dataclasses import asdict
 
@@ -26,7 +26,7 @@ def bench_command(arguments: list[str]) -> int:
     class Bench:
         config: Annotated[Config, tyro.conf.arg(name="")]
         seconds: float = 10.0
-        """How long each of three measurements takes."""
+        """Length of each of the three measurements (seconds)."""
         json: str = ""
         """File to write all numbers to; `-`: print them instead of the table."""
 
@@ -35,8 +35,7 @@ def bench_command(arguments: list[str]) -> int:
     from mocokit.plan.bench import bench
 
     result = bench(asked.config, seconds=asked.seconds)
-    derived = {"step_images_per_s": result.step_images_per_s, "bound": result.bound}
-    text = json.dumps({**asdict(result), **derived}, indent=1)
+    text = json.dumps({**asdict(result), "bound": result.bound}, indent=1)
     if asked.json == "-":
         print(text)
         return 0
@@ -64,10 +63,10 @@ def _print_table(result: "BenchResult") -> None:
     print(f"  {'step alone':26}{result.step_images_per_s:10,.0f}")
     print(f"  {'both: the run':26}{result.images_per_s:10,.0f}   waiting for images {result.data_wait_share:.0%}")
     words = {
-        "pixels": "making views bounds this run",
-        "step": "the training step bounds this run",
+        "pixels": "making views limits this run",
+        "step": "the training step limits this run",
         "both": f"views and step share the {result.cores} cores; views take {result.pixels_share:.0%}",
     }
-    print(f"{words[result.bound]}; to change:")
+    print(f"{words[result.bound]}; what to change:")
     for line in result.advice:
         print(f"  - {line}")

@@ -117,7 +117,6 @@ def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
     every = max(1, recipe.iterations // 20)
 
     def on_iteration(trial: int, done: int, loss: float) -> None:
-        """Print the loss after every twentieth of the iterations, and after the last one."""
         if done % every == 0 or done == recipe.iterations:
             print(f"trial {trial + 1}: iteration {done} of {recipe.iterations}, loss {loss:.3f}", flush=True)
 
@@ -125,7 +124,6 @@ def _progress(recipe: "DetectionRecipe") -> Callable[[int, int, float], None]:
 
 
 def _print_trials(trials: "list[Trial]") -> None:
-    """Print one row per trial and one column per metric; for several trials also mean and standard deviation."""
     from mocokit.detection.trials import mean_and_std
 
     print("trial".ljust(10) + "".join(f"{name:>12}" for name in trials[0].metrics))

@@ -1,6 +1,6 @@
 """`mocokit import`: another project's backbone, or an official run to resume."""
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_name, take_option
 
 USAGE = (
     "import CHECKPOINT OUT.safetensors [--arch A]   (a backbone, of any project)\n"
@@ -23,15 +23,12 @@ def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
 
     from mocokit.config.schema import DataConfig
 
-    mean_default = DataConfig.mean
-    std_default = DataConfig.std
-
     def read(
         *,
         arch: str = "",
         image_size: int = 0,
-        mean: tuple[float, float, float] = mean_default,  # type: ignore[assignment]
-        std: tuple[float, float, float] = std_default,  # type: ignore[assignment]
+        mean: tuple[float, float, float] = DataConfig.mean,  # type: ignore[assignment]
+        std: tuple[float, float, float] = DataConfig.std,  # type: ignore[assignment]
     ) -> int:
         """Write the backbone of another project's checkpoint as a file that every mocokit command takes.
 
@@ -60,8 +57,8 @@ def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
     from mocokit.config.schema import Config
     from mocokit.run.import_run import import_run, read_official_run
 
-    preset, rest = _take_preset(arguments)
-    run = read_official_run(checkpoint, preset=preset)
+    preset, rest = take_option(arguments, "--preset")  # first, because it sets the other flags' defaults
+    run = read_official_run(checkpoint, preset=preset or "")
     config = tyro.cli(
         Config,
         args=rest,
@@ -74,11 +71,3 @@ def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
         f"{config.model.arch} after {step:,} steps, queue and optimizer included; continue with: mocokit resume {out}"
     )
     return 0
-
-
-def _take_preset(arguments: list[str]) -> tuple[str, list[str]]:
-    """Return the value of `--preset`, or "", and the other arguments; the preset sets the other flags' defaults."""
-    if "--preset" not in arguments[:-1]:
-        return "", arguments
-    at = arguments.index("--preset")
-    return arguments[at + 1], arguments[:at] + arguments[at + 2 :]

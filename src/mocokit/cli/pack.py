@@ -1,6 +1,5 @@
 """The commands `mocokit pack` and `mocokit unpack`."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +35,7 @@ def pack_command(arguments: list[str]) -> int:
             workers: Processes that decode and encode; 0: this process; -1: one per core.
 
         """
+        from mocokit.data.loading.loader import count_cores
         from mocokit.data.packing.pack import SKIPPED_NAME
         from mocokit.data.packing.pack import pack as pack_images
 
@@ -48,7 +48,7 @@ def pack_command(arguments: list[str]) -> int:
                 shard_bytes=shard_mb * 2**20,
                 max_image_px=DataConfig.max_image_px,
                 on_progress=on_progress,
-                workers=workers if workers >= 0 else len(os.sched_getaffinity(0)),
+                workers=workers if workers >= 0 else count_cores(),
             )
         _print_summary(result, "skipped")
         if result.bad:

@@ -1,4 +1,4 @@
-"""`plan`."""
+"""The command `mocokit plan`."""
 
 import re
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def plan_command(arguments: list[str]) -> int:
-    """Compute what a run needs."""
+    """Compute and print what a run needs."""
     import tyro
 
     from mocokit.config.schema import Config
+    from mocokit.data.sources.open_source import open_source
     from mocokit.plan.cost_model import Surroundings, plan
 
     flags = "--devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
@@ -26,18 +27,19 @@ def plan_command(arguments: list[str]) -> int:
         config: Annotated[Config, tyro.conf.arg(name="")]
         around: Annotated[Surroundings, tyro.conf.arg(name="")]
         devices: str = "8xH100"
-        """Number and kind."""
+        """Number and kind of devices, such as 8xH100."""
         measure: bool = False
-        """Also train some steps on this machine (`--device`): their time and memory, and the run's hours."""
+        """Also train some steps on this machine (`--device`); print their time and memory, and the run's hours."""
         num_images: int = 1_281_167
-        """Size of the data set, without --data; ImageNet's by default."""
+        """Number of training images, used without --data; ImageNet's by default."""
 
     default = Planned(config=preset, around=Surroundings())
     asked = tyro.cli(Planned, args=rest, default=default, prog=f"mocokit plan {name}")
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)
     if found is None:
         raise ValueError(f"devices={asked.devices}: write number and kind, such as 8xH100")
-    num_images = _count(asked.config.data.source) if asked.config.data.source else asked.num_images
+    source = asked.config.data.source
+    num_images = len(open_source(source)) if source else asked.num_images
     _print_plan(
         plan(asked.config, device=found[2], world_size=int(found[1]), num_images=num_images, around=asked.around)
     )
@@ -63,12 +65,6 @@ def _print_measured(config: "Config", num_images: int) -> None:
     print(f"  memory {cost.peak_megabytes * 2**20 / 1e9:.2f} GB, computed {predicted / 1e9:.2f} without libraries")
     print(f"  step: {1000 * cost.step_s:.1f} ms ({1000 * cost.fastest_s:.1f} to {1000 * cost.slowest_s:.1f})")
     print(f"  run: {config.data.global_batch_size / cost.step_s:,.0f} images/s, {hours:,.1f} h")
-
-
-def _count(location: str) -> int:
-    from mocokit.data.sources.open_source import open_source
-
-    return len(open_source(location))
 
 
 def _print_plan(made: "Plan") -> None:

@@ -1,4 +1,4 @@
-"""`pretrain`, `resume`, `presets` and `demo`."""
+"""The commands `mocokit pretrain`, `resume`, `presets` and `demo`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def pretrain_command(arguments: list[str]) -> int:
-    """Make a run folder and fill it."""
+    """Pre-train a backbone into a new run folder."""
     import tyro
 
+    from mocokit.config.presets import SUMMARIES
     from mocokit.config.schema import Config
 
     flags = "--data D --out RUN [--epochs N ...]   (--help after a preset: all flags)"
@@ -25,22 +26,21 @@ def pretrain_command(arguments: list[str]) -> int:
         out: str
         """Run folder to make."""
 
-    default = Pretrain(config=preset, out=tyro.MISSING)
-    asked = tyro.cli(Pretrain, args=rest, default=default, prog=f"mocokit pretrain {name}", description=_one_line(name))
+    asked = tyro.cli(
+        Pretrain,
+        args=rest,
+        default=Pretrain(config=preset, out=tyro.MISSING),
+        prog=f"mocokit pretrain {name}",
+        description=f"Pre-train with preset {name}: {SUMMARIES[name]}. Defaults below are the preset's.",
+    )
 
     from mocokit.run.pretrain import pretrain
 
     return _close(pretrain(asked.config, out=asked.out))
 
 
-def _one_line(preset: str) -> str:
-    from mocokit.config.presets import SUMMARIES
-
-    return f"Pre-train with preset {preset}: {SUMMARIES[preset]}. Defaults below are the preset's."
-
-
 def resume_command(arguments: list[str]) -> int:
-    """Continue a run."""
+    """Continue a run with its own settings."""
     run, rest = take_name(arguments, "RUN", "resume RUN [--method-from PACKAGE.MODULE:SPEC]")
     method_from, rest = take_option(rest, "--method-from")
     if method_from is not None:
@@ -53,7 +53,7 @@ def resume_command(arguments: list[str]) -> int:
 
 
 def _close(result: "RunResult") -> int:
-    """Say how a run ended, on the main rank."""
+    """Print the outcome of a run on the main rank; return the exit code."""
     from mocokit import distributed
 
     if result.signal is not None:
@@ -82,7 +82,7 @@ def presets_command(arguments: list[str]) -> int:
 
 
 def demo_command(arguments: list[str]) -> int:
-    """The embedded sample, end to end."""
+    """Pre-train and evaluate on the embedded sample."""
     import tyro
 
     def demo(*, out: str = "runs/demo", epochs: int | None = None, seed: int = 0) -> int:

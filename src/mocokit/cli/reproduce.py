@@ -1,17 +1,17 @@
-"""The command `reproduce`."""
+"""The command `mocokit reproduce`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mocokit.cli.arguments import take_name
-from mocokit.settings import choose
+from mocokit.settings import choose, require
 
 if TYPE_CHECKING:
     from mocokit.plan.measure_step import StepCost
     from mocokit.reproduction.cost import CostPoint
     from mocokit.reproduction.rendering import FilledTable
-    from mocokit.reproduction.runner import Outcome, TablePlan
+    from mocokit.reproduction.runner import Outcome
     from mocokit.reproduction.table import Cell, Table
 
 USAGE = "reproduce {temperature,ablation,sota,mechanisms,cost} [--scale small|imagenet] [--out DIR] [--trials 3]"
@@ -74,19 +74,18 @@ def reproduce_command(arguments: list[str]) -> int:
     if table is None:
         return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
     asked = tyro.cli(Reproduce, args=rest, prog=f"mocokit reproduce {name}")
-    if asked.trials is not None and asked.trials < 1:
-        raise ValueError(f"trials={asked.trials}: must be at least 1")
+    require(asked.trials is None or asked.trials >= 1, "trials", asked.trials, "must be at least 1")
     cells = table.choose_cells(asked.only)
     return _small(table, cells, asked) if asked.scale == "small" else _imagenet(table, cells, asked)
 
 
-def _plan(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> "TablePlan":
-    from mocokit.reproduction.runner import TablePlan
+def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
+    from mocokit.reproduction.runner import TablePlan, predict_minutes, run_table
     from mocokit.run.demo import sample_path
 
-    if asked.data and not asked.test:
-        raise ValueError(f"data={asked.data}: needs labelled test images; give them with --test")
-    return TablePlan(
+    needs_test = bool(asked.data) and not asked.test
+    require(not needs_test, "data", asked.data, "needs labelled test images; give them with --test")
+    plan = TablePlan(
         table=table,
         cells=cells,
         out=Path(asked.out).expanduser(),
@@ -96,12 +95,6 @@ def _plan(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> "Table
         epochs=asked.epochs,
         device=asked.device,
     )
-
-
-def _small(table: "Table", cells: "tuple[Cell, ...]", asked: Reproduce) -> int:
-    from mocokit.reproduction.runner import predict_minutes, run_table
-
-    plan = _plan(table, cells, asked)
     left = len(plan.unfinished())
     whole = len(plan.cells) * plan.seeds
     print(f"{table.title} ({table.source}): {len(cells)} cells, {plan.seeds} seeds; {whole - left} of {whole} finished")

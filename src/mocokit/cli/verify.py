@@ -1,4 +1,4 @@
-"""`mocokit verify`: replay recorded official runs, or check the augmentations."""
+"""The command `mocokit verify`: replay recorded official runs, or check the augmentations."""
 
 from typing import Annotated
 

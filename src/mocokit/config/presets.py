@@ -1,4 +1,4 @@
-"""The papers' numbers as values, each with its source beside it."""
+"""The papers' settings as presets, each with its source."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ MOCO_V1 = Config(
     run=RunConfig(precision="fp32"),
 )
 
-# README of the same: --mlp --moco-t 0.2 --aug-plus --cos (MoCo v2 Table 1, last row)
+# The README of that repository: --mlp --moco-t 0.2 --aug-plus --cos (MoCo v2 Table 1, last row).
 MOCO_V2 = Config(
     data=MOCO_V1.data,
     augment=AugmentConfig(aug_plus=True),
@@ -48,8 +48,9 @@ MOCO_V2_800EP = Config(  # MoCo v2 Table 2: 71.1 % linear
 )
 
 # The official CIFAR-10 recipe for one GPU (branch colab-notebook): ResNet-18, small stem, 8 BatchNorm groups, K 4096,
-# m 0.99, T 0.1, lr 0.06 at batch 512, weight decay 5e-4, crops from 8 % of the area, no blur. Ours: the MLP head of
-# MoCo v2 instead of fc, mean and std measured on the data, own-image negatives masked, bf16 where the hardware has it.
+# m 0.99, T 0.1, lr 0.06 at batch 512, weight decay 5e-4, crops from 8 % of the area, no blur. We changed: MoCo v2's
+# MLP head instead of fc, mean and std measured on the data, negatives of the query's own image masked, bf16 where the
+# hardware has it.
 MOCO_V2_SMALL = Config(
     data=DataConfig(image_size=32, global_batch_size=512, mean=(), std=(), eval_crop_ratio=1.0),
     augment=AugmentConfig(aug_plus=True, crop_scale=(0.08, 1.0), blur_p=0.0),
@@ -59,9 +60,9 @@ MOCO_V2_SMALL = Config(
     run=RunConfig(precision="auto"),
 )
 
-# The same notebook as it is, symmetric: ResNet-18's fc as head; mean and std of CIFAR-10; flips, jitter and gray as
-# aug+, no blur. Its kNN accuracy is 85.3 after 200 epochs (82.6 asymmetric). Its epochs count from 1, so that its rates
-# are those of our next epoch, the last being 0.
+# The same notebook unchanged, with the symmetric loss: ResNet-18's fc as head, mean and std of CIFAR-10, flips, jitter
+# and grayscale of aug+, no blur. Its kNN accuracy is 85.3 after 200 epochs (82.6 with the asymmetric loss). The
+# notebook counts epochs from 1, so its learning rate in an epoch is ours in the next one, and 0 in the last.
 MOCO_V2_CIFAR = Config(
     data=DataConfig(
         image_size=32,
@@ -77,8 +78,8 @@ MOCO_V2_CIFAR = Config(
     run=RunConfig(precision="fp32", knn_k=200, knn_temperature=0.1),
 )
 
-# MoCo v1 sec. 4.1, fig. 3: the mechanisms under one objective, all else as MOCO_V1. End-to-end reaches batch 1024 on 8
-# GPUs with the rate scaled linearly (0.03 * 1024/256) [paper recall].
+# MoCo v1 sec. 4.1, fig. 3 compares the mechanisms under one objective; all else is as in MOCO_V1. End-to-end reaches a
+# batch of 1024 on 8 GPUs, with the learning rate scaled linearly (0.03 * 1024/256) [paper recall].
 END_TO_END = replace(
     MOCO_V1,
     data=DataConfig(image_size=224, global_batch_size=1024),
@@ -86,16 +87,17 @@ END_TO_END = replace(
     optim=replace(MOCO_V1.optim, lr=0.12),
 )
 
-# The same comparison: K 65536 sampled from the bank (58.0 % where MoCo has 60.6 [paper recall]). InstDisc (Wu et al.
-# 2018): T 0.07, features mixed half and half; there K was 4096, by NCE. Normalised per GPU as MoCo v1, unshuffled.
+# The same comparison: 65536 features sampled from the bank (58.0 %, MoCo 60.6 [paper recall]). T 0.07 and a feature
+# momentum of 0.5 are from InstDisc (Wu et al. 2018), which had K 4096 and NCE. BatchNorm is per GPU as in MoCo v1,
+# without shuffling.
 MEMORY_BANK = replace(
     MOCO_V1,
     method=MemoryBankSettings(temperature=0.07, bn_groups=8, num_negatives=65536, feature_momentum=0.5),
 )
 
 # google-research/simclr README, ImageNet: ResNet-50, batch 4096, 100 epochs, T 0.1, LARS with lr 0.075 * sqrt(4096) =
-# 4.8, momentum 0.9, trust 0.001, weight decay 1e-4, 10 epochs of warm-up, cosine per step, BatchNorm over all.
-# Images stay in 0..1. v1's head has 2 layers.
+# 4.8, momentum 0.9, trust 0.001, weight decay 1e-4, 10 epochs of warm-up, cosine per step, BatchNorm over all ranks.
+# Pixels stay in 0..1. The head of v1 has 2 layers.
 SIMCLR = Config(
     data=DataConfig(image_size=224, global_batch_size=4096, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     augment=AugmentConfig(recipe="simclr", crop_scale=(0.08, 1.0)),
@@ -114,11 +116,11 @@ SIMCLR = Config(
     run=RunConfig(precision="fp32"),
 )
 
-# v2's head of 3 layers, with which the README has 64.5 % (SimCLR v2 sec. 2.1)
+# SimCLR with v2's head of 3 layers (SimCLR v2 sec. 2.1), for which the README reports 64.5 %.
 SIMCLR_V2_HEAD = replace(SIMCLR, model=replace(SIMCLR.model, head_layers=3))
 
-# README, CIFAR-10: ResNet-18, batch 512, 1000 epochs, T 0.5, lr 1.0 * 512/256, weight decay 1e-4, color strength 0.5,
-# no blur; about 91 % linear.
+# The same README, CIFAR-10: ResNet-18, batch 512, 1000 epochs, T 0.5, lr 1.0 * 512/256, weight decay 1e-4, color
+# strength 0.5, no blur; about 91 % linear.
 SIMCLR_CIFAR = Config(
     data=replace(SIMCLR.data, image_size=32, global_batch_size=512, eval_crop_ratio=1.0),
     augment=replace(
@@ -165,8 +167,9 @@ MOCO_V3_R50_1000EP = replace(
     optim=replace(MOCO_V3_R50_100EP.optim, epochs=1000, lr=4.8, weight_decay=1.5e-6),
 )
 
-# The same, ViTs: 12 heads in S too, fixed sine-cosine positions, frozen patch projection, T 0.2, AdamW with lr 1.5e-4 *
-# 4096/256, weight decay 0.1, 40 epochs of warm-up of 300, crops from 8 %, 3-layer projector. 73.2 (S), 76.7 % (B).
+# The same for ViTs: 12 heads also in ViT-S, fixed sine-cosine positions, frozen patch projection, T 0.2, AdamW with lr
+# 1.5e-4 * 4096/256, weight decay 0.1, 300 epochs with 40 of warm-up, crops from 8 %, projector of 3 layers. 73.2 (S)
+# and 76.7 % (B) linear.
 MOCO_V3_VIT_S = Config(
     data=MOCO_V3_R50_100EP.data,
     augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.08, 1.0)),
@@ -254,10 +257,10 @@ SUMMARIES = {
 
 
 def get_preset(name: str) -> Config:
-    """The preset of that name.
+    """Return the preset of that name.
 
     Raises:
-        ValueError: Unknown; the message names the nearest one and lists all.
+        ValueError: Unknown name; the message gives the nearest name and all names.
 
     """
     return choose("preset", name, PRESETS)

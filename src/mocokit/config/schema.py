@@ -1,11 +1,11 @@
 """The settings of a run: what the user asked for, frozen and checked.
 
-Numbers derived from these are locals of whoever derives them, recorded in the run folder's `resolved.toml`, and never
-written back here. A method's own settings stand in its file, in methods/.
+Numbers that are derived from settings are written to the run folder's `resolved.toml`, never back into a config. The
+settings of a method are declared in the method's own file, in methods/.
 """
 
 from collections.abc import Container
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mocokit.data.sources.limits import MAX_IMAGE_PX
@@ -14,13 +14,10 @@ from mocokit.methods.contract import MethodSettings
 from mocokit.methods.moco import MoCoSettings
 from mocokit.settings import flag, require
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from and how they are read."""
+    """Source of the images, and how they are read."""
 
     source: Annotated[str, flag("--data")] = ""
     """Training images: a folder tree, .txt/.csv/.tsv list, .zip, .tar, IDX file, or tar shards (the folder that
@@ -30,18 +27,18 @@ class DataConfig:
     image_size: Annotated[int, flag("--image-size")] = 224
     """Side of a view (pixels)."""
     first_image_size: int = 0
-    """Side of a view in the first epoch, which grows to image_size in the first half of the run: cheap epochs first; 0:
-    image_size all along."""
+    """Side of a view in the first epoch. It grows to image_size during the first half of the run, so that early epochs
+    are cheap; 0: image_size in all epochs."""
     global_batch_size: Annotated[int, flag("--global-batch-size")] = 256
     """Images per optimizer step over all ranks."""
     workers: Annotated[int, flag("--workers")] = -1
-    """Loader processes a rank that work ahead; 0: none, threads make each batch between the steps; -1: the machine's
-    cores, at most 16, shared by its ranks."""
+    """Loader processes per rank, which work ahead; 0: none, threads make each batch between the steps; -1: as many as
+    the machine has cores, at most 16, divided among its ranks."""
     pipeline: Literal["fast", "reference"] = "fast"
     """fast: libjpeg-turbo and machine code; reference: Pillow and torchvision, several times slower."""
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    """Mean of each channel, 0..1; empty (with std): measured on the data."""
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel, 0..1, by default ImageNet's; empty (with std): measured on the data."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, 0..1."""
     eval_crop_ratio: float = 0.875
     """Evaluation: side of the central crop over the resized short side (224/256)."""
@@ -77,13 +74,14 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a view is drawn: one of the papers' recipes, and what to change in it."""
+    """Augmentation of the views: one of the papers' recipes, and changes to it."""
 
     on: Annotated[Literal["auto", "cpu", "device"], flag("--augment-on")] = "auto"
-    """Where color, blur and flip are done: by the loader's workers, or batched on the device; auto: on a GPU if the
-    run has one."""
+    """Place of color, blur and flip: the loader's workers (cpu), or batched on the device; auto: on a GPU if the run
+    has one, with fewer than 8 cores beside it."""
     recipe: Literal["moco", "moco-v3", "simclr"] = "moco"
-    """moco: both views alike, see aug_plus; moco-v3: its pair, of which the second is solarized; simclr: its own."""
+    """moco: the same recipe for both views, see aug_plus; moco-v3: its pair of recipes, the second with solarization;
+    simclr: SimCLR's recipe for both views."""
     aug_plus: Annotated[bool, flag("--aug-plus")] = True
     """MoCo v2's aug+ (blur, jitter on 80 %, weaker hue); off: MoCo v1's (the paper's column "aug+")."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -91,7 +89,7 @@ class AugmentConfig:
     jitter_p: float | None = None
     """Probability of the color jitter; None: the recipe's."""
     brightness: float | None = None
-    """Strength of the brightness jitter; None: the recipe's. Likewise the next three."""
+    """Strength of the brightness jitter; None: the recipe's. The next three settings work alike."""
     contrast: float | None = None
     saturation: float | None = None
     hue: float | None = None
@@ -179,24 +177,24 @@ class OptimConfig:
     epochs: Annotated[int, flag("--epochs")] = 200
     """Passes over the data."""
     lr: Annotated[float, flag("--lr")] = 0.03
-    """Peak learning rate, for the global batch as it is: never scaled behind your back."""
+    """Peak learning rate, used as given: it is not scaled with the batch size."""
     schedule: Annotated[Literal["cosine", "step", "constant"], flag("--schedule")] = "cosine"
-    """Learning rate over time: a half cosine (the paper's column "cos"), x0.1 at each of `milestones`, or constant.
-    --cos and --no-cos are short for cosine and step."""
+    """Learning rate over time: a half cosine (the paper's column "cos"), a step of x0.1 at each of `milestones`, or
+    constant. --cos and --no-cos are short for cosine and step."""
     milestones: tuple[int, ...] = (120, 160)
     """Epochs at which the step schedule drops the rate."""
     lr_by: Literal["epoch", "step"] = "epoch"
-    """Change the rate every epoch, as officially, or every step."""
+    """Change the rate every epoch, as in the official code, or every step."""
     warmup_epochs: float = 0.0
-    """Linear warm-up."""
+    """Length of the linear warm-up (epochs)."""
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
-    """On all parameters; LARS leaves out biases and BatchNorm."""
+    """Weight decay of all parameters; LARS leaves out biases and BatchNorm."""
     clip_norm: float = 0.0
-    """Scale a step's gradient down to this length (over all parameters) when it is longer; 0: never."""
+    """Largest length of a step's gradient, over all parameters: a longer one is scaled down; 0: no limit."""
     trust_coefficient: float = 0.001
-    """LARS: share of its own length by which a weight moves at rate 1."""
+    """LARS: length of a weight's update at rate 1, as a share of the weight's own length."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "optim.epochs", self.epochs, "must be at least 1")
@@ -215,21 +213,21 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Machine and book-keeping; changes no number but through precision."""
+    """Machine, log and checkpoints. Only seed and precision change the numbers of a run."""
 
     seed: Annotated[int, flag("--seed")] = 0
-    """All randomness derives from it."""
+    """Seed of all randomness."""
     device: Annotated[str, flag("--device")] = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Annotated[Literal["auto", "fp32", "fp64", "bf16", "fp16"], flag("--precision")] = "auto"
     """Number format of forward and backward passes (bf16, fp16: autocast); auto: bf16 where the hardware has it, else
     fp32. The papers' presets say fp32."""
     channels_last: bool = True
-    """Memory layout that convolutions prefer."""
+    """Store images channels-last, in which convolutions are faster."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile both encoders; auto: on a GPU, in runs long enough to win back the minutes that it takes."""
+    """torch.compile the encoders; auto: on a GPU, in runs long enough to win back the minutes of compiling."""
     shard: bool = False
-    """Each rank keeps a part of every weight, gradient and optimizer state (FSDP2): for ViT-L and larger."""
+    """Split every weight, gradient and optimizer state over the ranks (FSDP2), for ViT-L and larger."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     save_minutes: float = 10.0
@@ -237,15 +235,15 @@ class RunConfig:
     keep_last: int = 2
     """Checkpoints to keep."""
     rank_timeout_s: float = 600.0
-    """Seconds that ranks wait for one that does not come before all end and name it."""
+    """Seconds that ranks wait for a missing one; then all of them end and name it."""
     alone_timeout_s: float = 3600.0
-    """Seconds that ranks wait for one that evaluates or saves alone, beyond which its data or disk counts as dead."""
+    """Seconds that ranks wait for one that evaluates or saves alone; then its data or disk is taken to be dead."""
     knn_every: int = 10
     """Epochs between kNN evaluations when labels exist; 0: none. The last epoch always has one."""
     knn_k: int = 20
     """Neighbours of the monitor."""
     knn_temperature: float = 0.07
-    """Weight of a neighbour: exp(cosine / this)."""
+    """Temperature of the monitor: a neighbour's weight is exp(cosine / temperature)."""
     knn_max_images: int = 10_000
     """Bank size of the monitor; its queries are at most a fifth of it."""
 
@@ -264,7 +262,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that defines a pre-training run."""
+    """All settings of a pre-training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -278,7 +276,7 @@ class Config:
             section, name = setting.split(".")
             value = getattr(getattr(self, section), name)
             require(
-                value == _default(getattr(self, section), name),
+                value == getattr(self, section).__dataclass_fields__[name].default,
                 setting,
                 value,
                 f"does nothing with {why}; leave it out",
@@ -305,7 +303,7 @@ class Config:
 
 
 HEAD_SETTINGS = ("mlp", "head_layers", "head_width", "predictor_bn")
-"""Settings of [model] that describe a head; a method uses those that its SPEC names in `model_settings`."""
+"""Settings of [model] that describe a head. A method uses only those that its SPEC lists in `model_settings`."""
 
 LARS = ("lars", "lars-classic")
 
@@ -319,11 +317,11 @@ USED_WITH: dict[str, tuple[str, Container[object]]] = {
     "augment.local_size": ("augment.local_crops", ABOVE_0),
     "augment.local_scale": ("augment.local_crops", ABOVE_0),
 }
-"""Setting -> (another setting, its values that make use of the first). Settings that are not here are always used."""
+"""Setting -> (another setting, and the values of that one with which the first is used). All others are always used."""
 
 
 def ignored_settings(config: Config) -> dict[str, str]:
-    """Return the settings that do nothing in this config, each with the choice that makes it so."""
+    """Return the settings that do nothing in this config, each with the setting that makes it useless."""
     ignored = {}
     for setting, (choice, values) in USED_WITH.items():
         section, name = choice.split(".")
@@ -334,7 +332,3 @@ def ignored_settings(config: Config) -> dict[str, str]:
         if name not in method_of(config.method).model_settings:
             ignored[f"model.{name}"] = f"method.name={config.method.name}"
     return ignored
-
-
-def _default(section: object, name: str) -> object:
-    return next(field.default for field in fields(section) if field.name == name)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ parameters are compared with those of torchvision's transforms, by the two-sampl
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 
@@ -42,6 +42,9 @@ VIEW_PX = 64
 
 _Pixels = NDArray[np.uint8]
 
+_Samples = dict[str, list[float]]
+"""Parameter -> its drawn values."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelParity:
@@ -66,7 +69,6 @@ class DrawParity:
     """Difference between our distribution of a drawn parameter and torchvision's."""
 
     parameter: str
-    num_draws: int
     statistic: float
     """Kolmogorov-Smirnov distance times sqrt(n / 2)."""
 
@@ -92,12 +94,11 @@ def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels
 def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) -> list[PixelParity]:
     """Compare the compiled and the batched augmentation (the latter on `device`) with the reference on `images`."""
     rows = []
-    for operation, draw in _operations().items():
-        drawn = [
-            draw(generator(seed, Purpose.VIEW, number), image.shape[0], image.shape[1])
-            for number, image in enumerate(images)
-        ]
-        pairs = list(zip(images, drawn, strict=True))
+    for operation, recipe in _operations().items():
+        pairs = []
+        for number, image in enumerate(images):
+            rng = generator(seed, Purpose.VIEW, number)
+            pairs.append((image, draw_params(recipe, rng, height=image.shape[0], width=image.shape[1])))
         reference = [
             np.asarray(apply_params(Image.fromarray(image), params, size_px=VIEW_PX)) for image, params in pairs
         ]
@@ -133,11 +134,11 @@ def _compare(engine: str, operation: str, views: list[_Pixels], reference: list[
     )
 
 
-def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewParams]]:
-    """Return functions that draw a crop with one more operation, and functions that draw whole recipes."""
+def _operations() -> dict[str, Recipe]:
+    """Return recipes of a crop with one more operation, and whole recipes."""
     crop_only = replace(AUG_PLUS, jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, flip_p=0.0)
     zero_jitter = replace(crop_only, jitter_p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
-    recipes = {
+    return {
         "crop and resize": crop_only,
         "crop and resize, bicubic": replace(crop_only, bicubic=True),
         "brightness": replace(zero_jitter, brightness=0.4),
@@ -154,11 +155,6 @@ def _operations() -> dict[str, Callable[[np.random.Generator, int, int], ViewPar
         "all of MoCo v3's key": MOCO_V3_PAIR[1],
         "all of SimCLR's": SIMCLR,
     }
-
-    def drawer(recipe: Recipe) -> Callable[[np.random.Generator, int, int], ViewParams]:
-        return lambda rng, height, width: draw_params(recipe, rng, height=height, width=width)
-
-    return {name: drawer(recipe) for name, recipe in recipes.items()}
 
 
 def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
@@ -187,51 +183,43 @@ def _large_jpegs(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
 
 def draw_parity(recipe: Recipe, *, num_draws: int, seed: int) -> list[DrawParity]:
     """Compare our draws of each parameter of `recipe` with torchvision's, for an image of 375 x 500 pixels."""
-    ours = _Samples()
+    ours: _Samples = {}
     for number in range(num_draws):
-        ours.add(draw_params(recipe, generator(seed, Purpose.VIEW, number), height=375, width=500))
+        _record(ours, draw_params(recipe, generator(seed, Purpose.VIEW, number), height=375, width=500))
     theirs = _torchvision_samples(recipe, num_draws, seed)
     return [
         DrawParity(
             parameter=name,
-            num_draws=min(len(values), len(theirs.values[name])),
-            statistic=_ks_statistic(np.array(values), np.array(theirs.values[name])),
+            statistic=_ks_statistic(np.array(values), np.array(theirs[name])),
         )
-        for name, values in ours.values.items()
+        for name, values in ours.items()
     ]
 
 
-class _Samples:
-    """Drawn values of each parameter."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-
-    def add(self, params: ViewParams) -> None:
-        """Record the parameters of one draw."""
-        top, left, height, width = params.crop
-        numbers = {
-            "crop top": top,
-            "crop left": left,
-            "crop area": height * width,
-            "crop ratio": width / height,
-            "jitter": params.jitter is not None,
-            "grayscale": params.grayscale,
-            "blur": params.blur_radius_px is not None,
-            "flip": params.flip,
-            "solarize": params.solarize,
-        }
-        if params.jitter is not None:
-            numbers |= {name: getattr(params.jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
-            numbers |= {f"place of {op}": params.jitter.order.index(op) for op in range(4)}
-        if params.blur_radius_px is not None:
-            numbers["blur radius"] = params.blur_radius_px
-        for name, number in numbers.items():
-            self.values.setdefault(name, []).append(float(number))
+def _record(samples: _Samples, params: ViewParams) -> None:
+    top, left, height, width = params.crop
+    numbers = {
+        "crop top": top,
+        "crop left": left,
+        "crop area": height * width,
+        "crop ratio": width / height,
+        "jitter": params.jitter is not None,
+        "grayscale": params.grayscale,
+        "blur": params.blur_radius_px is not None,
+        "flip": params.flip,
+        "solarize": params.solarize,
+    }
+    if params.jitter is not None:
+        numbers |= {name: getattr(params.jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        numbers |= {f"place of {op}": params.jitter.order.index(op) for op in range(4)}
+    if params.blur_radius_px is not None:
+        numbers["blur radius"] = params.blur_radius_px
+    for name, number in numbers.items():
+        samples.setdefault(name, []).append(float(number))
 
 
 def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
-    samples = _Samples()
+    samples: _Samples = {}
     coin = random.Random(seed)
     jitter = T.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     shape = torch.empty(3, 375, 500, device="meta")
@@ -246,15 +234,14 @@ def _torchvision_samples(recipe: Recipe, num_draws: int, seed: int) -> _Samples:
             drawn = Jitter(order=tuple(order.tolist()), **dict(zip(names, factors, strict=True)))
             params = ViewParams(crop=tuple(crop), jitter=drawn if coin.random() < recipe.jitter_p else None)
             blurs = coin.random() < recipe.blur_p
-            samples.add(
-                replace(
-                    params,
-                    grayscale=coin.random() < recipe.grayscale_p,
-                    blur_radius_px=coin.uniform(*recipe.blur_radius_px) if blurs else None,
-                    flip=coin.random() < recipe.flip_p,
-                    solarize=coin.random() < recipe.solarize_p,
-                )
+            others = replace(
+                params,
+                grayscale=coin.random() < recipe.grayscale_p,
+                blur_radius_px=coin.uniform(*recipe.blur_radius_px) if blurs else None,
+                flip=coin.random() < recipe.flip_p,
+                solarize=coin.random() < recipe.solarize_p,
             )
+            _record(samples, others)
     return samples
 
 

@@ -156,20 +156,13 @@ class TwoViews:
     def _make_row(self, position: tuple[int, int], *targets: NDArray[np.uint8]) -> MadeRow:
         """Write the views of the image at `position`, or of a replacement, to `targets`."""
         epoch, index = position
-        return self.reader.use_or_replace(index, epoch, self._maker(epoch, targets))
 
-    def _maker(
-        self, epoch: int, targets: Sequence[NDArray[np.uint8]]
-    ) -> Callable[[RawImage, int], Sequence[ViewParams]]:
-        """Return a function that writes the views of one image of `epoch` to `targets`."""
-
-        def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
-            """Fill `targets` with the views of image `index`; return the drawn parameters."""
+        def make(raw: RawImage, index: int) -> Sequence[ViewParams]:  # the index may be that of a replacement
             draw = draw_views(self.recipes, self.seed, epoch, index)
             limit = self.reader.max_image_px
             return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)
 
-        return make
+        return self.reader.use_or_replace(index, epoch, make)
 
 
 def _pack(draws: Sequence[Sequence[ViewParams]]) -> tuple[BatchParams, ...]:
@@ -186,7 +179,6 @@ def draw_views(recipes: Sequence[Recipe], seed: int, epoch: int, index: int) -> 
     """
 
     def draw(height: int, width: int) -> list[ViewParams]:
-        """Draw the parameters of each view of an image of `height` x `width` pixels."""
         streams = (generator(seed, Purpose.VIEW, epoch, index, view) for view in range(len(recipes)))
         return [draw_params(each, rng, height=height, width=width) for each, rng in zip(recipes, streams, strict=True)]
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mocokit.settings import require
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnnotatedImage:
@@ -103,8 +105,7 @@ def _voc_annotations(folder: Path, split: str) -> list[Path]:
     """Return the annotation files of one list of VOC, such as "2007_trainval"."""
     year, _, name = split.partition("_")
     listing = folder / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
-    if not listing.is_file():
-        raise ValueError(f"data={folder}: {listing} is missing; give the folder that holds VOC{year or '2007'}")
+    require(listing.is_file(), "data", folder, f"{listing} is missing; give the folder that holds VOC{year or '2007'}")
     ids = listing.read_text(encoding="utf-8").split()
     return [folder / f"VOC{year}" / "Annotations" / f"{image_id}.xml" for image_id in ids]
 
@@ -169,8 +170,7 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
     """
     folder = Path(root).expanduser()
     path = folder / "annotations" / f"instances_{split}.json"
-    if not path.is_file():
-        raise ValueError(f"data={root}: {path} is missing; give the folder that holds annotations/ and {split}/")
+    require(path.is_file(), "data", root, f"{path} is missing; give the folder that holds annotations/ and {split}/")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))

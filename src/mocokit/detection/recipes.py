@@ -8,6 +8,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mocokit.settings import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe:
@@ -43,10 +45,8 @@ class DetectionRecipe:
     """Batches that re-estimate the running BatchNorm statistics after training."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch={self.batch_size}: must be at least 1")
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: must be at least 1")
+        require(self.batch_size >= 1, "batch", self.batch_size, "must be at least 1")
+        require(self.iterations >= 1, "iterations", self.iterations, "must be at least 1")
 
     def rescaled(self, batch_size: int) -> "DetectionRecipe":
         """Return the recipe at another batch size: `lr` in proportion, and as many images in total.
@@ -54,8 +54,7 @@ class DetectionRecipe:
         moco issue #11: "halve batch and lr, double the steps"; Detectron2's `auto_scale_workers` scales the warm-up
         too.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch={batch_size}: must be at least 1")
+        require(batch_size >= 1, "batch", batch_size, "must be at least 1")
         longer = self.batch_size / batch_size
         return replace(
             self,
@@ -82,8 +81,7 @@ class DetectionRecipe:
 
     def at_short_side(self, short_side_px: int) -> "DetectionRecipe":
         """Return the recipe at another scale, with image sizes and anchors in proportion to the test short side."""
-        if short_side_px < 32:
-            raise ValueError(f"short_side={short_side_px}: must be at least 32 pixels")
+        require(short_side_px >= 32, "short_side", short_side_px, "must be at least 32 pixels")
         scale = short_side_px / self.test_short_side_px
         return replace(
             self,

@@ -15,6 +15,7 @@ from mocokit.detection.recipes import DetectionRecipe
 from mocokit.engine.checkpoint import list_checkpoints, load_newest, save_checkpoint
 from mocokit.engine.optimizer import set_lr
 from mocokit.randomness import Purpose, torch_seed
+from mocokit.settings import require
 
 SAVE_EVERY = 1000
 """Iterations between checkpoints of a trial."""
@@ -60,8 +61,8 @@ def train_detector(
         ValueError: A batch is larger than the set, or the recipe learns masks and the set has none.
 
     """
-    if recipe.batch_size > len(images.images):
-        raise ValueError(f"batch={recipe.batch_size}: larger than the {len(images.images)} training images")
+    count = len(images.images)
+    require(recipe.batch_size <= count, "batch", recipe.batch_size, f"larger than the {count} training images")
     if recipe.masks and images.coco_file is None:
         raise ValueError(f"recipe={recipe.name}: learns masks, which VOC folders lack; use COCO folders or masks=False")
     optimizer = build_optimizer(detector, recipe)
@@ -84,13 +85,8 @@ def train_detector(
         if on_iteration is not None:
             on_iteration(iteration + 1, losses[-1])
         if checkpoints is not None and (iteration + 1) % SAVE_EVERY == 0:
-            state = {
-                "step": iteration + 1,
-                "losses": losses,
-                "detector": detector.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            save_checkpoint(checkpoints, state, step=iteration + 1, keep_last=1)
+            state = {"losses": losses, "detector": detector.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(checkpoints, {**state, "step": iteration + 1}, step=iteration + 1, keep_last=1)
     precise_batchnorm(detector, (next(batches) for _ in range(recipe.precise_bn_iterations)), device=device)
     return losses
 

@@ -44,8 +44,9 @@ class GradientSum:
 class BucketedGradientSum(GradientSum):
     """Adds up gradients over ranks while the step's last backward pass still runs: torch's DistributedDataParallel.
 
-    Gradients are views of the buckets that travel (25 MB each by torch's default), so they are not copied. DDP is armed
-    by its forward pass, whatever was computed before; so `_LossCall` is the module that it wraps.
+    Gradients are views of the buckets that travel (25 MB each by torch's default), so they are not copied. DDP sums
+    gradients only after a forward pass of the module that it wraps, whatever was computed before. So it wraps
+    `_LossCall`, whose forward pass is the loss.
 
     Args:
         parameters: The same ones on all ranks. Those that take no gradient are left out; every other one must take one
@@ -63,7 +64,8 @@ class BucketedGradientSum(GradientSum):
     def _settle_buckets(self, trained: list[nn.Parameter]) -> None:
         """Take two empty steps: DDP rebuilds its buckets after a first step.
 
-        If that were a real one, a resumed run would add up in another order than the run did, and differ in last bits.
+        If the first step were a real one, a resumed run would add up gradients in another order than the original run,
+        and differ from it in the last bits.
         """
 
         def no_loss() -> tuple[Tensor, None]:

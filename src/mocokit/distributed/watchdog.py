@@ -202,7 +202,6 @@ class RankWatch:
         return f"mocokit/beat/{self._generation}/{rank}"
 
     def _read_beats(self) -> dict[int, Beat]:
-        """Return the last heartbeat of each other rank."""
         beats = {}
         for rank in range(self._world_size):
             if rank != self._rank:

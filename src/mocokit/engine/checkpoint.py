@@ -73,9 +73,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + PARTIAL)
     try:
         write(temporary)
-        _flush(temporary)
+        flush_to_disk(temporary)
         temporary.replace(path)
-        _flush(path.parent)  # the folder too: else a crash of the machine could undo the renaming
+        flush_to_disk(path.parent)  # the folder too: else a crash of the machine could undo the renaming
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -85,7 +85,8 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

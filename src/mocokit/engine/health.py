@@ -1,4 +1,4 @@
-"""Warn in plain words when a run's numbers say that it is not learning.
+"""Warn in plain words when the metrics of a run show that it is not learning.
 
 Warnings of settings, before a run starts, are the method's own: `MethodSpec.warnings`.
 """
@@ -9,11 +9,12 @@ MAX_BN_LEAK = 0.1
 """Largest `bn_leak` (a cosine) that passes for noise; healthy runs on the embedded sample stay within 0.03."""
 
 LEAK_AFTER_STEPS = 200
-"""Before, the encoders change so fast that neighbouring batches differ by more than their images."""
+"""First step at which the leak is looked for. Before, the encoders change so fast that keys of neighbouring batches
+differ for that reason too, not only because their images differ."""
 
 
 def warnings_of_metrics(metrics: Mapping[str, float], *, step: int) -> list[str]:
-    """Return what a log line's numbers after `step` steps say is going wrong."""
+    """Return warnings about the metrics of a log line, which is written after `step` steps."""
     lines = []
     if step >= LEAK_AFTER_STEPS and metrics.get("bn_leak", 0.0) > MAX_BN_LEAK:
         lines.append(

@@ -1,7 +1,6 @@
 """Description of the hardware, the versions and the commit that a number was measured with."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 import torchvision
+
+from mocokit.data.loading.loader import count_cores
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -18,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": _cores(),
+        "cores": count_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "platform": platform.system(),
@@ -49,9 +50,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mocokit import distributed
+from mocokit.config.schema import RunConfig
 from mocokit.data.batch import ViewBatch
 from mocokit.engine import health
 from mocokit.engine.background import BackgroundWriter
@@ -16,31 +17,8 @@ from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.checkpoint import copied_to_cpu, list_checkpoints, save_checkpoint
 from mocokit.engine.metrics import MeterBoard, MetricsLog, StepClock
 from mocokit.engine.progress import ProgressView
-from mocokit.engine.run_folder import RunFolder
+from mocokit.engine.run_folder import LOGGER, RunFolder
 from mocokit.methods.contract import Rows
-
-LOGGER = logging.getLogger("mocokit")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rhythm:
-    """How often a run is logged, saved and evaluated."""
-
-    steps_per_epoch: int
-    epochs: int
-    log_every: int
-    """Steps between lines of metrics.jsonl."""
-    save_minutes: float
-    """Minutes between checkpoints; one is written at the end of each epoch too."""
-    keep_last: int
-    """Checkpoints to keep."""
-    knn_every: int
-    """Epochs between kNN evaluations; 0: none. The last epoch always has one."""
-
-    @property
-    def total_steps(self) -> int:
-        """Return the optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +26,7 @@ class Callbacks:
     """Parts of a run that live outside the engine."""
 
     state: Callable[[], dict[str, Any]]
-    """Returns all that a checkpoint must hold, but the step; called on all ranks, which may hold parts of it."""
+    """Returns the content of a checkpoint, except the step; called on all ranks, since each may hold a part of it."""
     gauges: Callable[[], dict[str, float]]
     """Returns numbers of the method's own state, such as the share of the queue that holds real keys."""
     export: Callable[[dict[str, Any], int], None]
@@ -63,12 +41,14 @@ class Recorder:
     """Records one run; every method is called on every rank.
 
     Args:
-        rhythm: How often things are due.
+        settings: Intervals of logging, saving and evaluation.
         folder: The run folder.
         board: Meters of the rows' metrics.
         view: Shows progress to the user.
         callbacks: Parts that live outside the engine.
         bad_images: Counter of unreadable images.
+        steps_per_epoch: Optimizer steps of an epoch.
+        total_steps: Optimizer steps of the whole run.
         start_step: Steps done before.
 
     """
@@ -76,20 +56,24 @@ class Recorder:
     def __init__(
         self,
         *,
-        rhythm: Rhythm,
+        settings: RunConfig,
         folder: RunFolder,
         board: MeterBoard,
         view: ProgressView,
         callbacks: Callbacks,
         bad_images: BadImageCounter,
+        steps_per_epoch: int,
+        total_steps: int,
         start_step: int,
     ) -> None:
-        self.rhythm = rhythm
+        self.settings = settings
         self.folder = folder
         self.board = board
         self.view = view
         self.callbacks = callbacks
         self.bad_images = bad_images
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
         self.latest: dict[str, float] = {}
@@ -110,8 +94,8 @@ class Recorder:
         self.view.step(step)
         self._writer.raise_if_failed()
         stop = distributed.any_rank(stop)
-        end_of_epoch = step % self.rhythm.steps_per_epoch == 0
-        if stop or end_of_epoch or step % self.rhythm.log_every == 0:
+        end_of_epoch = step % self.steps_per_epoch == 0
+        if stop or end_of_epoch or step % self.settings.log_every == 0:
             self._log(step, lr)
             if stop or end_of_epoch or distributed.any_rank(self._save_is_due()):
                 self.save(step)
@@ -134,8 +118,8 @@ class Recorder:
 
         def write() -> None:
             """Write the checkpoint, then the backbone; runs in a thread of its own."""
-            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.rhythm.keep_last)
-            if step == self._newest_save:  # else the next save is waiting, perhaps with seconds to live
+            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.settings.keep_last)
+            if step == self._newest_save:  # else the next save waits, maybe in a process that will be killed soon
                 self.callbacks.export(state, step)
 
         self._writer.start(write)
@@ -156,7 +140,7 @@ class Recorder:
     def _save_is_due(self) -> bool:
         """Return True if the main rank's clock asks for a save. It never waits for a slow disk within an epoch."""
         elapsed_s = time.monotonic() - self._last_save_s
-        return distributed.is_main() and elapsed_s > 60 * self.rhythm.save_minutes and not self._writer.is_busy()
+        return distributed.is_main() and elapsed_s > 60 * self.settings.save_minutes and not self._writer.is_busy()
 
     def _log(self, step: int, lr: float) -> None:
         bad_step = self.board.bad_step()
@@ -165,7 +149,7 @@ class Recorder:
         for image in self.bad_images.exchange():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
-        values["epoch"] = step / self.rhythm.steps_per_epoch
+        values["epoch"] = step / self.steps_per_epoch
         self.latest.update(values)
         self.metrics.write(step, values)
         self.view.metrics(step, values)
@@ -176,9 +160,9 @@ class Recorder:
                 self._tell(line, level=logging.WARNING)
 
     def _evaluate(self, step: int) -> None:
-        every = self.rhythm.knn_every
-        epoch = step // self.rhythm.steps_per_epoch
-        is_due = every and (epoch % every == 0 or step == self.rhythm.total_steps)
+        every = self.settings.knn_every
+        epoch = step // self.steps_per_epoch
+        is_due = every and (epoch % every == 0 or step == self.total_steps)
         if self.callbacks.evaluate is None or not is_due:
             return
         self.callbacks.gather()

@@ -86,12 +86,13 @@ class RunFolder:
             remove_partial(folder)
 
     def create(self, config: str) -> None:
-        """Make the folder and write the config, which is TOML, and the environment into it."""
+        """Make the folder; write into it the config (TOML) and the environment: hardware, versions, ranks, command."""
         # Checked a second time: another process may have filled the folder after require_free, before the lock.
         self._require_empty()
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(config, encoding="utf-8")
-        self.environment.write_text(tomli_w.dumps(describe_environment()), encoding="utf-8")
+        environment = {**describe_machine(), "world_size": distributed.world_size(), "command": sys.argv}
+        self.environment.write_text(tomli_w.dumps(environment), encoding="utf-8")
 
     def read_config(self) -> str:
         """Return the config that the user asked for, in TOML.
@@ -120,8 +121,3 @@ class RunFolder:
         for handler in [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]:
             LOGGER.removeHandler(handler)
             handler.close()
-
-
-def describe_environment() -> dict[str, object]:
-    """Return hardware, versions, number of ranks and the command line."""
-    return {**describe_machine(), "world_size": distributed.world_size(), "command": sys.argv}

@@ -18,13 +18,8 @@ class Progress(NamedTuple):
     drop: float
 
 
-def half_cosine(fraction: float) -> float:
-    """Return the half cosine that falls from 1 at `fraction` 0 to 0 at `fraction` 1 (MoCo v2 sec. 3, column "cos")."""
-    return 0.5 * (1.0 + math.cos(math.pi * fraction))
-
-
 SCHEDULES: dict[str, Callable[[Progress], float]] = {
-    "cosine": lambda at: half_cosine(at.fraction),
+    "cosine": lambda at: 0.5 * (1.0 + math.cos(math.pi * at.fraction)),  # MoCo v2 sec. 3, column "cos"
     "step": lambda at: at.drop ** sum(at.epoch >= milestone for milestone in at.milestones),  # MoCo v1
     "constant": lambda at: 1.0,
 }

@@ -19,7 +19,7 @@ from mocokit.evaluate.protocols import (
     LinearProtocol,
 )
 from mocokit.evaluate.splits import fraction_of, read_id_list
-from mocokit.settings import choose
+from mocokit.settings import choose, require
 
 ENTRY_POINT_GROUP = "mocokit.protocols"
 """An installed package offers a protocol as `name = "package.module:OBJECT"`, where OBJECT is an `EvalProtocol`."""
@@ -76,7 +76,7 @@ class LinearEvaluation(EvalProtocol):
         """Report the last epoch, and the epoch that is best on the test images, as main_lincls.py does."""
         assert context.extractor.backbone is not None, "raw pixels have no official linear protocol"
         settings = self.settings.fitted(len(context.train.indices), epochs_scale=context.epochs_scale)
-        result = train_linear(
+        by_epoch = train_linear(
             context.extractor.backbone,
             context.extractor.embed,
             context.train,
@@ -89,8 +89,8 @@ class LinearEvaluation(EvalProtocol):
             ),
         )
         return [
-            Score(protocol=str(settings), accuracy=result.last),
-            Score(protocol=f"{settings},best-on-test", accuracy=result.best),
+            Score(protocol=str(settings), accuracy=by_epoch[-1]),  # no test image influenced it
+            Score(protocol=f"{settings},best-on-test", accuracy=max(by_epoch)),  # main_lincls.py keeps this epoch
         ]
 
 
@@ -106,8 +106,7 @@ class FineTuneEvaluation(EvalProtocol):
 
     def on_labels(self, part: str) -> EvalProtocol:
         """Return the protocol that trains on this part of the labels."""
-        if not part:
-            raise ValueError(f"protocols={self.id}: names no part of the labels; give for example {self.id}@1%")
+        require(bool(part), "protocols", self.id, f"names no part of the labels; give for example {self.id}@1%")
         return replace(self, part=part, id=f"{self.id}@{part}")
 
     def reason_to_skip(self, train: LabelledImages) -> str:
@@ -147,8 +146,7 @@ def images_of_part(part: str, train: LabelledImages, *, seed: int) -> LabelledIm
     """
     if not part.endswith("%"):
         ids = sorted(set(read_id_list(part, train.reader.source)) & set(train.indices))
-        if not ids:
-            raise ValueError(f"ids={part}: names none of the training images; list their file names or numbers")
+        require(bool(ids), "ids", part, "names none of the training images; list their file names or numbers")
         return train.only(ids)
     try:
         share = float(part[:-1])

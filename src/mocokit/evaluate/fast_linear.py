@@ -155,7 +155,6 @@ def fast_linear(
     pairs = [(rate, decay) for rate in protocol.rates for decay in protocol.weight_decays]
 
     def fit(members: Tensor, tried: Sequence[tuple[float, float]]) -> Heads:
-        """Return one trained classifier per pair in `tried`."""
         return train_heads(
             train,
             members,

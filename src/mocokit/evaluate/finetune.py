@@ -72,7 +72,6 @@ def fine_tune_and_test(
     """
 
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
-        """Return the network after training on `images` at these learning rates."""
         return fine_tune(
             backbone,
             pixels,
@@ -100,7 +99,6 @@ def fine_tune_and_test(
 
 
 def _images_for_choosing(labelled: LabelledImages, protocol: FineTuneProtocol, *, seed: int) -> LabelledImages:
-    """Return a balanced subset of at most `protocol.choose_on` images."""
     if protocol.choose_on is None or protocol.choose_on >= len(labelled.indices):
         return labelled
     return labelled.only(balanced_subset(labelled, protocol.choose_on, seed=seed))

@@ -4,7 +4,6 @@ Shapes: n rows of a batch, D feature dimension, L classes.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +20,6 @@ from mocokit.randomness import Purpose, torch_seed
 
 SCORE_CHUNK = 8192
 """Rows scored at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearResult:
-    """Test accuracy (0..1) after each epoch."""
-
-    by_epoch: tuple[float, ...]
-
-    @property
-    def last(self) -> float:
-        """Test accuracy after the last epoch, which no test image influenced."""
-        return self.by_epoch[-1]
-
-    @property
-    def best(self) -> float:
-        """Test accuracy of the best epoch on the test images; main_lincls.py keeps that epoch as its best model."""
-        return max(self.by_epoch)
 
 
 def build_classifier(feature_dim: int, num_classes: int, *, init_std: float | None, seed: int) -> nn.Linear:
@@ -60,8 +42,8 @@ def train_linear(
     device: torch.device,
     seed: int,
     on_epoch: Callable[[int, float], None] = lambda _epoch, _accuracy: None,
-) -> LinearResult:
-    """Train a linear classifier on the features of augmented images, and test it after each epoch.
+) -> list[float]:
+    """Train a linear classifier on the features of augmented images; return the test accuracy (0..1) of each epoch.
 
     The backbone stays in eval mode, and none of its bits changes. So the test features are computed once, beforehand.
 
@@ -101,7 +83,7 @@ def train_linear(
             if (step + 1) % order.steps_per_epoch == 0:
                 accuracies.append(accuracy_of(head, test, device=device))
                 on_epoch(len(accuracies), accuracies[-1])
-    return LinearResult(by_epoch=tuple(accuracies))
+    return accuracies
 
 
 def build_training_loader(

@@ -76,7 +76,6 @@ def _share(images: LabelledImages) -> LabelledImages:
 
 
 def _all_ranks(features: Features) -> Features:
-    """Gather the features of all ranks on every rank."""
     counts = distributed.all_gather_objects(len(features.rows))
     return replace(
         features,

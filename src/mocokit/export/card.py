@@ -76,7 +76,6 @@ def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    """Return the values of a TOML file; empty if there is no file."""
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

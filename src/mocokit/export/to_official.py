@@ -137,7 +137,6 @@ def read_official(path: Path, config: Config) -> nn.Module:
 
 
 def _official_command(config: Config, method: MoCoSettings, out: Path) -> str:
-    """Return the official command that continues the run."""
     optim = config.optim
     switches = {
         "--mlp": config.model.mlp,

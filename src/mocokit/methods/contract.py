@@ -142,7 +142,7 @@ class PatchSettings(MethodSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInputs:
-    """What a method is built from, beside its settings."""
+    """Objects and numbers, beside its settings, that a method is built from."""
 
     encoder_q: Encoder
     pixels: nn.Module
@@ -169,7 +169,7 @@ class MethodInputs:
 
     @property
     def memory_seed(self) -> int:
-        """Seed of the random rows that fill a queue or a bank at the start."""
+        """Return the seed of the random rows that fill a queue or a bank at the start."""
         return torch_seed(self.seed, Purpose.QUEUE_INIT)
 
 
@@ -198,7 +198,7 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a method's warnings can depend on, beside its settings."""
+    """Facts of a run, beside its settings, that a method's warnings can depend on."""
 
     num_images: int
     """Images of the data set."""
@@ -211,19 +211,9 @@ def build_moco_head(feature_dim: int, *, dim: int, mlp: bool) -> tuple[nn.Module
     return build_head(feature_dim, dim, mlp=mlp), None
 
 
-def no_memory(settings: Any, *, dim: int, num_images: int) -> float:
-    """Return 0: the method keeps nothing beside its encoders."""
-    return 0.0
-
-
-def no_warnings(settings: Any, facts: RunFacts) -> list[str]:
-    """Return no warning."""
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """All that the rest of mocokit needs to know of a method; each method's file ends in one, called SPEC."""
+    """Everything that the rest of mocokit needs to know of a method; each method's file ends in one, called SPEC."""
 
     settings: type[MethodSettings]
     """Its settings class; the default of `name` is the method's name."""
@@ -235,14 +225,14 @@ class MethodSpec:
     """(D, dim=C, **settings of [model] that are named in `model_settings`) -> (head, predictor or None)."""
     model_settings: Sequence[str] = ("mlp",)
     """Settings of table [model] that `build_head` takes; the others that describe a head do nothing here."""
-    state_bytes: Callable[..., float] = no_memory
+    state_bytes: Callable[..., float] = lambda settings, *, dim, num_images: 0.0
     """(settings, dim=C, num_images=M) -> bytes of the method's memory, such as a queue."""
-    warnings: Callable[[Any, RunFacts], list[str]] = no_warnings
+    warnings: Callable[[Any, RunFacts], list[str]] = lambda settings, facts: []
     """(settings, facts) -> what a user should know before the run starts."""
 
     @property
     def name(self) -> str:
-        """The method's name: --method NAME."""
+        """Return the method's name, as in --method NAME."""
         return str(self.settings.__dataclass_fields__["name"].default)
 
     def heads(self, feature_dim: int, *, dim: int, model: Mapping[str, Any]) -> tuple[nn.Module, nn.Module | None]:

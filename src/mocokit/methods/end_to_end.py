@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mocokit.data.batch import ViewBatch
 from mocokit.losses import PLAIN, NegativeTerm, in_batch_info_nce, row_metrics
-from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows, RunFacts
+from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows
 from mocokit.methods.gradient_cache import CachedGradient, cache_gradient
 from mocokit.methods.group_forward import ShuffleOrder, seeded_shuffle, unshuffle
 from mocokit.methods.groups import GroupLayout, MicroBatch
@@ -92,7 +92,6 @@ class EndToEndSettings(MethodSettings):
     """End-to-end: negatives from the batch, both encoders trained."""
 
     name: Annotated[Literal["end-to-end"], flag("--method")] = "end-to-end"
-    """The method; --method chooses another one."""
     shuffle: bool = True
     """Shuffling BN: keys are normalised beside other images than their queries."""
 
@@ -113,9 +112,4 @@ def passes(settings: EndToEndSettings) -> Passes:
     return Passes(trained_views=2, num_trained=2, joins_batch=True, shuffled_views=shuffled, gathered_rows=2 + 2 * 2)
 
 
-def warnings(settings: EndToEndSettings, facts: RunFacts) -> list[str]:
-    """Return warnings of BatchNorm leaks."""
-    return warn_of_shuffle(bn_groups=settings.bn_groups, shuffle=settings.shuffle, has_batchnorm=facts.has_batchnorm)
-
-
-SPEC = MethodSpec(settings=EndToEndSettings, build=build, passes=passes, warnings=warnings)
+SPEC = MethodSpec(settings=EndToEndSettings, build=build, passes=passes, warnings=warn_of_shuffle)

@@ -9,6 +9,8 @@ group.
 
 from dataclasses import dataclass
 
+from mocokit.settings import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLayout:
@@ -28,16 +30,15 @@ class GroupLayout:
     micro_groups: int = 0
 
     def __post_init__(self) -> None:
-        if self.bn_groups < 1:
-            raise ValueError(f"method.bn_groups={self.bn_groups}: must be at least 1")
-        if self.micro_groups < 0:
-            raise ValueError(f"method.micro_groups={self.micro_groups}: must be 0 (all at once) or more")
-        if self.bn_groups < self.world_size and self.world_size % self.bn_groups:
-            raise ValueError(
-                f"method.bn_groups={self.bn_groups}: fewer groups than the {self.world_size} ranks, which are no "
-                f"multiple of it; start at most {self.bn_groups} ranks or a multiple, or change bn_groups (which "
-                "changes the run)"
-            )
+        require(self.bn_groups >= 1, "method.bn_groups", self.bn_groups, "must be at least 1")
+        require(self.micro_groups >= 0, "method.micro_groups", self.micro_groups, "must be 0 (all at once) or more")
+        require(
+            self.world_size <= self.bn_groups or self.world_size % self.bn_groups == 0,
+            "method.bn_groups",
+            self.bn_groups,
+            f"fewer groups than the {self.world_size} ranks, which are no multiple of it; start at most "
+            f"{self.bn_groups} ranks or a multiple, or change bn_groups (which changes the run)",
+        )
 
     @property
     def ranks_per_group(self) -> int:
@@ -47,16 +48,20 @@ class GroupLayout:
     def rows_per_group(self, global_batch_size: int) -> int:
         """Return N = B / G, at least 2, since one image has no variance."""
         rows, rest = divmod(global_batch_size, self.bn_groups)
-        if rest or rows < 2:
-            raise ValueError(
-                f"method.bn_groups={self.bn_groups}: must divide data.global_batch_size={global_batch_size} "
-                "into groups of at least 2 images; change one of the two"
-            )
-        if rows % self.ranks_per_group:
-            raise ValueError(
-                f"data.global_batch_size={global_batch_size}: its BatchNorm groups of {rows} images do not split over "
-                f"{self.ranks_per_group} ranks each; start fewer ranks or change the batch"
-            )
+        require(
+            rest == 0 and rows >= 2,
+            "method.bn_groups",
+            self.bn_groups,
+            f"must divide data.global_batch_size={global_batch_size} into groups of at least 2 images; change one of "
+            "the two",
+        )
+        require(
+            rows % self.ranks_per_group == 0,
+            "data.global_batch_size",
+            global_batch_size,
+            f"its BatchNorm groups of {rows} images do not split over {self.ranks_per_group} ranks each; start fewer "
+            "ranks or change the batch",
+        )
         return rows
 
     def batch_size_of(self, num_own_rows: int) -> int:
@@ -66,7 +71,7 @@ class GroupLayout:
         return num_own_rows // len(self.groups_of(self.rank)) * self.bn_groups
 
     def groups_of(self, rank: int) -> range:
-        """Return the groups that `rank` computes, or has a part in: consecutive; ranks differ by one group at most."""
+        """Return the consecutive groups that `rank` computes, wholly or in part; ranks differ by one group at most."""
         if self.ranks_per_group > 1:
             group = rank // self.ranks_per_group
             return range(group, group + 1)

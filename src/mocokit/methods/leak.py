@@ -3,8 +3,12 @@
 Shapes: m queries, B global batch in G groups of N, C embedding dimension.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from mocokit.methods.contract import MethodSettings, RunFacts
 
 
 def bn_leak(
@@ -30,30 +34,30 @@ def bn_leak(
     return others - q @ older.mean(dim=0)
 
 
-def warn_of_shuffle(*, bn_groups: int, shuffle: bool, has_batchnorm: bool) -> list[str]:
-    """Return warnings for a method that relies on shuffling BN to keep query and key in different groups."""
-    if not has_batchnorm:
-        if not shuffle:
+def warn_of_shuffle(settings: Any, facts: RunFacts) -> list[str]:
+    """Return warnings for a method that relies on shuffling BN (`settings.shuffle`) to avoid the leak."""
+    if not facts.has_batchnorm:
+        if not settings.shuffle:
             return []
         return [
             "method.shuffle=True: without BatchNorm in the encoder it only costs time; leave it out with "
             "--method.no-shuffle"
         ]
-    if bn_groups == 1:
+    if settings.bn_groups == 1:
         return [
             "method.bn_groups=1: shuffling BN has no effect with one group, so a query can recognise its key by the "
             "BatchNorm statistics that they share; use 2 groups or more"
         ]
-    if not shuffle:
+    if not settings.shuffle:
         return ["method.shuffle=False: query and key share BatchNorm statistics, so the loss can fall without learning"]
     return []
 
 
-def warn_of_groups(*, bn_groups: int, has_batchnorm: bool) -> list[str]:
-    """Return warnings for a method whose positives and negatives are of the batch and that does not shuffle."""
-    if bn_groups == 1 or not has_batchnorm:
+def warn_of_groups(settings: MethodSettings, facts: RunFacts) -> list[str]:
+    """Return warnings for a method that contrasts views within the batch and does not shuffle."""
+    if settings.bn_groups == 1 or not facts.has_batchnorm:
         return []
     return [
-        f"method.bn_groups={bn_groups}: both views of an image are normalised in the same group, which the "
+        f"method.bn_groups={settings.bn_groups}: both views of an image are normalised in the same group, which the "
         "loss can recognise instead of the image; the papers have one group over all devices, bn_groups=1"
     ]

@@ -154,7 +154,6 @@ class MemoryBankSettings(MethodSettings):
     """Memory bank: negatives from stored features of all images."""
 
     name: Annotated[Literal["memory-bank"], flag("--method")] = "memory-bank"
-    """The method; --method chooses another one."""
     num_negatives: int = 65536
     """Features drawn from the bank each step, K."""
     feature_momentum: float = 0.5
@@ -169,7 +168,6 @@ def build(settings: MemoryBankSettings, inputs: MethodInputs) -> MemoryBank:
     """Return the method in its first state."""
 
     def sample(step: int) -> Tensor:
-        """Draw the step's negatives."""
         draws = generator(inputs.seed, Purpose.BANK_SAMPLE, step)
         return torch.from_numpy(draws.integers(inputs.num_images, size=settings.num_negatives))
 

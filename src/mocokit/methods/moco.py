@@ -98,13 +98,13 @@ class MoCo(Method[MoCoBatch]):
     def prepare(self, views: ViewBatch, step: int) -> MoCoBatch:
         """Update the key encoder, then embed the keys of the whole batch."""
         momentum_update(self.encoder_k, self.encoder_q, self.key_momentum)
-        order = self._order(step, len(views.query))  # (B,)
-        queries, key_views = [views.query], [views.key]
+        order = self.shuffle_order and self.shuffle_order(step, self.layout.batch_size_of(len(views.query)))  # (B,)
+        pairs = [(views.query, views.key)]
         if self.symmetric:
-            queries, key_views = [views.query, views.key], [views.key, views.query]
+            pairs.append((views.key, views.query))
         return MoCoBatch(
-            queries=queries,
-            keys=[self.forwards.embed_keys(self.encoder_k, view, order) for view in key_views],  # (B, C) each
+            queries=[query for query, _ in pairs],
+            keys=[self.forwards.embed_keys(self.encoder_k, key, order) for _, key in pairs],  # (B, C) each
             image_ids=self.forwards.gather(views.image_ids),
             local=views.local,
         )
@@ -133,7 +133,7 @@ class MoCo(Method[MoCoBatch]):
         return {"queue_fill": self.queue.fill}
 
     def _contrast(self, q: Tensor, keys: Tensor, batch: MoCoBatch, micro: MicroBatch) -> InfoNce:
-        """InfoNCE of queries (m * p, C), where each image has p queries (p > 1 with patches)."""
+        """Return the InfoNCE of queries (m * p, C), where each image has p queries (p > 1 with patches)."""
         rows = self.layout.batch_rows(micro, len(keys))
         p = self.encoder_q.queries_per_image
         masks = {}
@@ -154,16 +154,12 @@ class MoCo(Method[MoCoBatch]):
             rows_per_group=self.layout.rows_per_group(len(keys)),
         )
 
-    def _order(self, step: int, num_own_rows: int) -> Tensor | None:
-        return self.shuffle_order and self.shuffle_order(step, self.layout.batch_size_of(num_own_rows))
-
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoSettings(PatchSettings):
     """MoCo v1 and v2: a queue of keys from a momentum encoder."""
 
     name: Annotated[Literal["moco"], flag("--method")] = "moco"
-    """The method; --method chooses another one."""
     queue_size: int = 65536
     """Number of negative keys K (MoCo v1 sec. 4)."""
     key_momentum: float = 0.999
@@ -216,7 +212,7 @@ def state_bytes(settings: MoCoSettings, *, dim: int, num_images: int) -> float:
 
 def warnings(settings: MoCoSettings, facts: RunFacts) -> list[str]:
     """Return warnings of BatchNorm leaks, and of a queue that holds every image."""
-    lines = warn_of_shuffle(bn_groups=settings.bn_groups, shuffle=settings.shuffle, has_batchnorm=facts.has_batchnorm)
+    lines = warn_of_shuffle(settings, facts)
     if settings.queue_size > facts.num_images and not settings.mask_same_image:
         lines.append(
             f"method.queue_size={settings.queue_size}: more negatives than the {facts.num_images} images, so that each "

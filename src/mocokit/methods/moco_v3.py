@@ -23,7 +23,6 @@ from mocokit.methods.contract import (
     Passes,
     PatchSettings,
     Rows,
-    RunFacts,
 )
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.leak import warn_of_groups
@@ -108,7 +107,7 @@ class MoCoV3(Method[MoCoV3Batch]):
         return {"key_momentum": self.last_key_momentum}
 
     def _contrast(self, queries: Sequence[Tensor], batch: MoCoV3Batch, micro: MicroBatch) -> list[InfoNce]:
-        """InfoNCE of both directions; an image has p queries (m * p, C) in each (p > 1 with patches)."""
+        """Return the InfoNCE of both directions; each image has p queries (m * p, C) in each (p > 1 with patches)."""
         p = self.encoder_q.queries_per_image
         rows = self.layout.batch_rows(micro, len(batch.keys[0]))
         positives = torch.arange(rows.start, rows.stop, device=queries[0].device).repeat_interleave(p)  # (m * p,)
@@ -123,7 +122,6 @@ class MoCoV3Settings(PatchSettings):
     """MoCo v3: negatives from the batch, momentum keys and a predictor."""
 
     name: Annotated[Literal["moco-v3"], flag("--method")] = "moco-v3"
-    """The method; --method chooses another one."""
     key_momentum: float = 0.999
     """m of the key encoder's moving average."""
     key_momentum_cos: bool = False
@@ -134,7 +132,6 @@ def build(settings: MoCoV3Settings, inputs: MethodInputs) -> MoCoV3:
     """Return the method in its first state."""
 
     def key_momentum(step: int) -> float:
-        """Return m of that step."""
         if not settings.key_momentum_cos:
             return settings.key_momentum
         return cosine_key_momentum(step / inputs.total_steps, start=settings.key_momentum)
@@ -161,16 +158,11 @@ def passes(settings: MoCoV3Settings) -> Passes:
     return Passes(trained_views=2, key_views=2, gathered_rows=2)
 
 
-def warnings(settings: MoCoV3Settings, facts: RunFacts) -> list[str]:
-    """Return a warning of BatchNorm groups that the loss can recognise."""
-    return warn_of_groups(bn_groups=settings.bn_groups, has_batchnorm=facts.has_batchnorm)
-
-
 SPEC = MethodSpec(
     settings=MoCoV3Settings,
     build=build,
     build_head=build_head,
     model_settings=("head_layers", "head_width", "predictor_bn"),
     passes=passes,
-    warnings=warnings,
+    warnings=warn_of_groups,
 )

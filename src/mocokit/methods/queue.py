@@ -1,4 +1,4 @@
-"""The queue of past keys: MoCo's dictionary (MoCo v1 sec. 3.2).
+"""The queue of past keys, which MoCo calls its dictionary (MoCo v1 sec. 3.2).
 
 Shapes: K queue size, C embedding dimension, B keys enqueued at once.
 """
@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mocokit.settings import require
+
 
 class KeyQueue(nn.Module):
-    """FIFO of the last K keys, with the index of the image that each came from; all of it is in the state dict.
+    """Ring buffer of the last K keys and the image index of each; the state dict holds all of it.
 
-    Any K and any B <= K: the ring wraps. Slots never written hold random unit rows, as officially.
+    K can be any number, and B any number up to K. Slots that were never written hold random unit rows, as in the
+    official code.
 
     Args:
         queue_size: K.
@@ -27,8 +30,7 @@ class KeyQueue(nn.Module):
 
     def __init__(self, queue_size: int, dim: int, *, seed: int) -> None:
         super().__init__()
-        if queue_size < 1:
-            raise ValueError(f"method.queue_size={queue_size}: must be at least 1")
+        require(queue_size >= 1, "method.queue_size", queue_size, "must be at least 1")
         noise = torch.randn(queue_size, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("keys", F.normalize(noise, dim=1))  # (K, C); 65536*128*4 B = 33.6 MB
         self.register_buffer("image_ids", torch.full((queue_size,), -1))  # (K,); 65536*8 B = 0.5 MB; -1: noise
@@ -36,42 +38,40 @@ class KeyQueue(nn.Module):
 
     @property
     def negatives(self) -> Tensor:
-        """(K, C) the keys, as a view: score against them before `enqueue`."""
+        """Return the keys (K, C) without a copy; score against them before `enqueue` overwrites some."""
         return self.keys
 
     @property
     def pointer(self) -> int:
-        """Slot that the next key goes to."""
+        """Return the slot of the next key."""
         return self.num_enqueued % len(self.keys)
 
     @property
     def fill(self) -> float:
-        """Share of slots that hold real keys, 0..1."""
+        """Return the share of slots that hold real keys, 0..1."""
         return min(1.0, self.num_enqueued / len(self.keys))
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, image_ids: Tensor) -> None:
-        """Overwrite the oldest keys by `keys` (B, C) of the images `image_ids` (B,)."""
-        if len(keys) > len(self.keys):
-            raise ValueError(
-                f"method.queue_size={len(self.keys)}: smaller than the {len(keys)} keys of one global batch; "
-                "raise the queue size or lower data.global_batch_size"
-            )
-        until_end = min(len(keys), len(self.keys) - self.pointer)  # rows before the ring wraps
+        """Replace the oldest keys by `keys` (B, C) of the images `image_ids` (B,)."""
+        size = len(self.keys)
+        problem = f"smaller than the {len(keys)} keys of one global batch; raise it or lower data.global_batch_size"
+        require(len(keys) <= size, "method.queue_size", size, problem)
+        until_end = min(len(keys), size - self.pointer)  # rows before the ring wraps
         for target, source in ((self.keys, keys), (self.image_ids, image_ids)):
             target[self.pointer : self.pointer + until_end] = source[:until_end]
             target[: len(keys) - until_end] = source[until_end:]
         self.num_enqueued += len(keys)
 
     def newest(self, count: int) -> Tensor:
-        """(count, C) the keys enqueued last; random rows where there are not so many yet."""
+        """Return the last `count` keys, oldest first: (count, C); random rows where there are not so many yet."""
         slots = (torch.arange(count, device=self.keys.device) + self.pointer - count) % len(self.keys)
         return self.keys[slots]
 
     def get_extra_state(self) -> dict[str, int]:
-        """The pointer, as the count of keys ever enqueued."""
+        """Return the number of keys ever enqueued, from which the pointer follows."""
         return {"num_enqueued": self.num_enqueued}
 
     def set_extra_state(self, state: Any) -> None:
-        """Take the pointer back from `get_extra_state`."""
+        """Restore what `get_extra_state` returned."""
         self.num_enqueued = int(state["num_enqueued"])

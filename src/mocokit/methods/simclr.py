@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mocokit.data.batch import ViewBatch
 from mocokit.losses import PLAIN, NegativeTerm, nt_xent, row_metrics
-from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows, RunFacts
+from mocokit.methods.contract import Method, MethodInputs, MethodSettings, MethodSpec, Passes, Rows
 from mocokit.methods.gradient_cache import CachedGradient, cache_gradient
 from mocokit.methods.groups import GroupLayout, MicroBatch
 from mocokit.methods.leak import warn_of_groups
@@ -92,7 +92,6 @@ class SimClrSettings(MethodSettings):
     """SimCLR: negatives from the batch, one trained encoder."""
 
     name: Annotated[Literal["simclr"], flag("--method")] = "simclr"
-    """The method; --method chooses another one."""
 
 
 def build(settings: SimClrSettings, inputs: MethodInputs) -> SimClr:
@@ -110,16 +109,11 @@ def passes(settings: SimClrSettings) -> Passes:
     return Passes(trained_views=2, joins_batch=True, gathered_rows=2 + 2 * 2)
 
 
-def warnings(settings: SimClrSettings, facts: RunFacts) -> list[str]:
-    """Return a warning of BatchNorm groups that the loss can recognise."""
-    return warn_of_groups(bn_groups=settings.bn_groups, has_batchnorm=facts.has_batchnorm)
-
-
 SPEC = MethodSpec(
     settings=SimClrSettings,
     build=build,
     build_head=build_head,
     model_settings=("head_layers",),
     passes=passes,
-    warnings=warnings,
+    warnings=warn_of_groups,
 )

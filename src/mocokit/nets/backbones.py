@@ -18,7 +18,7 @@ STEMS = ("imagenet", "small")
 B.9)."""
 
 
-def _narrow_resnet10(width: int) -> ResNet:
+def narrow_resnet10(width: int) -> ResNet:
     """Return a ResNet of four BasicBlocks with 1, 2, 4 and 8 times `width` channels, for small images on a CPU."""
     net = ResNet(BasicBlock, [1, 1, 1, 1])
     net.inplanes = width
@@ -35,9 +35,9 @@ def _narrow_resnet10(width: int) -> ResNet:
 
 
 BACKBONES: dict[str, Callable[[], ResNet]] = {
-    "resnet10_w16": lambda: _narrow_resnet10(16),
-    "resnet10_w32": lambda: _narrow_resnet10(32),
-    "resnet10_w64": lambda: _narrow_resnet10(64),
+    "resnet10_w16": lambda: narrow_resnet10(16),
+    "resnet10_w32": lambda: narrow_resnet10(32),
+    "resnet10_w64": lambda: narrow_resnet10(64),
     "resnet18": torchvision_resnet.resnet18,
     "resnet34": torchvision_resnet.resnet34,
     "resnet50": torchvision_resnet.resnet50,

@@ -24,7 +24,8 @@ def init_as_moco_v3(vit: nn.Module) -> None:
             if isinstance(module, nn.Linear):
                 # timm fuses query, key and value into one (3 * width, width) layer. Xavier's bound of the fused layer
                 # would count its fan-out threefold, so take the bound of one (width, width) matrix.
-                bound = math.sqrt(6 / (2 * width)) if name.endswith("qkv") else _xavier_bound(module)
+                both = 2 * width if name.endswith("qkv") else module.in_features + module.out_features
+                bound = math.sqrt(6 / both)
                 module.weight.uniform_(-bound, bound)
                 if module.bias is not None:
                     module.bias.zero_()
@@ -60,10 +61,6 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     angles = [place.flatten()[:, None] * frequencies for place in (columns, rows)]  # (height * width, dim / 4) each
     places = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)  # (..., dim)
     return torch.cat([torch.zeros(1, dim, dtype=places.dtype), places])[None]  # (1, 1 + height * width, dim)
-
-
-def _xavier_bound(layer: nn.Linear) -> float:
-    return math.sqrt(6 / (layer.in_features + layer.out_features))
 
 
 def _require_vit(vit: nn.Module, setting: str) -> Any:

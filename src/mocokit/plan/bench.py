@@ -1,14 +1,13 @@
-"""What bounds a run on this machine and these images: pixels, the training step, or both on the same cores.
+"""Measure what limits a run on this machine and these images: making views, the training step, or both.
 
-Three measurements: the parts of making two views, on one core; the parts of a step, on a batch that is already there;
-and the run itself for some seconds, loader and step together, writing no files.
+Three measurements: the parts of making two views, on one core; the parts of a step, on a batch that is already on the
+device; and loader and step together for some seconds, as in a run that writes no files.
 """
 
 import contextlib
 import functools
 import itertools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from mocokit.data.augment.recipes import ViewParams
 from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.loading.allocator import keep_freed_memory
+from mocokit.data.loading.loader import count_cores
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.pipelines import decode_for_views
 from mocokit.data.views import TwoViews, draw_views
@@ -32,7 +32,8 @@ from mocokit.losses import info_nce
 from mocokit.methods.contract import Rows
 from mocokit.methods.moco import MoCo
 from mocokit.randomness import Purpose, permutation
-from mocokit.run.build import Parts, build_batches, build_run, build_views
+from mocokit.run.build import Parts, build_batches, build_run
+from mocokit.run.build_views import build_views
 
 SAMPLE_IMAGES = 64
 WARM_UP_STEPS = 2
@@ -49,38 +50,39 @@ class BenchResult:
     global_batch_size: int
     median_megapixels: float
     pixels_ms: dict[str, float]
-    """Milliseconds an image on one core: read, decode, crop and resize, color and blur."""
+    """Milliseconds per image, on one core, of each part: read, decode, crop and resize, color and blur."""
     step_ms: dict[str, float]
-    """Milliseconds a global batch, in order."""
+    """Milliseconds per global batch of each part of the step, in order."""
     loss_ms: float
-    """Of a global batch, forward and backward; contained in `step_ms`."""
+    """Milliseconds of the loss of a global batch, forward and backward; they are part of `step_ms`."""
     step_images_per_s: float
-    """The step alone, as engine/train.py does it: without the waiting in between that `step_ms` is read off."""
+    """Speed of the step alone, as engine/train.py runs it. On a GPU, `step_ms` adds up to more, because its timer waits
+    for the GPU after each part."""
     loader_images_per_s: float
-    """The loader alone."""
+    """Speed of the loader alone."""
     images_per_s: float
-    """Loader and step together: the run."""
+    """Speed of loader and step together, as in a run."""
     data_wait_share: float
     """Share of the run's time spent waiting for a batch."""
     advice: tuple[str, ...] = ()
 
     @property
     def pixels_share(self) -> float:
-        """Share of pixels in the time that pixels and step would take one after the other, 0..1."""
+        """Return the share, 0..1, of making views in the time of views and step done one after the other."""
         pixels = 1 / self.loader_images_per_s
         step = 1 / self.step_images_per_s
         return pixels / (pixels + step)
 
     @property
     def bound(self) -> str:
-        """Which part decides the run's speed: "pixels", "step", or "both", where they share the same cores."""
+        """Return the part that limits the run: "pixels", "step", or "both" if they share the same cores."""
         if 0.1 < self.pixels_share < 0.9 and self.device == "cpu":
             return "both"
         return "pixels" if self.pixels_share > 0.5 else "step"
 
 
 def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
-    """Measure each of the step, the loader and the run for about `seconds`.
+    """Measure the step, the loader and both together, each for about `seconds`.
 
     Raises:
         ValueError: A setting, or the data, does not allow the run.
@@ -95,7 +97,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     rates, waited = _rates(config, parts, first, seconds)
     result = BenchResult(
         device=str(device),
-        cores=len(os.sched_getaffinity(0)),
+        cores=count_cores(),
         workers=parts.num_workers,
         precision=parts.precision.name,
         global_batch_size=config.data.global_batch_size,
@@ -108,11 +110,11 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
         images_per_s=rates["run"],
         data_wait_share=waited,
     )
-    return replace(result, advice=tuple(_advise(config, result)))
+    return replace(result, advice=tuple(advise(config, result)))
 
 
 def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]:
-    """Median milliseconds of each part on one core, over some of the images; and their median megapixels."""
+    """Return the median milliseconds of each part on one core, over SAMPLE_IMAGES images, and the median megapixels."""
     views = build_views(config, parts.reader, crops_only=False)
     costs = list[list[float]]()
     areas = list[float]()
@@ -129,14 +131,16 @@ def _time_pixels(config: Config, parts: Parts) -> tuple[dict[str, float], float]
 
 
 def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float], float]:
-    """([read, decode, crop, color] in ms, megapixels); parts that follow others are timed by doing all up to them."""
+    """Return ([read, decode, crop, color] in ms, megapixels) of one image.
+
+    Decoding, cropping and color are one call, so the work is done up to each of them, and the differences are taken.
+    """
     limit = config.data.max_image_px
     areas = list[float]()
     targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
     drawn = draw_views(views.recipes, config.run.seed, 0, index)
 
     def draw(height: int, width: int) -> Sequence[ViewParams]:
-        """The same, noting the size."""
         areas.append(height * width / 1e6)
         return drawn(height, width)
 
@@ -156,11 +160,21 @@ def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float
 
 
 def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, float]:
-    """Median milliseconds of each part of a step, in order."""
+    """Return the median milliseconds of each part of a step, in order."""
     stages: dict[str, list[float]] = {}
     end = time.perf_counter() + seconds
     for step in itertools.count():
-        for name, milliseconds in one_step(parts, batch, step).items():
+        timer = StepTimer(parts.device)
+        train_step(
+            parts.method,
+            batch,
+            step,
+            gradients=GradientSum(),
+            optimizer=parts.optimizer,
+            precision=parts.precision,
+            lap=timer.lap,
+        )
+        for name, milliseconds in timer.spent_ms.items():
             stages.setdefault(name, []).append(milliseconds)
         if step >= 2 * WARM_UP_STEPS and time.perf_counter() > end:
             break
@@ -168,7 +182,7 @@ def _time_step(parts: Parts, batch: ViewBatch, seconds: float) -> dict[str, floa
 
 
 class StepTimer:
-    """Milliseconds of each part of a step; on a GPU a part ends when all work so far is done."""
+    """Stopwatch for the parts of a step. On a GPU, a part ends when all work launched so far is done."""
 
     def __init__(self, device: torch.device) -> None:
         self.spent_ms: dict[str, float] = {}
@@ -182,21 +196,6 @@ class StepTimer:
         self._last_s = now_s
 
 
-def one_step(parts: Parts, batch: ViewBatch, step: int) -> dict[str, float]:
-    """Train on a batch; return the milliseconds of each part of the step, in order."""
-    timer = StepTimer(parts.device)
-    train_step(
-        parts.method,
-        batch,
-        step,
-        gradients=GradientSum(),
-        optimizer=parts.optimizer,
-        precision=parts.precision,
-        lap=timer.lap,
-    )
-    return timer.spent_ms
-
-
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -204,7 +203,7 @@ def _now(device: torch.device) -> float:
 
 
 def _time_loss(parts: Parts, num_rows: int) -> float:
-    """Median milliseconds of the loss, forward and backward, of a global batch; 0 for methods without a queue."""
+    """Return the median milliseconds of the loss of a global batch, forward and backward; 0 without a queue."""
     if not isinstance(parts.method, MoCo):
         return 0.0
     queue = parts.method.queue
@@ -219,7 +218,7 @@ def _time_loss(parts: Parts, num_rows: int) -> float:
 
 
 def trainer(parts: Parts) -> Callable[[ViewBatch, int], tuple[Rows, Tensor]]:
-    """Return a function of a batch and its step that trains on it, and returns what `train_step` does."""
+    """Return `train_step` as a function of a batch and its step alone."""
     return functools.partial(
         train_step,
         parts.method,
@@ -230,10 +229,10 @@ def trainer(parts: Parts) -> Callable[[ViewBatch, int], tuple[Rows, Tensor]]:
 
 
 def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tuple[dict[str, float], float]:
-    """(images per second of the step alone, the loader alone and both: the run; share of the run spent waiting)."""
+    """Return images per second of the step, the loader and the run (both), and the share of the run spent waiting."""
     train = trainer(parts)
     device = parts.device
-    first_batches = 1 + parts.num_workers  # workers make their first batches side by side: all come at once
+    first_batches = 1 + parts.num_workers  # workers make their first batches side by side, so these arrive at once
     step, _ = _consume(itertools.repeat(batch), train, seconds, device)
     alone, _ = _consume(_loader(config, parts), lambda batch, step: None, seconds, device, warm_up=first_batches)
     together, waited = _consume(
@@ -247,7 +246,7 @@ def _rates(config: Config, parts: Parts, batch: ViewBatch, seconds: float) -> tu
 
 
 def _loader(config: Config, parts: Parts) -> Iterator[ViewBatch]:
-    """One for each reader: workers keep to the pace of theirs."""
+    """Return a new loader for each measurement: workers run at the pace of the one who reads their batches."""
     return iter(build_batches(config, parts, start_step=0, total_steps=10**9))
 
 
@@ -259,9 +258,9 @@ def _consume(
     *,
     warm_up: int = 1,
 ) -> tuple[float, float]:
-    """(images per second, share of the time spent waiting for a batch) over `seconds` and one batch at least.
+    """Return (images per second, share of the time spent waiting for a batch).
 
-    The first `warm_up` batches don't count.
+    Measures for `seconds`, and for one batch at least; the first `warm_up` batches don't count.
     """
     for step in range(warm_up):
         use(next(batches), step)
@@ -280,8 +279,8 @@ def _consume(
     return num_images / elapsed, waited / elapsed
 
 
-def _advise(config: Config, result: "BenchResult") -> list[str]:
-    """What to change, most useful first; what would not help is left out."""
+def advise(config: Config, result: BenchResult) -> list[str]:
+    """Return advice on settings that would speed the run up, most useful first."""
     pixels = result.pixels_ms
     advice = list[str]()
     whole = sum(pixels.values())

@@ -1,9 +1,10 @@
-"""What a run will need, before it is started: memory by part, time, energy, money, network and storage.
+"""Predict what a run needs before it starts: memory by part, time, energy, money, network and storage.
 
-The model: a step takes its operations over an achieved rate plus its bytes over an achieved bandwidth; then the
-exchange of shuffled views, the gathering of embeddings, and what remains of the gradients' ring all-reduce, which runs
-beside the last micro-batch's backward pass but for its last bucket (gradient_sum.py). Storage has to deliver
-the images meanwhile. What is counted comes from step_counts.py, what devices do from their makers' sheets.
+The model adds up, for one step: operations / achieved rate, bytes moved / achieved bandwidth, the exchange of shuffled
+views, the gathering of embeddings, and the part of the gradients' ring all-reduce that nothing hides. The all-reduce
+runs during the last micro-batch's backward pass, except for its last bucket (distributed/gradients.py). Storage must
+deliver the images in the same time. The counts come from count_flops.py, the devices' speeds from the makers' data
+sheets.
 """
 
 from dataclasses import dataclass
@@ -15,27 +16,29 @@ from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.losses import CHUNK_ELEMENTS
 from mocokit.methods import method_of
 from mocokit.plan.count_flops import StepCounts, count_step
+from mocokit.settings import choose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator by its maker's sheet."""
+    """Speeds and sizes of one accelerator, from its maker's data sheet."""
 
     flops_fp32: float
-    """Per second; a convolution in fp32 runs in TF32 where the hardware has it and torch's default allows it."""
+    """Operations per second in fp32. Convolutions run in TF32 where the hardware has it; torch's default allows it."""
     flops_half: float
-    """Per second in bf16 (fp16 on V100), dense."""
+    """Operations per second in bf16 (fp16 on V100), dense."""
     memory_bytes: float
     bandwidth: float
-    """Bytes per second of its memory."""
+    """Bytes per second to its own memory."""
     link: float
     """Bytes per second to the other devices of its node, one direction."""
     watts: float
     compute_efficiency: float = 0.6
     bandwidth_efficiency: float = 0.85
-    """Both so that 8 V100 take the 53 hours that the official README tells of moco-v2 (facebookresearch/moco)."""
+    """Shares of the sheet's rate and bandwidth that a step achieves. Both were chosen so that the model gives the 53
+    hours that the official README (facebookresearch/moco) reports for moco-v2 on 8 V100."""
     overhead_bytes: float = 1.5e9
-    """Context, libraries and workspaces; assumed."""
+    """Memory of the CUDA context, libraries and workspaces; assumed, not measured."""
 
 
 DEVICES = {
@@ -53,44 +56,46 @@ DEVICES = {
 
 
 FUSED_BYTES = 0.6
-"""Share of an eager step's bytes that a compiled one moves: fitted to the 70 ms that moco-v2 in bf16 took on one H100
-(benchmarks/results/step_r50_224_gpu.json); eager, with one BatchNorm group, it took 99 and is planned as 106."""
+"""Share of an eager step's bytes that a compiled step moves. Fitted to the 70 ms that moco-v2 in bf16 took on one H100
+(benchmarks/results/step_r50_224_gpu.json). Eager with one BatchNorm group, it took 99 ms, and the model says 106."""
 
 BUCKET_BYTES = 25 * 2**20
-"""Of gradients that travel together, torch's default; the last can't leave before backward ends."""
+"""Bytes of gradients that travel together, torch's default. The last bucket can't leave before backward ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What is around the devices; every number is the user's to change."""
+    """Nodes, network, storage and prices around the devices; the user can change every number."""
 
     gpus_per_node: int = 8
     network: float = 50e9
     """Bytes per second between nodes, one direction; 400 Gbit/s."""
     image_bytes: float = 110e3
-    """An image as stored; ImageNet's training JPEGs take 138 GB / 1.28 M."""
+    """Bytes of a stored image; ImageNet has 1.28 million training JPEGs of 138 GB."""
     price_per_hour: float = 0.0
-    """Of one device, in any currency."""
+    """Price of one device for an hour, in any currency."""
     price_per_kwh: float = 0.0
+    """Price of a kWh, in the same currency."""
     power_overhead: float = 1.5
-    """Watts at the socket for each watt of the devices: hosts, network, cooling; assumed."""
+    """Watts at the socket for each watt of the devices, for hosts, network and cooling; assumed, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Computed, not measured."""
+    """Predicted cost of a run: computed, not measured."""
 
     device: str
     world_size: int
     memory_bytes: dict[str, float]
-    """Of one device, by part."""
+    """Memory of one device, by part."""
     fits: bool
+    """True if the device has that much memory."""
     compute_s: float
-    """Of a step."""
+    """Seconds of computing in a step."""
     communication_s: float
-    """Of a step."""
+    """Seconds of communication in a step."""
     hidden_s: float
-    """Of `communication_s`, while the backward pass runs."""
+    """The part of `communication_s` that runs during the backward pass."""
     images_per_s: float
     hours: float
     kwh: float
@@ -102,22 +107,22 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Whole step."""
+        """Return the seconds of a whole step."""
         return self.compute_s + self.waiting_s
 
     @property
     def waiting_s(self) -> float:
-        """Communication of a step during which nothing is computed."""
+        """Return the seconds of a step in which the device waits for communication."""
         return self.communication_s - self.hidden_s
 
     @property
     def bound(self) -> str:
-        """What the larger part of a step is spent on."""
+        """Return the larger part of a step: "communication" or "compute"."""
         return "communication" if self.waiting_s > self.compute_s else "compute"
 
 
 def plan(config: Config, *, device: str, world_size: int, num_images: int, around: Surroundings | None = None) -> Plan:
-    """Compute what a run on `world_size` devices needs.
+    """Predict what a run on `world_size` devices needs.
 
     Args:
         config: The run's settings.
@@ -130,11 +135,9 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
         ValueError: Unknown device, or a setting that does not allow this world size.
 
     """
-    if device not in DEVICES:
-        raise ValueError(f"devices={device}: unknown; choose one of {list(DEVICES)}")
+    card = choose("devices", device, DEVICES)
     around = around or Surroundings()
-    card = DEVICES[device]
-    if config.run.precision == "auto":  # every one of DEVICES has a half precision; V100's, fp16, counts alike
+    if config.run.precision == "auto":  # all of DEVICES have bf16 but V100, whose fp16 costs the same
         config = replace_settings(config, {"run.precision": "bf16"})
     counts = count_step(config, world_size=world_size)
     memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
@@ -170,12 +173,12 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
 def memory_by_part(
     config: Config, counts: StepCounts, *, world_size: int, num_images: int, device_type: str
 ) -> dict[str, float]:
-    """Bytes that one rank holds at the worst moment of a step, by part; `num_images` of the data set."""
-    parts = world_size if config.run.shard else 1  # the block that computes, put together, is left out
+    """Return the bytes that one rank holds when a step needs most, by part; `num_images` is the data set's size."""
+    parts = world_size if config.run.shard else 1  # the gathered weights of the block that computes are not counted
     flat = 4.0 * counts.num_trained / parts
     view_bytes = 3 * config.data.image_size**2
     local_bytes = 3 * config.augment.local_size**2
-    copies = 3 if world_size > 1 else 1  # shuffled views as sent, as received and in order
+    copies = 3 if world_size > 1 else 1  # shuffled views: as sent, as received, and in order
     shuffled = copies * method_of(config.method).passes(config.method).shuffled_views
     memory = method_of(config.method).state_bytes(config.method, dim=config.model.dim, num_images=num_images)
     return {
@@ -184,21 +187,24 @@ def memory_by_part(
         "optimizer": flat * (2 if config.optim.name == "adamw" else 1),
         "activations": float(counts.activation_bytes),
         "queue or bank": memory,
-        "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and one more while they are made
+        "loss": 3.0 * 4 * CHUNK_ELEMENTS[device_type],  # scores, weights, and a temporary
         "views": float(view_bytes * (2 + shuffled) + local_bytes * config.augment.local_crops)  # uint8
         * counts.num_images,
     }
 
 
 def step_seconds(counts: StepCounts, card: Device, *, half: bool, compiled: bool = False) -> float:
-    """Computing time of one rank's part of a step."""
+    """Return the seconds that one rank computes in a step."""
     rate = (card.flops_half if half else card.flops_fp32) * card.compute_efficiency
     moved_bytes = counts.moved_bytes * (FUSED_BYTES if compiled else 1)
     return counts.flops / rate + moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
 
 
 def backward_share(config: Config, counts: StepCounts) -> float:
-    """Share of a step's computing that is the last micro-batch's backward pass, twice the work of its forward pass."""
+    """Return the share of a step's computing that is the last micro-batch's backward pass.
+
+    A backward pass is taken as twice the work of its forward pass.
+    """
     passes = method_of(config.method).passes(config.method)
     forward = passes.trained_views * (1 + passes.embeds_again(counts.num_micro_batches)) + passes.key_views
     backward = 2 * passes.trained_views
@@ -208,10 +214,10 @@ def backward_share(config: Config, counts: StepCounts) -> float:
 def _communication(
     config: Config, counts: StepCounts, card: Device, world_size: int, around: Surroundings
 ) -> tuple[float, float, float]:
-    """(seconds for gradients, for all else, bytes sent by a node) of a step.
+    """Return (seconds for gradients, seconds for the rest, bytes that a node sends) of a step.
 
-    Rings sum gradients and gather embeddings; shuffled views are exchanged. Statistics of groups that ranks share are
-    left out.
+    Gradients are summed and embeddings gathered around a ring; shuffled views are exchanged. The BatchNorm statistics
+    of groups that several ranks share are not counted.
     """
     if world_size == 1:
         return 0.0, 0.0, 0.0

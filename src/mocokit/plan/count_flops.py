@@ -1,8 +1,7 @@
-"""What a training step computes, moves and holds, counted by running it on tensors that have shapes but no memory."""
+"""Count the operations, bytes and memory of a training step by running it on fake tensors: shapes without memory."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,35 +25,39 @@ from mocokit.run.build import build_encoder
 
 @dataclass(frozen=True, kw_only=True)
 class StepCounts:
-    """One rank's part of a step, without the loss."""
+    """Counts of one rank's part of a step, without the loss."""
 
     num_images: int
     num_micro_batches: int
     num_parameters: int
-    """Of one encoder."""
+    """Parameters of one encoder."""
     num_trained: int
     """Parameters that take a gradient, in all encoders."""
     weight_bytes: int
-    """Parameters and buffers of all encoders."""
+    """Bytes of the parameters and buffers of all encoders."""
     flops: int
-    """Of all forward and backward passes; a multiply-add is 2."""
+    """Operations of all forward and backward passes; a multiply-add counts as 2."""
     moved_bytes: int
-    """Read and written by all operations, as if no cache kept anything."""
+    """Bytes that all operations read and write, as if there were no cache."""
     num_operations: int
+    """Calls of torch operations that compute; views of tensors don't count."""
     activation_bytes: int
-    """Most held at once beside weights, gradients and the whole batch of views."""
+    """Largest number of bytes alive at once, without weights, gradients and the whole batch of views."""
 
 
 class _Watch(TorchDispatchMode):
-    """Counts operations, the bytes they touch, and the most that is alive at once."""
+    """Counts operations, the bytes that they read and write, and the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.num_operations = self.moved_bytes = self.alive_bytes = self.peak_bytes = 0
+        self.num_operations = 0
+        self.moved_bytes = 0
+        self.alive_bytes = 0
+        self.peak_bytes = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
-    def forget(self, tensors: Iterator[Tensor]) -> None:
-        """Leave these out: they were there before."""
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Count these tensors as holding no memory: they exist before the step."""
         for tensor in tensors:
             self._enter(tensor, size=0)
 
@@ -86,7 +89,7 @@ class _Watch(TorchDispatchMode):
 
 
 def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
-    """Count rank 0's part of a step: its share of the global batch, a micro-batch at a time.
+    """Count rank 0's part of a step: one micro-batch is run, and scaled up to the rank's share of the global batch.
 
     Raises:
         ValueError: A setting does not allow the run.
@@ -108,8 +111,8 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         local = torch.empty(rows * augment.local_crops, 3, augment.local_size, augment.local_size)
         flops = FlopCounterMode(display=False)
         watch = _Watch()
-        watch.forget(iter([*encoder.parameters(), *encoder.buffers()]))
-        # One BatchNorm group stands for all: the others' loop would be counted operation by operation.
+        watch.ignore([*encoder.parameters(), *encoder.buffers()])
+        # One BatchNorm group stands for all of them: the loop over groups would be counted operation by operation.
         with flops, watch, batchnorm_groups(encoder, 1, updates_statistics=True):
             embeds_again = passes.embeds_again(len(micro_batches))
             _forward_and_backward(encoder, views, local, passes, config.run.precision, embeds_again=embeds_again)
@@ -131,13 +134,12 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
 
 
 def _size_of(*modules: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _give_shapes_a_device(encoder: nn.Module) -> None:
-    """Put fake CPU tensors, which autocast knows, in the place of meta tensors, with which timm can build."""
+    """Replace meta tensors by fake CPU tensors: timm can build a model on "meta" only, autocast needs a real device."""
     for module in encoder.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
@@ -148,22 +150,17 @@ def _give_shapes_a_device(encoder: nn.Module) -> None:
 def _forward_and_backward(
     encoder: Encoder, views: Tensor, local: Tensor, passes: Passes, precision: str, *, embeds_again: bool
 ) -> None:
-    """What needs no gradient first, then the rest; each pass begins with a copy, as PixelNormalize does."""
+    """Run the passes of one micro-batch: first those without gradient, then those with, then backward.
+
+    Each pass starts by copying its pixels, as PixelNormalize does.
+    """
     trained = [*[views] * passes.trained_views, *([local] if len(local) else [])]
-    with _autocast(precision):
+    dtype = AUTOCAST_TYPES.get(precision)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None, cache_enabled=False):
         with torch.no_grad():
             for pixels in trained if embeds_again else []:
                 encoder(pixels * 1.0)
             for _ in range(passes.key_views):
                 F.normalize(encoder.head(encoder.backbone(views * 1.0)), dim=1)
         embeddings = [encoder(pixels * 1.0) for pixels in trained]
-    torch.cat(embeddings).float().sum().backward()  # all are held when the first goes back
-
-
-@contextmanager
-def _autocast(precision: str) -> Iterator[None]:
-    if precision in AUTOCAST_TYPES:
-        with torch.autocast("cpu", dtype=AUTOCAST_TYPES[precision], cache_enabled=False):
-            yield
-    else:
-        yield
+    torch.cat(embeddings).float().sum().backward()  # the backward pass starts when all embeddings are held

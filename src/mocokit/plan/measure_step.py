@@ -1,6 +1,7 @@
-"""What a training step costs on this machine, memory and time, measured in a process of its own, whose peak is its own.
+"""Measure the memory and the time of a training step on this machine.
 
-python -m mocokit.plan.measure_step < config.toml
+Each measurement runs in a process of its own, so that the peak of memory is the step's alone:
+python -m mocokit.plan.measure_step STEPS < config.toml
 """
 
 import contextlib
@@ -29,34 +30,34 @@ from mocokit.engine.train import train_step
 from mocokit.run.build import build_trained
 
 MEAN_STD = (0.5, 0.5, 0.5)
-"""Where the config measures them on images."""
+"""Mean and standard deviation of each channel, for configs that would measure them on images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """What was measured."""
+    """Measured memory and time of a step."""
 
     peak_megabytes: float
-    """Weights, momenta, queue and all that a step needs; not Python and the libraries. On CUDA, allocated memory."""
+    """Peak of weights, momenta, queue and activations, without Python and the libraries; on CUDA, allocated memory."""
     step_s: float
-    """Median, from views that are there to updated weights."""
+    """Median time from views on the device to updated weights."""
     fastest_s: float
     slowest_s: float
     cpu_s: float
-    """Median of the processors' time, which other work on the machine disturbs less."""
+    """Median CPU time of a step, which other work on the machine disturbs less."""
 
 
 def measure_step(config: Config, *, steps: int = 3, without_holes: bool = False) -> StepCost:
-    """Train some steps of `config` on random pixels in a fresh process, after one that isn't timed.
+    """Measure training steps of `config` on random pixels in a fresh process, after one step that isn't timed.
 
     Args:
         config: What to train.
         steps: Timed steps.
-        without_holes: On a CPU, give freed memory back at once, so that the peak is of what is in use and not of what
-            glibc keeps between (half as much again, in small networks); the steps take longer for it.
+        without_holes: On a CPU, give freed memory back to the system at once, so that the peak is that of memory in
+            use. Else glibc keeps freed memory, half as much again in small networks. The steps take longer.
 
     Raises:
-        ValueError: It failed, for want of memory for example; the last line that it said.
+        ValueError: The process failed, for example for lack of memory; the message is its last line of output.
 
     """
     command = [sys.executable, "-m", "mocokit.plan.measure_step", str(steps)]
@@ -68,17 +69,17 @@ def measure_step(config: Config, *, steps: int = 3, without_holes: bool = False)
 
 
 def measure_here(config: Config, *, steps: int) -> StepCost:
-    """The same in this process."""
+    """Measure in this process; see `measure_step`."""
     device = pick_device(config.run.device, local_rank=0)
     precision = Precision(config.run.precision, device)
     batch = config.data.global_batch_size
-    torch.nn.Conv2d(3, 3, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()  # libraries load
+    torch.nn.Conv2d(3, 3, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()  # loads the libraries
     before = _reset_peak(device)
     mean, std = (known or MEAN_STD for known in (config.data.mean, config.data.std))
     method, optimizer = build_trained(
         config, precision, device, mean=mean, std=std, num_images=max(batch, 10_000), total_steps=100
     )
-    _reset_peak(device)  # what drawing the first queue took is not a step's
+    _reset_peak(device)  # building the queue takes temporary memory that no step needs
     step = partial(
         train_step,
         method,
@@ -101,14 +102,13 @@ def measure_here(config: Config, *, steps: int) -> StepCost:
 def _time(
     step: Callable[[ViewBatch, int], object], config: Config, number: int, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of one optimizer step, and of processors' time; the drawing of its pixels not counted."""
+    """Return the wall and CPU seconds of one optimizer step; drawing its random pixels is not counted."""
     size = config.data.global_batch_size
     side = config.data.image_size
     crops = config.augment.local_crops
     crop_side = config.augment.local_size
 
     def pixels(*shape: int) -> Tensor:
-        """Noise."""
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
     batch = ViewBatch(
@@ -131,17 +131,17 @@ def _wait(device: torch.device) -> None:
 
 
 def _reset_peak(device: torch.device) -> float:
-    """Let the peak be what is held now; that in megabytes."""
+    """Reset the peak to the memory held now, and return that in megabytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 2**20
-    with contextlib.suppress(OSError):  # Linux alone has it; elsewhere the peak so far is the floor
+    with contextlib.suppress(OSError):  # only Linux can reset it; elsewhere the old peak stays
         Path("/proc/self/clear_refs").write_text("5")
     return _peak(device)
 
 
 def _peak(device: torch.device) -> float:
-    """Megabytes; of the process, Linux's VmHWM, which unlike ru_maxrss is not that of the process it came from."""
+    """Return the peak in megabytes: on Linux VmHWM, because ru_maxrss starts from the peak of the parent process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
-from mocokit.config.toml import replace_settings, to_dict, to_flags
-from mocokit.data.sources.open_source import absolute_location
+from mocokit.config.toml import to_dict, to_flags
 from mocokit.methods.groups import GroupLayout
+from mocokit.run.pretrain import locate_data
 from mocokit.settings import require
+
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+_DIRECTIVE = re.compile(r"--[a-z-]+(=[^\n]*)?")
 
 _SCRIPT = """\
 #!/bin/bash
@@ -58,8 +61,8 @@ def slurm_script(
 ) -> str:
     """Return the text of an sbatch script that trains, requeues itself before its time limit, and then resumes.
 
-    `stop_before_s` before the time limit, or when Slurm preempts the job with SIGTERM, the run writes a checkpoint and
-    stops, and the job returns to the queue under its own number. A run that fails by itself is not requeued.
+    Shortly before the time limit, or when Slurm preempts the job with SIGTERM, the run writes a checkpoint and stops,
+    and the job returns to the queue under its own number. A run that fails by itself is not requeued.
 
     Args:
         preset: Name of the preset from which `config` differs.
@@ -77,14 +80,12 @@ def slurm_script(
     """
     if nodes < 1 or gpus_per_node < 1:
         raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
-    is_time = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time) is not None
-    require(is_time, "time", time, "write it as H:MM:SS or D-HH:MM:SS")
+    require(bool(_TIME.fullmatch(time)), "time", time, "write it as H:MM:SS or D-HH:MM:SS")
     # Check now, not when the job starts, that the BatchNorm groups can be shared out to so many ranks.
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:
-        is_directive = re.fullmatch(r"--[a-z-]+(=[^\n]*)?", directive) is not None
-        require(is_directive, "sbatch", directive, "must look like --partition=gpu")
+        require(bool(_DIRECTIVE.fullmatch(directive)), "sbatch", directive, "must look like --partition=gpu")
     folder = Path(out).expanduser().absolute()
     directives = [
         f"--job-name=mocokit-{folder.name}",
@@ -116,12 +117,10 @@ def _quote(directive: str) -> str:
 
 def changed_flags(preset: str, config: Config) -> list[str]:
     """Return the flags of `mocokit pretrain` that turn the preset into `config`, with absolute paths of its images."""
-    places = {"data.source": config.data.source, "data.test": config.data.test}
-    config = replace_settings(config, {name: absolute_location(place) for name, place in places.items() if place})
     before = to_dict(get_preset(preset))
     changed = {
         f"{section}.{name}": value
-        for section, values in to_dict(config).items()
+        for section, values in to_dict(locate_data(config)).items()
         for name, value in values.items()
         if value != before[section][name]
     }

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,9 @@ def published_cost(config: Config) -> str:
     return ""
 
 
-def peak_megabytes(one: Measured) -> float:
-    """Return the peak memory of a point."""
-    return one.cost.peak_megabytes
-
-
-def step_s(one: Measured) -> float:
-    """Return the seconds of a step at a point."""
-    return one.cost.step_s
+# Functions of a `Measured`, for the curves.
+peak_megabytes = attrgetter("cost.peak_megabytes")
+step_s = attrgetter("cost.step_s")
 
 
 def over_negatives(measured: Sequence[Measured], way: str) -> list[Measured]:

@@ -126,16 +126,13 @@ def plot_cost(measured: Sequence[Measured], path: Path) -> None:
     _plot_over_negatives(memory, measured, peak_megabytes, "peak memory (MB)")
     _plot_over_negatives(time, measured, step_s, "seconds a step")
     for marker, way in zip(MARKERS, WAYS, strict=False):
-        own = sorted(_at_equal_batch(measured, way), key=lambda one: one.point.batch)
+        # Of MoCo, only the points with the paper's K: the others vary K at one batch.
+        own = [one for one in measured if one.point.way == way and (way != "moco" or one.point.negatives == 65536)]
+        own.sort(key=lambda one: one.point.batch)
         equal.plot([one.point.batch for one in own], [peak_megabytes(one) for one in own], marker=marker, label=way)
     _log_log(equal, "batch (MoCo: K = 65,536)", "peak memory (MB)")
     figure.legend(*memory.get_legend_handles_labels(), fontsize=8, ncols=len(WAYS), loc="outside lower center")
     save_figure(figure, path)
-
-
-def _at_equal_batch(measured: Sequence[Measured], way: str) -> list[Measured]:
-    """Return the points of a mechanism, of MoCo only those with K = 65,536."""
-    return [one for one in measured if one.point.way == way and (way != "moco" or one.point.negatives == 65536)]
 
 
 def _plot_over_negatives(

@@ -151,17 +151,13 @@ def predict_minutes(plan: TablePlan) -> float:
     minutes = 0.0
     for cell, seed in plan.unfinished():
         config = plan.config(cell, seed)
-        kind = _step_settings(config)
+        # The time of a step does not depend on seed, temperature and optimizer, so these get one value for all.
+        kind = replace(replace_settings(config, {"method.temperature": 0.1, "run.seed": 0}), optim=OptimConfig())
         if kind not in step_s:
             step_s[kind] = measure_step_s(kind)
         steps = steps_per_epoch(num_images, config.data.global_batch_size) * config.optim.epochs
         minutes += steps * step_s[kind] / 60 + MINUTES_PER_EVALUATION
     return minutes
-
-
-def _step_settings(config: Config) -> Config:
-    """Return the config with default seed, temperature and optimizer: the time of a step does not depend on them."""
-    return replace(replace_settings(config, {"method.temperature": 0.1, "run.seed": 0}), optim=OptimConfig())
 
 
 def measure_step_s(config: Config, *, steps: int = 4, warm_up: int = 2) -> float:

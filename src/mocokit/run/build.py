@@ -1,10 +1,9 @@
 """Build the objects of a run from its config: images, method, optimizer, views, monitor. Writes no file.
 
-This is the one place that takes a config apart: what it builds is given plain arguments.
+Only this file and build_views.py take a config apart: the objects that they build get plain arguments.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,21 +13,19 @@ import torch
 from torch import nn
 
 from mocokit import distributed
-from mocokit.config.schema import AugmentConfig, Config
-from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe
+from mocokit.config.schema import Config
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.view_size import ViewSize
-from mocokit.data.views import ImageReader, LocalCrops, TwoViews
+from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import shard
 from mocokit.engine.backbone_file import OWN, BackboneCard
 from mocokit.engine.compilation import should_compile
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
-from mocokit.engine.recorder import Rhythm
+from mocokit.engine.run_folder import LOGGER
 from mocokit.engine.schedules import learning_rate
 from mocokit.evaluate.features import EvaluationView
 from mocokit.evaluate.knn import KnnProtocol
@@ -48,9 +45,9 @@ from mocokit.nets.patches import CombinedPatches, require_patches
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3
 from mocokit.randomness import Purpose, torch_seed
+from mocokit.run.build_views import build_views, view_size
 from mocokit.run.monitor import Monitor, build_monitor
-
-LOGGER = logging.getLogger("mocokit")
+from mocokit.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ class Given:
     """Objects that the caller gave instead of naming them in the config."""
 
     backbone: nn.Module | None = None
-    """(N, 3, H, W) -> (N, D); its width is told by mocokit.nets.backbones.declare_feature_dim."""
+    """(N, 3, H, W) -> (N, D); mocokit.nets.backbones.declare_feature_dim gives D."""
     source: ImageSource | None = None
     """Training images."""
 
@@ -82,16 +79,12 @@ class Parts:
     precision: Precision
     device: torch.device
     layout: GroupLayout
-    rhythm: Rhythm
+    steps_per_epoch: int
+    total_steps: int
     card: BackboneCard
     monitor: Monitor | None
     """kNN on labelled images; None without labels."""
     num_workers: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Return the optimizer steps of an epoch."""
-        return self.rhythm.steps_per_epoch
 
 
 def build_run(config: Config, device: torch.device, given: Given | None = None) -> Parts:
@@ -106,14 +99,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     precision = Precision(config.run.precision, device)
     source = _find_source(config, given)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
-    rhythm = Rhythm(
-        steps_per_epoch=steps_per_epoch(len(source), data.global_batch_size),
-        epochs=config.optim.epochs,
-        log_every=config.run.log_every,
-        save_minutes=config.run.save_minutes,
-        keep_last=config.run.keep_last,
-        knn_every=config.run.knn_every,
-    )
+    num_steps = steps_per_epoch(len(source), data.global_batch_size)
+    total_steps = num_steps * config.optim.epochs
     mean, std = data.mean, data.std
     if not mean:
         mean, std = measure_mean_std(reader, size_px=data.image_size, seed=config.run.seed)
@@ -124,7 +111,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         mean=mean,
         std=std,
         num_images=len(source),
-        total_steps=rhythm.total_steps,
+        total_steps=total_steps,
         backbone=given.backbone,
     )
     return Parts(
@@ -134,7 +121,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         precision=precision,
         device=device,
         layout=method.layout,
-        rhythm=rhythm,
+        steps_per_epoch=num_steps,
+        total_steps=total_steps,
         card=BackboneCard(
             arch=config.model.arch,
             stem=config.model.stem,
@@ -216,8 +204,9 @@ def build_trained(
 
 def _shard_or_compile(config: Config, method: Method[Any], device: torch.device, *, total_steps: int) -> None:
     encoders = [module for module in method.children() if isinstance(module, Encoder)]
-    if config.run.shard and config.optim.name != "adamw":
-        raise ValueError(f"optim.name={config.optim.name!r}: run.shard needs adamw, the others take no parts of layers")
+    if config.run.shard:
+        problem = "run.shard needs adamw; the other optimizers need whole layers"
+        require(config.optim.name == "adamw", "optim.name", config.optim.name, problem)
     if config.run.shard and distributed.world_size() > 1:
         for encoder in encoders:
             shard(encoder, device)
@@ -231,7 +220,7 @@ def build_encoder(config: Config, backbone: nn.Module | None = None) -> Encoder:
 
     Args:
         config: The run's settings.
-        backbone: Copied with the weights that it has, in place of model.arch; None: what model.arch names.
+        backbone: Used in place of model.arch; it is copied with its weights. None: build model.arch.
 
     Raises:
         ValueError: A setting does not fit the architecture.
@@ -275,48 +264,8 @@ def _build_patches(config: Config, backbone: nn.Module) -> CombinedPatches | Non
     return CombinedPatches(grid, combined)
 
 
-def view_size(config: Config) -> ViewSize:
-    """Return the side of the run's views, epoch by epoch."""
-    full_px = config.data.image_size
-    return ViewSize(first_px=config.data.first_image_size or full_px, last_px=full_px, epochs=config.optim.epochs // 2)
-
-
 def _view_sizes(config: Config) -> set[int]:
-    size = view_size(config)
-    return {size.in_epoch(epoch) for epoch in range(config.optim.epochs)}
-
-
-def build_recipes(augment: AugmentConfig) -> tuple[Recipe, Recipe]:
-    """Return the paper's recipes of query and key views with the user's changes."""
-    moco = AUG_PLUS if augment.aug_plus else AUG
-    pairs = {"moco": (moco, moco), "moco-v3": MOCO_V3_PAIR, "simclr": (SIMCLR, SIMCLR)}
-    query, key = pairs[augment.recipe]
-    changes = {
-        name: value
-        for name, value in asdict(augment).items()
-        if value is not None and name in Recipe.__dataclass_fields__
-    }
-    return replace(query, **changes), replace(key, **changes)
-
-
-def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
-    """Build the maker of the run's views; local crops are drawn as queries are, but from smaller parts of the image."""
-    augment = config.augment
-    recipe, key_recipe = build_recipes(augment)
-    local = None
-    if augment.local_crops:
-        local_recipe = replace(recipe, crop_scale=augment.local_scale)
-        local = LocalCrops(num_crops=augment.local_crops, size_px=augment.local_size, recipe=local_recipe)
-    return TwoViews(
-        reader,
-        recipe,
-        key_recipe=key_recipe,
-        size_px=view_size(config),
-        seed=config.run.seed,
-        pipeline=config.data.pipeline,
-        crops_only=crops_only,
-        local=local,
-    )
+    return {view_size(config).in_epoch(epoch) for epoch in range(config.optim.epochs)}
 
 
 def build_batches(
@@ -327,7 +276,7 @@ def build_batches(
     total_steps: int,
     on_worker_death: Callable[[str], object] = LOGGER.warning,
 ) -> Iterable[ViewBatch]:
-    """Return this rank's batches from `start_step` on; each starts as crops when the device does the rest.
+    """Return this rank's batches from `start_step` on, as finished views, or as crops if the device does the rest.
 
     `on_worker_death` is called with a sentence for each loader worker that died and was replaced.
     """
@@ -345,18 +294,18 @@ def build_batches(
 
 
 MANY_CORES = 8
-"""Cores for each GPU from which on they make whole views faster than it trains on them."""
+"""With this many cores per GPU or more, the cores make whole views faster than the GPU trains on them."""
 
 
 def _leaves_color(on: str, device: torch.device) -> bool:
-    """Return True if color, blur and flip are left to the device; "auto" leaves them to a GPU with few cores."""
+    """Return True if color, blur and flip run on the device; "auto" means a GPU with fewer than MANY_CORES cores."""
     if on == "auto":
         return device.type == "cuda" and own_cores() < MANY_CORES
     return on == "device"
 
 
 def lr_of_step(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the steps done before."""
+    """Return a function of the optimizer steps done before that returns the learning rate."""
     optim = config.optim
     return partial(
         learning_rate,
@@ -371,7 +320,7 @@ def lr_of_step(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def settings_warnings(config: Config, parts: Parts) -> list[str]:
-    """Return what the method's own file has to say of these settings on these images."""
+    """Return the method's warnings about these settings on these images."""
     facts = RunFacts(num_images=len(parts.reader.source), has_batchnorm=has_batchnorm(parts.method.encoder_q))
     return method_of(config.method).warnings(config.method, facts)
 

@@ -47,7 +47,7 @@ def evaluate_demo(run: Path, *, seed: int = 0, test: str = "test") -> list[KnnRo
 
 
 def free_folder(wanted: str | Path) -> Path:
-    """Return `wanted`, or the first of wanted-2, wanted-3, ... that does not exist, for repeated demos."""
+    """Return `wanted`, or wanted-2, wanted-3, ... if it exists, so that the demo can be repeated."""
     path = Path(wanted)
     number = 1
     while path.exists():

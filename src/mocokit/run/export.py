@@ -75,7 +75,6 @@ def export_run(
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -70,8 +70,8 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
         if "mocokit" in content:
             return OfficialRun(path=path, content=content, state=state, config=from_toml(content["mocokit"]["config"]))
         base = get_preset(preset or ("moco-v2" if settings["model.mlp"] else "moco-v1"))
-        if base.model.mlp != settings["model.mlp"]:
-            raise ValueError(f"preset={preset}: its head is not the file's; leave --preset out")
+        same_head = base.model.mlp == settings["model.mlp"]
+        require(same_head, "preset", preset, "its head is not the file's; leave --preset out")
         # The file does not hold the batch size. A batch of keys must fit into the queue.
         batch = min(base.data.global_batch_size, state["queue"].shape[1])
         settings |= {"model.arch": arch, "model.stem": stem, "data.global_batch_size": batch}
@@ -87,7 +87,7 @@ def _head_settings(state: State) -> dict[str, object]:
         raise ValueError("has no head (encoder_q.fc.weight, or encoder_q.fc.0 and fc.2 of an MLP)")
     dim, queue_size = state["queue"].shape  # (C, K)
     if len(last) != dim:
-        raise ValueError(f"its head is {len(last)} wide, its queue holds keys of {dim}; they are of different runs")
+        raise ValueError(f"its head has {len(last)} outputs, its queue keys of {dim}; they are from different runs")
     return {"model.mlp": "encoder_q.fc.2.weight" in state, "model.dim": dim, "method.queue_size": queue_size}
 
 
@@ -121,12 +121,11 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
         require(given == value, setting, given, f"the checkpoint's is {value}; leave it out")
     parts = build_run(config, pick_device(config.run.device, local_rank=0))
     extras = run.content.get("mocokit", {})  # if mocokit wrote the file; see to_official.EXTRAS
-    step = extras.get("step", run.content["epoch"] * parts.steps_per_epoch)
-    if extras.get("steps_per_epoch", parts.steps_per_epoch) != parts.steps_per_epoch:
-        raise ValueError(
-            f"data={config.data.source}: {parts.steps_per_epoch} steps an epoch, but the run had "
-            f"{extras['steps_per_epoch']}; give the images and the batch size that it was trained with"
-        )
+    steps_per_epoch = parts.steps_per_epoch
+    step = extras.get("step", run.content["epoch"] * steps_per_epoch)
+    before = extras.get("steps_per_epoch", steps_per_epoch)
+    problem = f"{steps_per_epoch} steps an epoch, but the run had {before}; give it the same images and batch size"
+    require(before == steps_per_epoch, "data", config.data.source, problem)
     parts.method.load_state_dict(_method_state(run, parts, num_keys=step * config.data.global_batch_size))
     parts.optimizer.load_state_dict(_optimizer_state(run, parts))
     if "scaler" in extras:

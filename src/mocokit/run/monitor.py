@@ -1,4 +1,4 @@
-"""The kNN monitor of a run: does the backbone get better at telling classes apart?"""
+"""The kNN monitor of a run: kNN accuracy of the backbone, measured between epochs on labelled images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from mocokit.nets.encoder import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """The two halves of an evaluation during training."""
+    """The two steps of an evaluation during training."""
 
     gather: Callable[[], None]
-    """Brings the weights that ranks hold in parts together on the main rank; called on all ranks."""
+    """Gathers sharded weights on the main rank; called on all ranks."""
     evaluate: Callable[[], dict[str, float]]
     """Returns {"knn_acc": accuracy in 0..1}; called on the main rank."""
 
@@ -45,14 +45,14 @@ def build_monitor(
     Args:
         method: Whose backbone is evaluated.
         reader: Labelled training images, from which the bank comes.
-        test: Labelled images that vote is asked for; None: every tenth of the bank's images is held out for that.
+        test: Labelled images to classify; None: every tenth of the drawn training images.
         build_encoder: Builds an encoder like the method's, to hold gather_state weights.
         view: How images are read.
         protocol: Neighbours and temperature.
         max_images: Largest bank; there are at most a fifth as many queries.
-        seed: Of the draw of images.
-        precision: Of the forward passes.
-        device: Where they run.
+        seed: Seed of the draw of images.
+        precision: Number format of the forward passes.
+        device: Device of the forward passes.
 
     """
     drawn = draw_indices(len(reader.source), max_images, seed=seed)
@@ -63,28 +63,21 @@ def build_monitor(
     else:
         queries = choose_images(reader, view, indices=drawn[::10])
         bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
-    backbone = method.encoder_q.backbone
-    gather: Callable[[], None] = _nothing
-    if sharded_modules(method):
-        sharded = backbone
-        if distributed.is_main():
-            backbone = build_seeded(build_encoder, 0).backbone.to(device=device, dtype=precision.dtype)
-        whole = backbone
+    trained = method.encoder_q.backbone
+    whole = trained
+    is_sharded = bool(sharded_modules(method))
+    if is_sharded and distributed.is_main():
+        whole = build_seeded(build_encoder, 0).backbone.to(device=device, dtype=precision.dtype)
 
-        def gather() -> None:
-            """Put the sharded weights together in the main rank's copy."""
-            state = gather_state(sharded.state_dict())
+    def gather() -> None:
+        if is_sharded:
+            state = gather_state(trained.state_dict())
             if distributed.is_main():
                 whole.load_state_dict(state)
 
-    embed = embed_with(backbone, method.pixels, precision)
+    embed = embed_with(whole, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
-        """Return the kNN accuracy."""
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
 
     return Monitor(gather=gather, evaluate=evaluate)
-
-
-def _nothing() -> None:
-    """Do nothing: each rank holds the whole backbone."""

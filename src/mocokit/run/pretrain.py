@@ -37,16 +37,16 @@ from mocokit.run.build import (
     Given,
     Parts,
     build_batches,
-    build_recipes,
     build_run,
     lr_of_step,
     settings_warnings,
 )
+from mocokit.run.build_views import build_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended."""
+    """Result of a run, whether complete or stopped early."""
 
     folder: Path
     step: int
@@ -101,7 +101,7 @@ def pretrain(
 
 
 def locate_data(config: Config) -> Config:
-    """Return the config with absolute places of its images, so that `resume` works from any folder."""
+    """Return the config with absolute paths of its images, so that `resume` works from any folder."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     absolute = {name: absolute_location(place) for name, place in places.items() if place}
     return replace_settings(config, absolute)
@@ -114,7 +114,7 @@ def resume(
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
 ) -> RunResult:
-    """Continue the run in folder `run` from its newest readable checkpoint; nothing is left to do when it is complete.
+    """Continue the run in folder `run` from its newest readable checkpoint; a complete run stays as it is.
 
     Args:
         run: The run folder.
@@ -143,10 +143,9 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
         raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
         if not resume:
             distributed.on_main(folder.require_free)
-        parts = build_run(config, device, given)  # what is wrong with settings or data shows before files appear
+        parts = build_run(config, device, given)  # before any file is made: settings and data can be wrong
 
         def take_folder() -> None:
-            """Make the folder this process's own."""
             lock.enter_context(folder.locked())
             if resume:
                 folder.remove_partial()
@@ -165,7 +164,7 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
 
 
 def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
-    total_steps = parts.rhythm.total_steps
+    total_steps = parts.total_steps
     start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
     raise_on_disagreement(lambda: _state_to_compare(parts, start_step, names_sha256))
@@ -218,7 +217,7 @@ def _build_recorder(
         save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
 
     return Recorder(
-        rhythm=parts.rhythm,
+        settings=config.run,
         folder=folder,
         board=MeterBoard(parts.device),
         view=progress,
@@ -230,18 +229,20 @@ def _build_recorder(
             evaluate=parts.monitor.evaluate if parts.monitor else None,
         ),
         bad_images=BadImageCounter(num_images=len(parts.reader.source), max_share=config.data.max_bad_share),
+        steps_per_epoch=parts.steps_per_epoch,
+        total_steps=parts.total_steps,
         start_step=start_step,
     )
 
 
 def _state_to_compare(parts: Parts, start_step: int, names_sha256: str) -> dict[str, str]:
-    """Return what all ranks must have in common; tensors of which they hold different parts are left out."""
+    """Return the state that must be the same on all ranks; sharded tensors are left out."""
     whole = {name: value for name, value in parts.method.state_dict().items() if not is_sharded(value)}
     return {"step": str(start_step), "data": names_sha256, **fingerprints(whole)}
 
 
 def _backbone_weights(method_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the query backbone's part of a method's state, under the backbone's own names."""
+    """Return the weights of the query backbone, without the prefix that they have in a method's state."""
     prefix = "encoder_q.backbone."
     return {name.removeprefix(prefix): value for name, value in method_state.items() if name.startswith(prefix)}
 
@@ -268,7 +269,7 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
 
 
 def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
-    """Load the newest readable state; return its step, and what the user must know."""
+    """Load the newest readable state; return its step, and warnings for the user."""
     if not list_checkpoints(folder.checkpoints):
         return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
@@ -288,9 +289,9 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
 
 
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str) -> None:
-    """Tell the user what will run, and write down what was worked out."""
+    """Show the user a summary of the run, and record the derived numbers in `resolved.toml`."""
     num_images = len(parts.reader.source)
-    total_steps = parts.rhythm.total_steps
+    total_steps = parts.total_steps
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "

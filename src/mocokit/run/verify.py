@@ -1,8 +1,8 @@
-"""Replay recorded official runs and compare: does this code compute what the paper's code computes?
+"""Replay recorded runs of the official code, and compare every recorded quantity with ours.
 
-A trace holds the views, permutations, initial and final state and losses of some steps of the official
-implementation on R ranks (tests/golden/README.md gives the format). It is replayed here through the very classes that
-pre-training uses, with R BatchNorm groups on any number of ranks and at any micro-batch size.
+A trace holds the views, permutations, losses, first and last state of some steps of the official implementation on R
+ranks (format: tests/golden/README.md). The replay uses the same classes as pre-training, with R BatchNorm groups, on
+any number of ranks and with any micro-batch size.
 """
 
 import json
@@ -30,6 +30,7 @@ from mocokit.methods.moco import MoCo
 from mocokit.nets.backbones import declare_feature_dim
 from mocokit.nets.encoder import Encoder
 from mocokit.nets.heads import build_head
+from mocokit.settings import require
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,7 +45,7 @@ class Comparison:
 
 
 class TraceBackbone(nn.Module):
-    """The traces' small encoder: two convolutions with BatchNorm and ReLU, mean over the image."""
+    """Small encoder of the traces: two convolutions with BatchNorm and ReLU, then the mean over the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,23 +56,23 @@ class TraceBackbone(nn.Module):
         declare_feature_dim(self, 16)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 16)."""
+        """Return the features: (N, 3, H, W) -> (N, 16)."""
         images = torch.relu(self.bn1(self.conv1(images)))  # (N, 8, H, W)
         images = torch.relu(self.bn2(self.conv2(images)))  # (N, 16, H/2, W/2)
         return images.mean(dim=(2, 3))
 
 
 def bundled_traces() -> list[Path]:
-    """The golden traces that come with the package."""
+    """Return the paths of the golden traces that come with the package."""
     folder = resources.files("mocokit") / "golden"
     return sorted(Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".npz"))
 
 
 def load_trace(path: Path) -> Arrays:
-    """The arrays of a trace file.
+    """Return the arrays of a trace file.
 
     Raises:
-        ValueError: Not a trace.
+        ValueError: The file is not a trace.
 
     """
     try:
@@ -80,13 +81,12 @@ def load_trace(path: Path) -> Arrays:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"trace={path}: can't be read ({error})") from error
     missing = {"meta", "views", "shuffle", "loss", "positive_similarity", "queue_ptr"} - set(trace)
-    if missing:
-        raise ValueError(f"trace={path}: lacks {sorted(missing)}; see tests/golden/README.md for the format")
+    require(not missing, "trace", path, f"lacks {sorted(missing)}; see tests/golden/README.md for the format")
     return trace
 
 
 def build_method(trace: Arrays, *, micro_groups: int) -> MoCo:
-    """The trace's MoCo in its initial state, in float64, for this rank."""
+    """Return this rank's part of the trace's MoCo, in its first state and in float64."""
     meta = json.loads(str(trace["meta"]))
     encoder_q = Encoder(TraceBackbone(), build_head(16, meta["dim"], mlp=meta["mlp"]))
     method = MoCo(
@@ -111,7 +111,7 @@ def build_method(trace: Arrays, *, micro_groups: int) -> MoCo:
 
 
 def _state_of(trace: Arrays, prefix: str) -> dict[str, Tensor]:
-    """One encoder's state with the official names turned into ours."""
+    """Return one encoder's state, with our names in place of the official ones."""
     return {
         official_names.ours(name.removeprefix(prefix)): torch.from_numpy(np.asarray(value))
         for name, value in trace.items()
@@ -120,7 +120,7 @@ def _state_of(trace: Arrays, prefix: str) -> dict[str, Tensor]:
 
 
 def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
-    """Run the trace's steps and compare every recorded quantity; the same answer on every rank.
+    """Run the trace's steps and compare every recorded quantity; all ranks return the same.
 
     Args:
         path: Trace file.
@@ -159,7 +159,7 @@ def replay(path: Path, *, micro_groups: int = 0) -> list[Comparison]:
 
 def _compare(name: str, trace: Arrays, method: MoCo, ours: dict[str, Tensor]) -> list[Comparison]:
     errors = {quantity: _relative_error(value, trace[quantity]) for quantity, value in ours.items()}
-    if distributed.is_main():  # only the rank of group 0 holds its BatchNorm statistics
+    if distributed.is_main():  # it has group 0, whose BatchNorm statistics the official code saves
         for encoder in ("encoder_q", "encoder_k"):
             official = _state_of(trace, f"final.{encoder}.")
             state = method.get_submodule(encoder).state_dict()
@@ -184,7 +184,7 @@ def _relative_error(ours: Tensor, official: NDArray[Any]) -> float:
 
 
 def verify(paths: Sequence[str | Path] = (), *, micro_groups: int = 0) -> list[Comparison]:
-    """Replay the given traces, or the bundled ones, in this process or on torchrun's ranks."""
+    """Replay the given traces, or else the bundled ones, in one process or on torchrun's ranks."""
     chosen = [Path(path) for path in paths] or bundled_traces()
     with distributed.session("cpu"):
         return [row for path in chosen for row in replay(path, micro_groups=micro_groups)]

@@ -141,7 +141,6 @@ def build_loader(
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
 
     def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | WorkerError]:
-        """Return a loader with new workers for the batches at `order`."""
         give_back_freed_memory()  # the workers are forked next, and share all memory of this process
         return DataLoader(
             BatchDataset(views),
@@ -189,10 +188,16 @@ MAX_WORKERS = 16
 """Largest number of loader processes or threads that is chosen automatically."""
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use; where the system does not tell that, all cores."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def own_cores() -> int:
     """Return the number of cores per rank of this machine, at least 1 and at most MAX_WORKERS."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
+    return max(1, min(MAX_WORKERS, count_cores() // local_ranks))
 
 
 def choose_workers(asked: int, *, threads_suffice: bool = False, location: str = "") -> int:

@@ -1,4 +1,4 @@
 """Write images into tar shards, and images of shards into files.
 
-May import the rest of `data`, except `data/loading`.
+May import the rest of `data`, and `settings`.
 """

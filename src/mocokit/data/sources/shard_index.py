@@ -60,7 +60,6 @@ def _join(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _split(joined: NDArray[np.uint8]) -> tuple[str, ...]:
-    """Return the texts that `_join` joined."""
     return tuple(joined.tobytes().decode("utf-8", "surrogateescape").split("\0")) if joined.size else ()
 
 

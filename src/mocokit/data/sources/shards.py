@@ -197,7 +197,6 @@ def _packed_names(index: ShardIndex) -> list[str]:
 
 
 def _find_index(folder: str) -> ShardIndex | None:
-    """Return the index in a folder, or None if there is none."""
     place = f"{folder}/{INDEX_NAME}" if folder else INDEX_NAME
     if not is_url(place):
         return load_index(Path(place).read_bytes(), place) if Path(place).is_file() else None

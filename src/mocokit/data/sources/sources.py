@@ -165,7 +165,8 @@ def open_folder(root: Path) -> FileSource:
     names = tuple(sorted(path.relative_to(root).as_posix() for path in _walk(root)))
     if not names:
         idx = sorted(path.name for path in root.glob("*idx3-ubyte*"))
-        hint = f"; did you mean the file {idx[0]}?" if idx else f"; mocokit reads {_suffixes()}"
+        suffixes = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        hint = f"; did you mean the file {idx[0]}?" if idx else f"; mocokit reads {suffixes}"
         raise ValueError(f"data={root}: no images below this folder{hint}")
     return FileSource(root, names, *labels_from_names(names))
 
@@ -183,10 +184,6 @@ def _walk(root: Path) -> Iterator[Path]:
             path = Path(folder, file)
             if is_image_name(path.relative_to(root).as_posix()):
                 yield path
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 
 
 def open_list(path: Path) -> FileSource:
