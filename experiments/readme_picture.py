@@ -6,6 +6,7 @@ python experiments/readme_picture.py runs/demo docs/pictures/readme.png
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,11 @@ def main() -> None:
         rows = [torch.nn.functional.normalize(loaded.backbone(loaded.pixels(part)), dim=1) for part in (tests, bank)]
     nearest = (rows[0] @ rows[1].T).topk(NEIGHBOURS).indices  # (tests, NEIGHBOURS)
     figure = new_figure(9.6, 3.1)
-    left, right = figure.subfigures(1, 2, width_ratios=[1.7, 1.0])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[1.7, 1.0])  # an array; the stubs say one
+    left, right = halves
     left.suptitle("A test tile, and the nearest training tiles by pre-trained features", fontsize=9)
-    for line, query in zip(left.subplots(len(QUERIES), 1 + NEIGHBOURS), QUERIES, strict=True):
+    grid = left.subplots(len(QUERIES), 1 + NEIGHBOURS)
+    for line, query in zip(grid, QUERIES, strict=True):
         number = [row for row, name in enumerate(names) if name == query][3]
         for axes, tile in zip(line, [tests[number], *bank[nearest[number]]], strict=True):
             axes.imshow(tile.permute(1, 2, 0).numpy())
