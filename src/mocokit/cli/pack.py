@@ -12,8 +12,6 @@ def pack_command(arguments: list[str]) -> int:
     """Pack images into tar shards."""
     import tyro
 
-    from mocokit.config.schema import DataConfig
-
     def pack(
         data: Annotated[str, tyro.conf.Positional],
         out: Annotated[str, tyro.conf.Positional],
@@ -38,6 +36,7 @@ def pack_command(arguments: list[str]) -> int:
         from mocokit.data.loading.loader import count_cores
         from mocokit.data.packing.pack import SKIPPED_NAME
         from mocokit.data.packing.pack import pack as pack_images
+        from mocokit.data.sources.limits import MAX_IMAGE_PX
 
         with _progress_bar("packing") as on_progress:
             result = pack_images(
@@ -46,7 +45,7 @@ def pack_command(arguments: list[str]) -> int:
                 short_side_px=short_side,
                 quality=quality,
                 shard_bytes=shard_mb * 2**20,
-                max_image_px=DataConfig.max_image_px,
+                max_image_px=MAX_IMAGE_PX,
                 on_progress=on_progress,
                 workers=workers if workers >= 0 else count_cores(),
             )

@@ -8,6 +8,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from mocokit.data.augment.recipes import EVAL_CROP_RATIO
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.methods import method_of
 from mocokit.methods.contract import MethodSettings
@@ -40,7 +41,7 @@ class DataConfig:
     """Mean of each channel, 0..1, by default ImageNet's; empty (with std): measured on the data."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, 0..1."""
-    eval_crop_ratio: float = 0.875
+    eval_crop_ratio: float = EVAL_CROP_RATIO
     """Evaluation: side of the central crop over the resized short side (224/256)."""
     max_bad_share: float = 0.01
     """Share of images that may be unreadable before the run stops."""

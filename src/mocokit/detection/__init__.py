@@ -1,4 +1,4 @@
 """Fine-tune detectors from a backbone and measure their average precision.
 
-May import `config`, `engine`, `data` and `nets`.
+May import `engine`, `data` and `nets`; never `config`.
 """

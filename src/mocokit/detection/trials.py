@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from mocokit.config.schema import DataConfig
 from mocokit.data.loading.loader import choose_workers
 from mocokit.detection.data_sets import DetectionSet
 from mocokit.detection.detector import build_detector
@@ -22,6 +21,7 @@ from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.precision import pick_device
 from mocokit.nets.backbones import build_backbone, build_seeded
+from mocokit.nets.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mocokit.randomness import Purpose, torch_seed
 
 RANDOM = "random"
@@ -151,8 +151,8 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
         """Build the detector; torch's generator draws all weights that the run does not give."""
         if plan.run == RANDOM:
             backbone = build_backbone(plan.arch)
-            mean = DataConfig.mean
-            std = DataConfig.std
+            mean = IMAGENET_MEAN
+            std = IMAGENET_STD
         else:
             loaded = load_backbone(plan.run)
             backbone = loaded.backbone

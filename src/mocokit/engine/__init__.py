@@ -1,4 +1,4 @@
 """Training of a method: loop and step, optimizer, schedules, checkpoints, metrics and the files of a run.
 
-May import `config`, `methods`, `data`, `nets` and `distributed`.
+May import `methods`, `data`, `nets` and `distributed`; never `config`.
 """

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from mocokit import distributed
-from mocokit.config.schema import RunConfig
 from mocokit.data.batch import ViewBatch
 from mocokit.engine import health
 from mocokit.engine.background import BackgroundWriter
@@ -41,7 +40,6 @@ class Recorder:
     """Records one run; every method is called on every rank.
 
     Args:
-        settings: Intervals of logging, saving and evaluation.
         folder: The run folder.
         board: Meters of the rows' metrics.
         view: Shows progress to the user.
@@ -50,13 +48,16 @@ class Recorder:
         steps_per_epoch: Optimizer steps of an epoch.
         total_steps: Optimizer steps of the whole run.
         start_step: Steps done before.
+        log_every: Steps between lines of metrics.jsonl.
+        save_minutes: Minutes between checkpoints; one is written at the end of each epoch too.
+        keep_last: Checkpoints to keep.
+        knn_every: Epochs between kNN evaluations; 0: none. The last epoch always has one.
 
     """
 
     def __init__(
         self,
         *,
-        settings: RunConfig,
         folder: RunFolder,
         board: MeterBoard,
         view: ProgressView,
@@ -65,8 +66,15 @@ class Recorder:
         steps_per_epoch: int,
         total_steps: int,
         start_step: int,
+        log_every: int,
+        save_minutes: float,
+        keep_last: int,
+        knn_every: int,
     ) -> None:
-        self.settings = settings
+        self.log_every = log_every
+        self.save_minutes = save_minutes
+        self.keep_last = keep_last
+        self.knn_every = knn_every
         self.folder = folder
         self.board = board
         self.view = view
@@ -95,7 +103,7 @@ class Recorder:
         self._writer.raise_if_failed()
         stop = distributed.any_rank(stop)
         end_of_epoch = step % self.steps_per_epoch == 0
-        if stop or end_of_epoch or step % self.settings.log_every == 0:
+        if stop or end_of_epoch or step % self.log_every == 0:
             self._log(step, lr)
             if stop or end_of_epoch or distributed.any_rank(self._save_is_due()):
                 self.save(step)
@@ -118,7 +126,7 @@ class Recorder:
 
         def write() -> None:
             """Write the checkpoint, then the backbone; runs in a thread of its own."""
-            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.settings.keep_last)
+            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.keep_last)
             if step == self._newest_save:  # else the next save waits, maybe in a process that will be killed soon
                 self.callbacks.export(state, step)
 
@@ -140,7 +148,7 @@ class Recorder:
     def _save_is_due(self) -> bool:
         """Return True if the main rank's clock asks for a save. It never waits for a slow disk within an epoch."""
         elapsed_s = time.monotonic() - self._last_save_s
-        return distributed.is_main() and elapsed_s > 60 * self.settings.save_minutes and not self._writer.is_busy()
+        return distributed.is_main() and elapsed_s > 60 * self.save_minutes and not self._writer.is_busy()
 
     def _log(self, step: int, lr: float) -> None:
         bad_step = self.board.bad_step()
@@ -160,7 +168,7 @@ class Recorder:
                 self._tell(line, level=logging.WARNING)
 
     def _evaluate(self, step: int) -> None:
-        every = self.settings.knn_every
+        every = self.knn_every
         epoch = step // self.steps_per_epoch
         is_due = every and (epoch % every == 0 or step == self.total_steps)
         if self.callbacks.evaluate is None or not is_due:

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mocokit.config.schema import DataConfig
+from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader
@@ -116,7 +116,7 @@ def open_train_and_test(
 
 
 def _reader(location: str | Path) -> ImageReader:
-    return ImageReader(open_source(location), max_image_px=DataConfig.max_image_px, seed=0)
+    return ImageReader(open_source(location), max_image_px=MAX_IMAGE_PX, seed=0)
 
 
 def read_id_list(path: str | Path, source: ImageSource) -> list[int]:

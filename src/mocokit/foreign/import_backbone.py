@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mocokit.config.schema import DataConfig
+from mocokit.data.augment.recipes import EVAL_CROP_RATIO
 from mocokit.engine.backbone_file import BackboneCard, save_backbone
 from mocokit.foreign.architecture import compare, infer_architecture, infer_stem, rename_backbone
 from mocokit.foreign.layouts import Recognised, recognise
 from mocokit.foreign.reading import read_checkpoint
 from mocokit.nets.backbones import build_backbone
+from mocokit.nets.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mocokit.settings import require
 
 IMAGE_SIZES = {"imagenet": 224, "small": 32}
@@ -34,8 +35,8 @@ def import_backbone(
     *,
     arch: str | None = None,
     image_size: int | None = None,
-    mean: Sequence[float] = DataConfig.mean,
-    std: Sequence[float] = DataConfig.std,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> ImportResult:
     """Write the backbone of a checkpoint of MoCo, lightly, solo-learn, VISSL, mmselfsup, DINO, torchvision or timm.
 
@@ -69,7 +70,7 @@ def import_backbone(
         arch=arch,
         stem=stem,
         image_size=image_size or IMAGE_SIZES[stem],
-        eval_crop_ratio=DataConfig.eval_crop_ratio,
+        eval_crop_ratio=EVAL_CROP_RATIO,
         mean=tuple(mean),
         std=tuple(std),
         step=0,

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of each channel of ImageNet's pixels, scaled to 0..1."""
+
 
 class PixelNormalize(nn.Module):
     """Layer from uint8 pixels (N, 3, H, W) in 0..255 to float32, (x / 255 - mean) / std; float input is unchanged.

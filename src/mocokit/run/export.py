@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mocokit.config.schema import DataConfig
+from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
@@ -86,7 +86,7 @@ def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tens
     source, name = _open(loaded, data)
     card = loaded.card
     count = sum(BATCH_SIZES)
-    reader = ImageReader(source, max_image_px=DataConfig.max_image_px, seed=0)
+    reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     # Four times as many as needed, since some may be unreadable.
     pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)

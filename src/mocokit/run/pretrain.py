@@ -217,7 +217,6 @@ def _build_recorder(
         save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
 
     return Recorder(
-        settings=config.run,
         folder=folder,
         board=MeterBoard(parts.device),
         view=progress,
@@ -232,6 +231,10 @@ def _build_recorder(
         steps_per_epoch=parts.steps_per_epoch,
         total_steps=parts.total_steps,
         start_step=start_step,
+        log_every=config.run.log_every,
+        save_minutes=config.run.save_minutes,
+        keep_last=config.run.keep_last,
+        knn_every=config.run.knn_every,
     )
 
 

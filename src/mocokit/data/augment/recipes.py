@@ -18,6 +18,10 @@ SOLARIZE_FROM = 128
 """Lowest level that solarize inverts (Pillow's default)."""
 
 
+EVAL_CROP_RATIO = 224 / 256
+"""Evaluation: side of the central crop over the resized short side, as officially."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings of one view's augmentation: probabilities (`_p`) and ranges."""
