@@ -65,6 +65,7 @@ def build_extractors(
     pixels = loaded.pixels.to(device)
 
     def network(name: str, backbone: nn.Module) -> FeatureExtractor:
+        """Return the extractor of a backbone's features."""
         parts = (weights_digest(backbone), loaded.card.mean, loaded.card.std, precision.name if precision else "fp32")
         return FeatureExtractor(
             name=name,

@@ -155,6 +155,7 @@ def fast_linear(
     pairs = [(rate, decay) for rate in protocol.rates for decay in protocol.weight_decays]
 
     def fit(members: Tensor, tried: Sequence[tuple[float, float]]) -> Heads:
+        """Train the classifiers on these rows."""
         return train_heads(
             train,
             members,

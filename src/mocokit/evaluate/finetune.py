@@ -72,6 +72,7 @@ def fine_tune_and_test(
     """
 
     def train(images: LabelledImages, lr: float, multiplier: float) -> nn.Module:
+        """Train a network with these rates."""
         return fine_tune(
             backbone,
             pixels,

@@ -132,6 +132,7 @@ def build(settings: MoCoV3Settings, inputs: MethodInputs) -> MoCoV3:
     """Return the method in its first state."""
 
     def key_momentum(step: int) -> float:
+        """Return m of that step."""
         if not settings.key_momentum_cos:
             return settings.key_momentum
         return cosine_key_momentum(step / inputs.total_steps, start=settings.key_momentum)

@@ -70,6 +70,7 @@ def build_monitor(
         whole = build_seeded(build_encoder, 0).backbone.to(device=device, dtype=precision.dtype)
 
     def gather() -> None:
+        """Put the sharded weights together in the main rank's copy."""
         if is_sharded:
             state = gather_state(trained.state_dict())
             if distributed.is_main():

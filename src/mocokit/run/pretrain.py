@@ -146,6 +146,7 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
         parts = build_run(config, device, given)  # before any file is made: settings and data can be wrong
 
         def take_folder() -> None:
+            """Make the folder this process's own."""
             lock.enter_context(folder.locked())
             if resume:
                 folder.remove_partial()

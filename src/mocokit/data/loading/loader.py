@@ -141,6 +141,7 @@ def build_loader(
         return ThreadedBatches(views, order, num_threads=num_threads or own_cores())
 
     def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | WorkerError]:
+        """Return a loader with new workers for the batches at `order`."""
         give_back_freed_memory()  # the workers are forked next, and share all memory of this process
         return DataLoader(
             BatchDataset(views),

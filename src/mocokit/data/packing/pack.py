@@ -209,6 +209,7 @@ def _encode_all(encoder: _Encoder, workers: int) -> Iterator[tuple[str, bytes] |
     """Yield the result of each image in order; each worker is at most 8 images ahead."""
 
     def load(indices: Iterable[int]) -> DataLoader[tuple[str, bytes] | BadImage]:
+        """Return a loader with new workers for these images."""
         return DataLoader(
             encoder,
             batch_size=None,
