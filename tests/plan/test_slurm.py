@@ -13,6 +13,7 @@ from mocokit.cli import main
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
+from mocokit.methods import SPECS
 from mocokit.plan.slurm import changed_flags, slurm_script
 from tests.run_process import final_state, finish, flags_of, same, start, wait_for_step
 
@@ -72,6 +73,21 @@ def test_a_run_that_fails_by_itself_is_not_requeued(tiny: Callable[..., Config],
     assert code != 0
     assert "no such file or folder" in output
     assert not (tmp_path / "requeued").exists()
+
+
+def test_another_method_than_the_presets_is_in_the_flags() -> None:
+    config = replace_settings(get_preset("moco-v2"), {"method.name": "simclr", "method.bn_groups": 1})
+    flags = changed_flags("moco-v2", config)
+    assert flags == ["--method.name", "simclr", "--method.bn-groups", "1"]
+
+
+def test_a_method_of_ones_own_is_given_again_when_the_job_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--method-from", "examples.own_method:SPEC"]
+    assert main(["slurm", "moco-v2", *own, "--data", "/d", "--out", "/r", "--nodes", "1", "--gpus-per-node", "1"]) == 0
+    text = capsys.readouterr().out
+    SPECS.pop("queueless")
+    assert 'command=(resume "$run" --method-from examples.own_method:SPEC)' in text
+    assert '--method-from examples.own_method:SPEC --out "$run")' in text
 
 
 def test_the_command_writes_the_directives_and_only_the_flags_that_differ(

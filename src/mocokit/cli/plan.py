@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_preset
+from mocokit.cli.arguments import take_option, take_preset
 
 if TYPE_CHECKING:
     from mocokit.config.schema import Config
@@ -20,6 +20,7 @@ def plan_command(arguments: list[str]) -> int:
     from mocokit.plan.cost_model import Surroundings, plan
 
     flags = "--devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
+    method_from, _ = take_option(arguments, "--method-from")
     name, preset, rest = take_preset(arguments, "plan", flags)
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ def plan_command(arguments: list[str]) -> int:
 
     default = Planned(config=preset, around=Surroundings())
     asked = tyro.cli(Planned, args=rest, default=default, prog=f"mocokit plan {name}")
+    if asked.measure and method_from:
+        raise ValueError("measure=True: steps are measured in a process that does not know --method-from; leave it out")
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)
     if found is None:
         raise ValueError(f"devices={asked.devices}: write number and kind, such as 8xH100")

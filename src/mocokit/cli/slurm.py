@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mocokit.cli.arguments import take_preset
+from mocokit.cli.arguments import take_option, take_preset
 
 
 def slurm_command(arguments: list[str]) -> int:
@@ -14,6 +14,7 @@ def slurm_command(arguments: list[str]) -> int:
     from mocokit.config.schema import Config
 
     flags = "--data D --out RUN --nodes N --gpus-per-node G [any flag of pretrain]"
+    method_from, _ = take_option(arguments, "--method-from")
     name, preset, rest = take_preset(arguments, "slurm", flags)
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def slurm_command(arguments: list[str]) -> int:
         gpus_per_node=asked.gpus_per_node,
         time=asked.time,
         sbatch=[f"--{directive.lstrip('-')}" for directive in asked.sbatch],
+        method_from=method_from or "",
     )
     if not asked.write:
         print(text, end="")

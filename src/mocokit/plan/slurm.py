@@ -24,7 +24,7 @@ _SCRIPT = """\
 run={run}
 if [ -e {stop} ]; then exit 0; fi
 if [ -e "$run/config.toml" ]; then
-  command=(resume "$run")
+  command=(resume "$run"{method_from})
 else
   command=({pretrain} --out "$run")
 fi
@@ -58,6 +58,7 @@ def slurm_script(
     time: str = "24:00:00",
     stop_before_s: int = 120,
     sbatch: Sequence[str] = (),
+    method_from: str = "",
 ) -> str:
     """Return the text of an sbatch script that trains, requeues itself before its time limit, and then resumes.
 
@@ -73,6 +74,7 @@ def slurm_script(
         time: Time limit of one job as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
         stop_before_s: Seconds before the time limit at which the run gets its stop signal.
         sbatch: Further directives, such as "--partition=gpu".
+        method_from: PACKAGE.MODULE:SPEC of a method that is not part of mocokit; empty: it is one of ours.
 
     Raises:
         ValueError: More ranks than BatchNorm groups, or a malformed time or directive.
@@ -86,6 +88,7 @@ def slurm_script(
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:
         require(bool(_DIRECTIVE.fullmatch(directive)), "sbatch", directive, "must look like --partition=gpu")
+    given = f" --method-from {shlex.quote(method_from)}" if method_from else ""
     folder = Path(out).expanduser().absolute()
     directives = [
         f"--job-name=mocokit-{folder.name}",
@@ -103,7 +106,8 @@ def slurm_script(
         directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives),
         run=shlex.quote(str(folder)),
         stop=shlex.quote(f"{folder}.stop"),
-        pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]),
+        pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]) + given,
+        method_from=given,
         python=shlex.quote(sys.executable),
         gpus_per_node=gpus_per_node,
     )
@@ -122,6 +126,6 @@ def changed_flags(preset: str, config: Config) -> list[str]:
         f"{section}.{name}": value
         for section, values in to_dict(locate_data(config)).items()
         for name, value in values.items()
-        if value != before[section][name]
+        if name not in before[section] or value != before[section][name]  # another method has settings of its own
     }
     return to_flags(changed)
