@@ -45,7 +45,7 @@ def test_the_method_decides_which_flags_there_are(flags: list[str], capsys: pyte
 
 
 def test_settings_that_both_methods_have_keep_their_values() -> None:
-    config = config_of("moco-v2-cifar", "--method", "moco-v3")  # T 0.1, m 0.99, 8 groups
+    config = config_of("moco-v2-small", "--method", "moco-v3")  # T 0.1, m 0.99, 8 groups
     assert config.method.temperature == 0.1
     assert getattr(config.method, "key_momentum", None) == 0.99
     assert config.method.bn_groups == 8

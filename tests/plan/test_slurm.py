@@ -138,7 +138,7 @@ def test_flags_that_differ_give_the_same_config_again() -> None:
         ({"nodes": 3, "gpus_per_node": 4}, "fewer groups than the 12 ranks"),
         ({"time": "soon"}, "time=soon"),
         ({"sbatch": ["--x\nrm -rf /"]}, "must look like --partition=gpu"),
-        ({"nodes": 0}, "at least 1 of each"),
+        ({"nodes": 0}, "nodes=0: must be at least 1"),
     ],
 )
 def test_what_slurm_could_not_run_is_an_error(options: dict[str, object], message: str) -> None:

@@ -151,8 +151,8 @@ def initial_detector(plan: TrialPlan, trial: int) -> GeneralizedRCNN:
         """Build the detector; torch's generator draws all weights that the run does not give."""
         if plan.run == RANDOM:
             backbone = build_backbone(plan.arch)
-            mean = IMAGENET_MEAN
-            std = IMAGENET_STD
+            mean: tuple[float, ...] = IMAGENET_MEAN
+            std: tuple[float, ...] = IMAGENET_STD
         else:
             loaded = load_backbone(plan.run)
             backbone = loaded.backbone

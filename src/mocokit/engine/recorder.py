@@ -153,7 +153,8 @@ class Recorder:
     def _log(self, step: int, lr: float) -> None:
         bad_step = self.board.bad_step()
         if bad_step is not None:
-            raise health.NonFiniteLossError(bad_step, self._last_good())
+            self._writer.wait()
+            raise health.NonFiniteLossError(bad_step, describe_newest(self.folder))
         for image in self.bad_images.exchange():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
@@ -168,9 +169,8 @@ class Recorder:
                 self._tell(line, level=logging.WARNING)
 
     def _evaluate(self, step: int) -> None:
-        every = self.knn_every
         epoch = step // self.steps_per_epoch
-        is_due = every and (epoch % every == 0 or step == self.total_steps)
+        is_due = self.knn_every and (epoch % self.knn_every == 0 or step == self.total_steps)
         if self.callbacks.evaluate is None or not is_due:
             return
         self.callbacks.gather()
@@ -182,12 +182,13 @@ class Recorder:
             self._tell(f"epoch {epoch}: " + ", ".join(f"{name} {value:.1%}" for name, value in values.items()))
         self.clock.restart()
 
-    def _last_good(self) -> str:
-        self._writer.wait()
-        kept = list_checkpoints(self.folder.checkpoints)
-        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-
     def _tell(self, line: str, *, level: int = logging.INFO, show: bool = True) -> None:
         LOGGER.log(level, line)
         if show:
             self.view.say(line)
+
+
+def describe_newest(folder: RunFolder) -> str:
+    """Return a sentence that names the newest checkpoint of a run."""
+    kept = list_checkpoints(folder.checkpoints)
+    return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"

@@ -62,8 +62,8 @@ def slurm_script(
 ) -> str:
     """Return the text of an sbatch script that trains, requeues itself before its time limit, and then resumes.
 
-    Shortly before the time limit, or when Slurm preempts the job with SIGTERM, the run writes a checkpoint and stops,
-    and the job returns to the queue under its own number. A run that fails by itself is not requeued.
+    Shortly before the time limit, or on SIGTERM, the run writes a checkpoint and stops, and the job returns to the
+    queue under its own number. A run that fails by itself is not requeued.
 
     Args:
         preset: Name of the preset from which `config` differs.
@@ -72,7 +72,7 @@ def slurm_script(
         nodes: Number of machines.
         gpus_per_node: GPUs, and so ranks, on each machine.
         time: Time limit of one job as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
-        stop_before_s: Seconds before the time limit at which the run gets its stop signal.
+        stop_before_s: Seconds before the time limit at which the run is told to stop.
         sbatch: Further directives, such as "--partition=gpu".
         method_from: PACKAGE.MODULE:SPEC of a method that is not part of mocokit; empty: it is one of ours.
 
@@ -80,17 +80,30 @@ def slurm_script(
         ValueError: More ranks than BatchNorm groups, or a malformed time or directive.
 
     """
-    if nodes < 1 or gpus_per_node < 1:
-        raise ValueError(f"nodes={nodes}, gpus_per_node={gpus_per_node}: at least 1 of each")
+    require(nodes >= 1, "nodes", nodes, "must be at least 1")
+    require(gpus_per_node >= 1, "gpus_per_node", gpus_per_node, "must be at least 1")
     require(bool(_TIME.fullmatch(time)), "time", time, "write it as H:MM:SS or D-HH:MM:SS")
-    # Check now, not when the job starts, that the BatchNorm groups can be shared out to so many ranks.
+    # Now, not when the job starts: can the BatchNorm groups be shared out to so many ranks?
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
     layout.rows_per_group(config.data.global_batch_size)
     for directive in sbatch:
         require(bool(_DIRECTIVE.fullmatch(directive)), "sbatch", directive, "must look like --partition=gpu")
-    given = f" --method-from {shlex.quote(method_from)}" if method_from else ""
+    own = f" --method-from {shlex.quote(method_from)}" if method_from else ""
     folder = Path(out).expanduser().absolute()
-    directives = [
+    directives = [*_directives(folder, nodes, gpus_per_node, time, stop_before_s), *sbatch]
+    return _SCRIPT.format(
+        directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives),
+        run=shlex.quote(str(folder)),
+        stop=shlex.quote(f"{folder}.stop"),
+        pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]) + own,
+        method_from=own,
+        python=shlex.quote(sys.executable),
+        gpus_per_node=gpus_per_node,
+    )
+
+
+def _directives(folder: Path, nodes: int, gpus_per_node: int, time: str, stop_before_s: int) -> list[str]:
+    return [
         f"--job-name=mocokit-{folder.name}",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
@@ -100,17 +113,7 @@ def slurm_script(
         "--requeue",
         "--open-mode=append",
         f"--output={folder}.slurm.log",
-        *sbatch,
     ]
-    return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives),
-        run=shlex.quote(str(folder)),
-        stop=shlex.quote(f"{folder}.stop"),
-        pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]) + given,
-        method_from=given,
-        python=shlex.quote(sys.executable),
-        gpus_per_node=gpus_per_node,
-    )
 
 
 def _quote(directive: str) -> str:
