@@ -64,7 +64,7 @@ def test_an_unknown_method_names_the_nearest_and_says_how_to_give_one() -> None:
 
 
 def test_what_is_no_spec_or_takes_a_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"method=3: not a mocokit.methods.contract.MethodSpec"):
+    with pytest.raises(ValueError, match=r"method=3: not a mocokit.MethodSpec"):
         add_method(3)
     other: MethodSpec = dataclasses.replace(SPECS["moco"], model_settings=())
     with pytest.raises(ValueError, match=r"method='moco': another method has this name"):

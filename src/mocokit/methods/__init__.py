@@ -47,7 +47,7 @@ def add_method(spec: Any) -> MethodSpec:
 
     """
     if not isinstance(spec, MethodSpec):
-        raise ValueError(f"method={spec!r}: not a mocokit.methods.contract.MethodSpec")
+        raise ValueError(f"method={spec!r}: not a mocokit.MethodSpec")
     if SPECS.setdefault(spec.name, spec) is not spec:
         raise ValueError(f"method={spec.name!r}: another method has this name; choose a different one")
     return spec

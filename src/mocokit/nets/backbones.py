@@ -108,7 +108,7 @@ def feature_dim(backbone: nn.Module) -> int:
     """
     width = getattr(backbone, "feature_dim", None)
     if not isinstance(width, int):
-        raise ValueError("backbone: feature_dim is not declared; wrap it in declare_feature_dim(backbone, D)")
+        raise ValueError("backbone: feature_dim is not declared; tell it by mocokit.declare_feature_dim(backbone, D)")
     return width
 
 

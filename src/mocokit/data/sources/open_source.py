@@ -80,7 +80,7 @@ def _require_source(data: object) -> ImageSource:
         not missing,
         "data",
         place,
-        f"lacks {', '.join(missing)}; give an object that fulfils mocokit.data.sources.sources.ImageSource, "
+        f"lacks {', '.join(missing)}; give an object that fulfils mocokit.ImageSource, "
         "or a list of PIL images or uint8 arrays",
     )
     source = cast(ImageSource, data)
