@@ -55,13 +55,11 @@ class ViewBatch:
     params: tuple[BatchParams, ...] | None = None
     """Augmentation still to run on query views, key views and local crops (n * V rows); None if done."""
 
-    def pin_memory(self) -> "ViewBatch":
-        """Return the batch in page-locked memory; torch's DataLoader calls this."""
-        return self._map(Tensor.pin_memory, BatchParams.pin_memory)
-
     def to(self, device: torch.device) -> "ViewBatch":
         """Return the batch on `device`; the copy is asynchronous if the batch is in page-locked memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda params: params.to(device))
+        params = None if self.params is None else tuple(params.to(device) for params in self.params)
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        return replace(self, params=params, **moved)
 
     def augmented(self) -> "ViewBatch":
         """Return the batch with the rest of the augmentation done, on the device that holds the views."""
@@ -79,11 +77,6 @@ class ViewBatch:
         """Return the fields that are tensors, by name."""
         fields = {"query": self.query, "key": self.key, "image_ids": self.image_ids}
         return fields if self.local is None else {**fields, "local": self.local}
-
-    def _map(self, move: Callable[[Tensor], Tensor], move_params: Callable[[BatchParams], BatchParams]) -> "ViewBatch":
-        params = None if self.params is None else tuple(map(move_params, self.params))
-        moved: dict[str, Any] = {name: move(tensor) for name, tensor in self.tensors().items()}
-        return replace(self, params=params, **moved)
 
 
 def empty_pixels(*shape: int) -> Tensor:
