@@ -157,7 +157,8 @@ class TwoViews:
         """Write the views of the image at `position`, or of a replacement, to `targets`."""
         epoch, index = position
 
-        def make(raw: RawImage, index: int) -> Sequence[ViewParams]:  # the index may be that of a replacement
+        def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
+            """Write the views of one image; `index` may be that of a replacement."""
             draw = draw_views(self.recipes, self.seed, epoch, index)
             limit = self.reader.max_image_px
             return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)

@@ -28,7 +28,7 @@ MAX_IDX_BYTES = 2**31
 MAX_INDEX_RATIO = 200
 """Unpacked size of a shard index over its packed size; below 15 for `mocokit pack`, as checksums don't compress."""
 
-PILLOW_ERRORS = (
+_READER_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -42,26 +42,15 @@ PILLOW_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+
+PILLOW_ERRORS = (*_READER_ERRORS, Image.DecompressionBombError)
 """Exceptions of Pillow's readers on damaged files, found by feeding them cut files and flipped bits."""
 
 ARCHIVE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    AttributeError,
-    RuntimeError,
+    *_READER_ERRORS,
     NotImplementedError,
     tokenize.TokenError,
-    struct.error,
-    zlib.error,
     lzma.LZMAError,
     csv.Error,
     tarfile.TarError,
