@@ -78,7 +78,6 @@ class Parts:
     optimizer: torch.optim.Optimizer
     precision: Precision
     device: torch.device
-    layout: GroupLayout
     steps_per_epoch: int
     total_steps: int
     card: BackboneCard
@@ -120,7 +119,6 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         optimizer=optimizer,
         precision=precision,
         device=device,
-        layout=method.layout,
         steps_per_epoch=num_steps,
         total_steps=total_steps,
         card=BackboneCard(
@@ -284,7 +282,7 @@ def build_batches(
     order = BatchOrder(
         num_images=len(parts.reader.source),
         global_batch_size=batch_size,
-        own_rows=parts.layout.own_rows(batch_size),
+        own_rows=parts.method.layout.own_rows(batch_size),
         start_step=start_step,
         total_steps=total_steps,
         seed=config.run.seed,

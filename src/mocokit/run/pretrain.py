@@ -317,7 +317,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
             "precision": parts.precision.name,
             "workers_per_rank": parts.num_workers,
             "chance_loss": parts.method.chance_loss,
-            "rows_per_group": parts.layout.rows_per_group(config.data.global_batch_size),
+            "rows_per_group": parts.method.layout.rows_per_group(config.data.global_batch_size),
             "names_sha256": names_sha256,
         }
     )
