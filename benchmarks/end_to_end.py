@@ -48,45 +48,25 @@ class Case:
     """Noise in the photographs, which determines the size of a file."""
 
 
+SMALL_32 = Case(
+    arch="resnet10_w32",
+    image_size=32,
+    batch=128,
+    bn_groups=4,
+    queue_size=4096,
+    images=4096,
+    epochs=10,
+    precision="fp32",
+)
+SMALL_32_12MP = replace(SMALL_32, images=256, epochs=5, width=4000, height=3000)
+
 # Lengths are chosen so that the slowest side takes one to three minutes on 2 cores.
 CASES = {
     "r18_64": Case(arch="resnet18", image_size=64, batch=128, bn_groups=4, queue_size=65536, images=2048, epochs=4),
     "r50_224": Case(arch="resnet50", image_size=224, batch=16, bn_groups=2, queue_size=65536, images=256, epochs=2),
-    "small_32": Case(
-        arch="resnet10_w32",
-        image_size=32,
-        batch=128,
-        bn_groups=4,
-        queue_size=4096,
-        images=4096,
-        epochs=10,
-        precision="fp32",
-    ),
-    "small_32_12mp": Case(
-        arch="resnet10_w32",
-        image_size=32,
-        batch=128,
-        bn_groups=4,
-        queue_size=4096,
-        images=256,
-        epochs=5,
-        width=4000,
-        height=3000,
-        precision="fp32",
-    ),
-    "small_32_12mp_2mb": Case(
-        arch="resnet10_w32",
-        image_size=32,
-        batch=128,
-        bn_groups=4,
-        queue_size=4096,
-        images=256,
-        epochs=5,
-        width=4000,
-        height=3000,
-        precision="fp32",
-        noise=LITTLE_NOISE,
-    ),
+    "small_32": SMALL_32,
+    "small_32_12mp": SMALL_32_12MP,
+    "small_32_12mp_2mb": replace(SMALL_32_12MP, noise=LITTLE_NOISE),
 }
 
 
