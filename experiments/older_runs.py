@@ -73,7 +73,7 @@ def main() -> None:
             shutil.copytree(whole, resumed)
             list_checkpoints(resumed / "checkpoints")[-1].unlink()
             start = newest(resumed)["step"]
-            codes = [mocokit(["resume", str(resumed)])]
+            codes = [mocokit(["resume", str(resumed), "--accept-changes"])]
             equal = same(newest(resumed), newest(whole))
             codes.append(mocokit(["knn", str(whole), "--data", str(folder / "images"), "--baselines"]))
             codes.append(mocokit(["export", str(whole), "--to", "safetensors", str(folder / f"{name}.safetensors")]))

@@ -41,15 +41,17 @@ def pretrain_command(arguments: list[str]) -> int:
 
 def resume_command(arguments: list[str]) -> int:
     """Continue a run with its own settings."""
-    run, rest = take_name(arguments, "RUN", "resume RUN [--method-from PACKAGE.MODULE:SPEC]")
+    run, rest = take_name(arguments, "RUN", "resume RUN [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]")
     method_from, rest = take_option(rest, "--method-from")
+    accept_changes = "--accept-changes" in rest
+    rest = [argument for argument in rest if argument != "--accept-changes"]
     if method_from is not None:
         load_method(method_from)
     if rest:
         raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
     from mocokit.run.pretrain import resume
 
-    return _close(resume(run))
+    return _close(resume(run, accept_changes=accept_changes))
 
 
 def _close(result: "RunResult") -> int:

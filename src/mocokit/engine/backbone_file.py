@@ -46,6 +46,8 @@ class BackboneCard:
     """Optimizer steps that the weights were trained for, as far as mocokit knows."""
     origin: str = ""
     """File and layout that the weights were imported from; empty: a run of mocokit."""
+    numerics: int = 1
+    """Version of the numbers that the weights were trained with (engine/numerics.py); 1 if the file names none."""
 
     @property
     def is_own(self) -> bool:

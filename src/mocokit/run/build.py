@@ -23,6 +23,7 @@ from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import shard
 from mocokit.engine.backbone_file import OWN, BackboneCard
 from mocokit.engine.compilation import should_compile
+from mocokit.engine.numerics import NUMERICS
 from mocokit.engine.optimizer import build_optimizer
 from mocokit.engine.precision import Precision
 from mocokit.engine.run_folder import LOGGER
@@ -129,6 +130,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
             mean=mean,
             std=std,
             step=0,
+            numerics=NUMERICS,
         ),
         monitor=_build_monitor(config, reader, method, precision, device, given),
         num_workers=choose_workers(data.workers),

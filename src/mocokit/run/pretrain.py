@@ -24,6 +24,7 @@ from mocokit.engine.backbone_file import save_weights
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.checkpoint import list_checkpoints, load_newest
 from mocokit.engine.metrics import MeterBoard
+from mocokit.engine.numerics import NUMERICS, recorded_numerics, require_same_numerics
 from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.recorder import Callbacks, Recorder
@@ -113,6 +114,7 @@ def resume(
     data: ImageData | None = None,
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
+    accept_changes: bool = False,
 ) -> RunResult:
     """Continue the run in folder `run` from its newest readable checkpoint; a complete run stays as it is.
 
@@ -121,19 +123,20 @@ def resume(
         data: The object or list that `pretrain` was given as data, if any; likewise `method` and `backbone`.
         method: See `data`.
         backbone: See `data`; its weights do not matter.
+        accept_changes: Go on although this version of mocokit computes other numbers than the one that began the run.
 
     Raises:
-        ValueError: Not a run folder, no checkpoint in it can be read, or an object is needed.
+        ValueError: Not a run folder, no checkpoint in it can be read, an object is needed, or the numbers changed.
 
     """
     if method is not None:
         add_method(method)
     given = Given(backbone=backbone, source=None if data is None else open_source(data))
     folder = RunFolder(run)
-    return _run(from_toml(folder.read_config()), folder, given, resume=True)
+    return _run(from_toml(folder.read_config()), folder, given, resume=True, accept_changes=accept_changes)
 
 
-def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> RunResult:
+def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accept_changes: bool = False) -> RunResult:
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
     keep_freed_memory(device)
     session = distributed.session(
@@ -156,7 +159,8 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
         distributed.on_main(take_folder)
         folder.start_log()
         try:
-            return _train(config, folder, parts, signals, resume=resume)
+            start_step, problems = _restore(folder, parts, accept_changes=accept_changes) if resume else (0, [])
+            return _train(config, folder, parts, signals, start_step, problems)
         except Exception as error:
             LOGGER.error("%s: %s", type(error).__name__, error)
             raise
@@ -164,9 +168,10 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool) -> Ru
             folder.stop_log()
 
 
-def _train(config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, *, resume: bool) -> RunResult:
+def _train(
+    config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, start_step: int, problems: list[str]
+) -> RunResult:
     total_steps = parts.total_steps
-    start_step, problems = _restore(folder, parts) if resume else (0, [])
     names_sha256 = _hash_names(parts.reader)
     raise_on_disagreement(lambda: _state_to_compare(parts, start_step, names_sha256))
     progress = ProgressView(
@@ -268,15 +273,17 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
         "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
         "versions": {"torch": str(torch.__version__)},
+        "numerics": NUMERICS,
         "config": to_toml(config),
     }
 
 
-def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
+def _restore(folder: RunFolder, parts: Parts, *, accept_changes: bool) -> tuple[int, list[str]]:
     """Load the newest readable state; return its step, and warnings for the user."""
     if not list_checkpoints(folder.checkpoints):
         return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
+    changes = require_same_numerics(folder.path, recorded_numerics(state), accept_changes=accept_changes)
     if state["steps_per_epoch"] != parts.steps_per_epoch:
         raise ValueError(
             f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
@@ -285,7 +292,7 @@ def _restore(folder: RunFolder, parts: Parts) -> tuple[int, list[str]]:
     load_method_state(parts.method, state["method"])
     load_optimizer_state(parts.optimizer, state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
-    notes = [f"{problem}; using an older checkpoint" for problem in problems]
+    notes = changes + [f"{problem}; using an older checkpoint" for problem in problems]
     before = state.get("precision", parts.precision.name)
     if before != parts.precision.name:
         notes.append(f"run.precision=auto: {parts.precision.name} on this machine, {before} until now")
@@ -306,6 +313,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
     recipe, key_recipe = build_recipes(config.augment)
     folder.record_resolved(
         {
+            "numerics": NUMERICS,
             "num_images": num_images,
             "steps_per_epoch": parts.steps_per_epoch,
             "total_steps": total_steps,
