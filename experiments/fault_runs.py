@@ -19,7 +19,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # for tests.run_process, which starts a run as the tests do
 
-from tests.run_process import final_state, finish, start, wait_for_step
+from tests.run_process import final_state, finish, start_process, wait_for_step
 
 from mocokit.run.demo import sample_path
 
@@ -84,7 +84,7 @@ class Runs:
         program: Sequence[str] = ("-m", "mocokit"),
     ) -> subprocess.Popen[str]:
         """Start `mocokit`, with `ranks` under torchrun, and return the process. `end_all` ends it."""
-        process = start(arguments, ranks=ranks, program=program, **(environment or {}))
+        process = start_process(arguments, ranks=ranks, program=program, **(environment or {}))
         self._started.append(process)
         return process
 

@@ -14,6 +14,7 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import to_dict
 from mocokit.engine.checkpoint import list_checkpoints, load_checkpoint
 from mocokit.engine.run_folder import RunFolder
+from tests.forked_ranks import RunningRanks
 
 
 def flags_of(config: Config) -> list[str]:
@@ -29,10 +30,10 @@ def flags_of(config: Config) -> list[str]:
     return flags
 
 
-def start(
+def start_process(
     arguments: list[str], *, ranks: int = 0, program: Sequence[str] = ("-m", "mocokit"), **environment: str
 ) -> subprocess.Popen[str]:
-    """Start `python -m mocokit` or another program, with `ranks` processes under torchrun; 0: without torchrun."""
+    """Start `python -m mocokit` or another program as a user would, under torchrun if `ranks` is not 0."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     return subprocess.Popen(
         [sys.executable, *launcher, *program, *arguments],
@@ -43,7 +44,25 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
+def start(
+    arguments: list[str], *, ranks: int = 0, program: Sequence[str] = ("-m", "mocokit"), **environment: str
+) -> RunningRanks:
+    """Start `python -m mocokit` or another program in one process, or in `ranks` processes of one process group.
+
+    The processes are forked from one that has imported torch and mocokit: importing takes 4 s of CPU time, and the
+    suite starts more than 100 processes. Where torchrun itself is tested, use `start_process`.
+
+    Args:
+        arguments: Command line after the program.
+        ranks: Number of processes that get torchrun's environment; 0: one process without it.
+        program: ("-m", module) or (path of a script,).
+        **environment: Variables to set.
+
+    """
+    return RunningRanks([*program, *arguments], ranks=ranks, environment=environment)
+
+
+def finish(process: RunningRanks | subprocess.Popen[str], *, within_s: float = 240) -> tuple[int, str]:
     """Wait for the process, and return its exit code and output."""
     out, err = process.communicate(timeout=within_s)
     return process.returncode, out + err

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from mocokit.evaluate import knn
 from mocokit.evaluate.features import EvaluationView, Features, choose_images, embed_pixels, extract_features
 from mocokit.evaluate.knn import KnnProtocol, knn_accuracy, nearest_classes
 from tests.oracles import knn_loop
+from tests.run_process import finish, start
 
 CPU = torch.device("cpu")
 
@@ -110,17 +108,11 @@ def test_two_ranks_with_a_part_of_the_bank_each_equal_one_process(tmp_path: Path
     queries = _clusters(60, 2)
     torch.save((bank.rows, bank.labels, queries.rows, queries.labels), tmp_path / "features.pt")
     (tmp_path / "on_ranks.py").write_text(ON_RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "on_ranks.py"), str(tmp_path / "features.pt")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    program = (str(tmp_path / "on_ranks.py"),)
+    code, output = finish(start([str(tmp_path / "features.pt")], ranks=2, program=program))
+    assert code == 0, output[-2000:]
     want = list(knn_accuracy(bank, queries, device=CPU).values())
-    assert json.loads(done.stdout) == [want] * 4, "on every rank, however the bank is cut"
+    assert json.loads(output) == [want] * 4, "on every rank, however the bank is cut"
 
 
 def test_features_follow_their_images_and_bad_ones_are_left_out(own_photos: Path) -> None:

@@ -3,20 +3,21 @@
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mocokit.config.schema import Config
-from tests.run_process import final_state, finish, flags_of, same, start, wait_for_step
+from mocokit.config.toml import replace_settings
+from tests.forked_ranks import RunningRanks
+from tests.run_process import final_state, finish, flags_of, same, start, start_process, wait_for_step
 
 Tiny = Callable[..., Config]
 PRESET = ["pretrain", "moco-v2-small"]
 
 
-def _start(config: Config, out: Path) -> subprocess.Popen[str]:
+def _start(config: Config, out: Path) -> RunningRanks:
     return start([*PRESET, *flags_of(config), "--out", str(out)])
 
 
@@ -68,7 +69,7 @@ def test_a_signal_saves_and_ends_with_a_line_that_names_resume(
 
 
 def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path: Path) -> None:
-    process = _start(long_run, tmp_path / "run")
+    process = _start(replace_settings(long_run, {"optim.epochs": 40}), tmp_path / "run")  # still busy when it is killed
     run = tmp_path / "run"
     wait_for_step(run, 7)
     worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
@@ -77,7 +78,7 @@ def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path
     assert code == 0, output
     assert f"warning: workers=2: worker process {worker} was killed" in output
     assert f"worker process {worker} was killed" in (run / "log.txt").read_text()
-    assert [step for step, _ in _losses((run / "metrics.jsonl").read_text())] == list(range(1, 41))
+    assert [step for step, _ in _losses((run / "metrics.jsonl").read_text())] == list(range(1, 201))
 
 
 @pytest.mark.dist
@@ -98,7 +99,7 @@ def test_losses_do_not_depend_on_the_number_of_ranks(tiny: Tiny, tmp_path: Path)
 @pytest.mark.dist
 def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(long_run: Config, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start([*PRESET, *flags_of(long_run), "--out", str(run)], ranks=2)
+    process = start_process([*PRESET, *flags_of(long_run), "--out", str(run)], ranks=2)
     wait_for_step(run, 3)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on to its ranks
     _, output = finish(process)

@@ -1,8 +1,5 @@
 """The judge: recorded runs of the official code, replayed through the classes that pre-training uses."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 
 from mocokit.cli import main
 from mocokit.run.verify import bundled_traces, load_trace, replay, verify
+from tests.run_process import finish, start
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRACES = ["moco_v1_world1", "moco_v2_world1", "moco_v2_world4"]
@@ -45,13 +43,9 @@ def test_micro_batches_of_whole_groups_do_not_change_the_run(micro_groups: int) 
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_the_4_gpu_run_is_reproduced_on_gloo_ranks(ranks: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "mocokit", "verify", str(GOLDEN / "moco_v2_world4.npz"), "--micro-groups", "1"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "8 of 8 quantities within 1e-12" in done.stdout
+    code, output = finish(start(["verify", str(GOLDEN / "moco_v2_world4.npz"), "--micro-groups", "1"], ranks=ranks))
+    assert code == 0, output[-2000:]
+    assert "8 of 8 quantities within 1e-12" in output
 
 
 def _broken(tmp_path: Path, **changes: np.ndarray) -> Path:
