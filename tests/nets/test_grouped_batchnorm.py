@@ -191,7 +191,6 @@ def test_a_group_over_two_ranks_is_a_group_in_one_process(
         assert torch.allclose(layer.running_var, whole.running_var)  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, after a graph break
 @pytest.mark.parametrize("ranks", [range(1), range(2)])
 def test_compiled_networks_equal_eager_ones(ranks: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -207,7 +206,7 @@ def test_compiled_networks_equal_eager_ones(ranks: range, monkeypatch: pytest.Mo
     compiled = copy.deepcopy(eager)
     groups = 1 if len(ranks) > 1 else 2
     # "aot_eager": everything of torch.compile except the generated code
-    compiled.compile(backend="aot_eager", fullgraph=len(ranks) == 1)
+    compiled.compile(backend="aot_eager", fullgraph=True)
     x = torch.randn(8, 3, 9, 9, dtype=torch.float64)
     results = list[list[torch.Tensor]]()
     for network in (eager, compiled):

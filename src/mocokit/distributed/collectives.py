@@ -69,9 +69,9 @@ def session(
     # CPU tensors (stop flags, row counts) always travel by gloo, so that no decision waits for the GPU.
     backends = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     with time_limit(max(rank_timeout_s, RANK_TIMEOUT_S), "not all ranks came to the start"):
-        # One day instead of rank_timeout_s: the watchdog decides, because it knows which rank is missing and whether
-        # that rank may take longer.
-        dist.init_process_group(backends, timeout=timedelta(days=1))
+        # The watchdog decides first, because it knows which rank is missing and whether that rank may take longer. It
+        # sees where the host waits; a host that waits for a GPU that waits for a rank is left to NCCL's own timeout.
+        dist.init_process_group(backends, timeout=timedelta(seconds=rank_timeout_s + alone_timeout_s))
         # A second connection to the store: the group's own is blocked while the group waits.
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
@@ -92,9 +92,13 @@ def session(
     )
     try:
         yield
-    finally:
+    except BaseException:
         _watches.pop().close()
-        dist.destroy_process_group()
+        if device_type != "cuda":  # NCCL would wait here for the other ranks, and their errors would come first
+            dist.destroy_process_group()
+        raise
+    _watches.pop().close()
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

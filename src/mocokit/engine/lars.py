@@ -28,6 +28,10 @@ class Lars(torch.optim.Optimizer):
 
     """
 
+    _step_supports_amp_scaling = True
+    """Tells torch's loss scaler (fp16) not to wait for the device to learn if a gradient was infinite. It then sets two
+    scalars during `step`: `found_inf`, above 0 if one was, and `grad_scale`, the factor that gradients still have."""
+
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
@@ -46,8 +50,6 @@ class Lars(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient}
         super().__init__([g for g in groups if g["params"]], {**defaults, "lr_in_momentum": lr_in_momentum})
 
-        self.found_inf: Tensor | None = None
-
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -58,8 +60,7 @@ class Lars(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update each parameter that has a gradient, without waiting for the device; takes no closure.
 
-        If `found_inf` is a scalar 1 (a gradient is not finite), nothing changes. Loss scalers and `step_if_finite` set
-        it.
+        If `found_inf` is above 0, nothing changes. Loss scalers and `step_if_finite` set it.
         """
         assert closure is None, "one gradient a step"
         for group in self.param_groups:
@@ -70,6 +71,9 @@ class Lars(torch.optim.Optimizer):
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Update one parameter; decisions are `torch.where`, because `if` would wait for the device."""
+        grad_scale = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            gradient = gradient / grad_scale
         gradient = gradient + group["weight_decay"] * parameter
         if group["adapts"]:
             length = parameter.norm()
@@ -82,8 +86,9 @@ class Lars(torch.optim.Optimizer):
         inner, outer = (group["lr"], 1.0) if group["lr_in_momentum"] else (1.0, group["lr"])
         velocity = group["momentum"] * state["velocity"] + inner * gradient
         moved = parameter - outer * velocity
-        if self.found_inf is not None:
-            velocity = torch.where(self.found_inf > 0, state["velocity"], velocity)
-            moved = torch.where(self.found_inf > 0, parameter, moved)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            velocity = torch.where(found_inf > 0, state["velocity"], velocity)
+            moved = torch.where(found_inf > 0, parameter, moved)
         state["velocity"].copy_(velocity)
         parameter.copy_(moved)

@@ -136,10 +136,11 @@ class MemoryBank(Method[MemoryBankBatch]):
         """Mix the new features of the batch's images into the bank."""
         new = self.forwards.gather(rows["features"])  # (B, C)
         ids = self.forwards.gather(batch.image_ids)  # (B,)
-        # An image can stand twice in a batch, as the replacement of a bad one: only its last row counts.
-        comes_again = (ids[:, None] == ids[None, :]).triu(1).any(dim=1)
-        new = new[~comes_again]
-        ids = ids[~comes_again]
+        # An image can stand twice in a batch, as the replacement of a bad one: its last row counts. Its rows are all
+        # set to that one, then written: to leave some out, the host would have to wait for their number.
+        numbers = torch.arange(len(ids), device=ids.device)
+        last = torch.where(ids[:, None] == ids[None, :], numbers, -1).amax(dim=1)  # (B,) last row of each row's image
+        new = new[last]
         mixed = self.feature_momentum * self.features[ids] + (1 - self.feature_momentum) * new
         self.features[ids] = F.normalize(mixed, dim=1).to(self.features.dtype)
         self.seen[ids] = True

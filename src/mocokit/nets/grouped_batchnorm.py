@@ -60,10 +60,8 @@ class GroupedBatchNorm(_BatchNorm):
         if self.num_groups == 1 and len(self.ranks) == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
         weight, bias = self._scale_and_shift(input)
-        if len(self.ranks) > 1:
-            across: Tensor = self._across_ranks(input, weight, bias, momentum)
-            return across
-        if torch.compiler.is_compiling():
+        if len(self.ranks) > 1 or torch.compiler.is_compiling():
+            assert len(self.ranks) == 1 or self.num_groups == 1, "a group that spans ranks is a forward's only one"
             return self._by_formulas(input, weight, bias, momentum)
         normalized: Tensor = _ChunkedBatchNorm.apply(
             input, weight, bias, mean, var, self.num_groups, momentum, self.eps
@@ -76,12 +74,6 @@ class GroupedBatchNorm(_BatchNorm):
             return self.weight, self.bias
         dtype = torch.promote_types(x.dtype, torch.float32)
         return x.new_ones(self.num_features, dtype=dtype), x.new_zeros(self.num_features, dtype=dtype)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _across_ranks(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
-        """Normalise this rank's (N, C, ...) rows of the group that `ranks` share; the collectives are not compiled."""
-        assert self.num_groups == 1, "a group that spans ranks is the only one in a forward"
-        return self._by_formulas(x, weight, bias, momentum)
 
     def _by_formulas(self, x: Tensor, weight: Tensor, bias: Tensor, momentum: float) -> Tensor:
         """Normalise (g*N, C, ...), g groups or this rank's part of one, and update the running statistics."""
@@ -252,8 +244,19 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 def _gather_from(ranks: range, values: Tensor) -> Tensor:
     """Gather this rank's (k, ...) `values` from all `ranks`: (k, r, ...)."""
-    gathered = distributed.all_gather_rows(values[None], [1] * distributed.world_size())  # (R, k, ...)
+    gathered: Tensor = _gather_statistics(values, distributed.world_size())  # (R, k, ...)
     return gathered[ranks.start : ranks.stop].transpose(0, 1)  # (k, r, ...)
+
+
+@torch.library.custom_op("mocokit::gather_statistics", mutates_args=())
+def _gather_statistics(values: Tensor, num_ranks: int) -> Tensor:
+    """Gather the (k, ...) `values` of all ranks: (R, k, ...). One node of a compiled graph, which need not break."""
+    return distributed.all_gather_rows(values[None], [1] * num_ranks)
+
+
+@_gather_statistics.register_fake
+def _shape_of_gathered(values: Tensor, num_ranks: int) -> Tensor:
+    return values.new_empty((num_ranks, *values.shape))
 
 
 def convert_batchnorm(module: nn.Module) -> nn.Module:

@@ -26,7 +26,8 @@ def on_device(batches: Iterable[ViewBatch], device: torch.device) -> Iterator[Vi
             yield batch.to(device).augmented()
         return
     staging = Staging(device)
-    for batch, ready in BackgroundMap(batches, staging.move):
+    # A new thread's current device is GPU 0, on which each rank would then open a context of half a gigabyte.
+    for batch, ready in BackgroundMap(batches, staging.move, prepare=lambda: torch.cuda.set_device(device)):
         yield _synchronize(batch, ready)
 
 
@@ -36,12 +37,16 @@ class BackgroundMap(Generic[A, B]):
     Args:
         items: Iterated in the thread. An exception of `items` or `work` is raised by the consumer's `next`.
         work: Function to apply to each item.
+        prepare: Called once in the thread, before the first item.
 
     """
 
-    def __init__(self, items: Iterable[A], work: Callable[[A], B]) -> None:
+    def __init__(
+        self, items: Iterable[A], work: Callable[[A], B], *, prepare: Callable[[], object] = lambda: None
+    ) -> None:
         self._items = iter(items)  # here, so that the loader starts its processes in this thread
         self._work = work
+        self._prepare = prepare
         self._done: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
 
@@ -62,6 +67,7 @@ class BackgroundMap(Generic[A, B]):
 
     def _run(self) -> None:
         try:
+            self._prepare()
             for item in self._items:
                 if not self._put(good=True, result=self._work(item)):
                     return
