@@ -110,6 +110,7 @@ def test_the_command_writes_the_directives_and_only_the_flags_that_differ(
     for directive in (
         "--nodes=4",
         "--gpus-per-node=2",
+        "--cpus-per-task=16",
         "--signal=B:USR1@120",
         "--requeue",
         "--partition=gpu",
@@ -121,6 +122,22 @@ def test_the_command_writes_the_directives_and_only_the_flags_that_differ(
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert main(["slurm", "moco-v2", *flags, "--write", str(tmp_path / "job.sh")]) == 0
     assert "next: sbatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["--cpus-per-task=64", "--cpus-per-gpu=4", "--exclusive"])
+def test_the_users_own_wish_for_cores_is_the_only_one(asked: str) -> None:
+    text = slurm_script("moco-v2", get_preset("moco-v2"), out="/runs/x", sbatch=[asked])
+    assert [line for line in text.splitlines() if "cpus-per" in line or "exclusive" in line] == [f"#SBATCH {asked}"]
+
+
+def test_srun_gets_the_cores_of_the_job_if_it_has_a_number() -> None:
+    """Slurm sets SLURM_CPUS_PER_TASK in the batch shell only if the job asked by that directive."""
+    text = slurm_script("moco-v2", get_preset("moco-v2"), out="/runs/x")
+    (line,) = [line for line in text.splitlines() if "SRUN_CPUS_PER_TASK" in line]
+    for environment, wanted in (({"SLURM_CPUS_PER_TASK": "64"}, "64"), ({}, "none")):
+        command = ["bash", "-c", f"{line}\nbash -c 'echo ${{SRUN_CPUS_PER_TASK:-none}}'"]
+        done = subprocess.run(command, env={**environment, "PATH": os.environ["PATH"]}, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == wanted
 
 
 def test_flags_that_differ_give_the_same_config_again() -> None:

@@ -26,6 +26,8 @@ def slurm_command(arguments: list[str]) -> int:
         """Number of machines."""
         gpus_per_node: int = 8
         """GPUs on each machine; one rank per GPU."""
+        cpus_per_gpu: int = 8
+        """Cores to ask for with each GPU; --sbatch cpus-per-task=N, cpus-per-gpu=N or exclusive ask instead."""
         time: str = "24:00:00"
         """Time limit of one job (H:MM:SS or D-HH:MM:SS); the run continues in the next job."""
         sbatch: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ def slurm_command(arguments: list[str]) -> int:
         out=asked.out,
         nodes=asked.nodes,
         gpus_per_node=asked.gpus_per_node,
+        cpus_per_gpu=asked.cpus_per_gpu,
         time=asked.time,
         sbatch=[f"--{directive.lstrip('-')}" for directive in asked.sbatch],
         method_from=method_from or "",

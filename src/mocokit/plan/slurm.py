@@ -16,6 +16,9 @@ from mocokit.settings import require
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 _DIRECTIVE = re.compile(r"--[a-z-]+(=[^\n]*)?")
 
+ASK_FOR_CORES = ("--cpus-per-task", "--cpus-per-gpu", "--exclusive", "--threads-per-core")
+"""Directives by which the user chooses the cores."""
+
 _SCRIPT = """\
 #!/bin/bash
 # Submit with: sbatch THIS_FILE. Stop for good with: touch {stop}
@@ -34,6 +37,8 @@ stopped=0
 stop() {{ stopped=1; kill -TERM "$launcher" 2>/dev/null; }}
 trap stop USR1 TERM
 # srun passes SIGTERM to torchrun, and torchrun to the ranks; they finish their step and write one checkpoint.
+# srun of Slurm 22.05 and later gives a task one core unless it is told the job's number.
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 srun {python} -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={gpus_per_node} \\
   --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first_node:$((20000 + SLURM_JOB_ID % 20000))" \\
   -m mocokit "${{command[@]}}" &
@@ -55,6 +60,7 @@ def slurm_script(
     out: str | Path,
     nodes: int = 1,
     gpus_per_node: int = 8,
+    cpus_per_gpu: int = 8,
     time: str = "24:00:00",
     stop_before_s: int = 120,
     sbatch: Sequence[str] = (),
@@ -71,6 +77,8 @@ def slurm_script(
         out: Run folder to make, on a file system that all nodes share.
         nodes: Number of machines.
         gpus_per_node: GPUs, and so ranks, on each machine.
+        cpus_per_gpu: Cores to ask for with each GPU; Slurm gives a task one core by default, and JPEGs need more. Not
+            used if `sbatch` asks for cores itself.
         time: Time limit of one job as Slurm writes it: minutes, H:MM:SS or D-HH:MM:SS.
         stop_before_s: Seconds before the time limit at which the run is told to stop.
         sbatch: Further directives, such as "--partition=gpu".
@@ -82,6 +90,7 @@ def slurm_script(
     """
     require(nodes >= 1, "nodes", nodes, "must be at least 1")
     require(gpus_per_node >= 1, "gpus_per_node", gpus_per_node, "must be at least 1")
+    require(cpus_per_gpu >= 1, "cpus_per_gpu", cpus_per_gpu, "must be at least 1")
     require(bool(_TIME.fullmatch(time)), "time", time, "write it as H:MM:SS or D-HH:MM:SS")
     # Now, not when the job starts: can the BatchNorm groups be shared out to so many ranks?
     layout = GroupLayout(bn_groups=config.method.bn_groups, world_size=nodes * gpus_per_node)
@@ -91,6 +100,8 @@ def slurm_script(
     own = f" --method-from {shlex.quote(method_from)}" if method_from else ""
     folder = Path(out).expanduser().absolute()
     directives = [*_directives(folder, nodes, gpus_per_node, time, stop_before_s), *sbatch]
+    if not any(directive.startswith(ASK_FOR_CORES) for directive in sbatch):
+        directives.append(f"--cpus-per-task={cpus_per_gpu * gpus_per_node}")
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {_quote(directive)}" for directive in directives),
         run=shlex.quote(str(folder)),

@@ -7,7 +7,7 @@ import torch
 from mocokit.data.augment.recipes import AUG_PLUS
 from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.decode import decode
-from mocokit.data.loading.loader import BatchOrder, build_loader, steps_per_epoch
+from mocokit.data.loading.loader import BatchOrder, build_loader, own_cores, steps_per_epoch
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader, TwoViews
@@ -116,3 +116,15 @@ def test_mean_and_std_are_those_of_the_pixels(photos: Path) -> None:
     mean, std = measure_mean_std(reader, size_px=48, seed=0)
     assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-4)
     assert std == pytest.approx(pixels.std(axis=0), abs=1e-4)
+
+
+def test_a_rank_that_got_its_own_cores_does_not_share_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 ranks of a machine with 64 cores: unpinned they see all 64, pinned 8 each."""
+    sets = {"own": set(range(64)), "launcher": set(range(64))}
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: sets["launcher" if pid else "own"], raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert own_cores() == 8
+    sets["own"] = set(range(8, 16))
+    assert own_cores() == 8, "not 1"
+    sets["launcher"] = sets["own"] = set(range(16))  # a job that has 16 cores of the machine
+    assert own_cores() == 2

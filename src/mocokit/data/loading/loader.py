@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from mocokit.data.batch import BatchMaker
 from mocokit.data.loading.allocator import give_back_freed_memory
 from mocokit.data.loading.killed_workers import ResilientBatches
+from mocokit.data.loading.socket_folder import choose_socket_folder
 from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker
 from mocokit.data.sources.shards import is_url
 from mocokit.randomness import Purpose, permutation
@@ -142,6 +143,7 @@ def build_loader(
 
     def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | WorkerError]:
         """Return a loader with new workers for the batches at `order`."""
+        choose_socket_folder()
         give_back_freed_memory()  # the workers are forked next, and share all memory of this process
         return DataLoader(
             BatchDataset(views),
@@ -197,8 +199,19 @@ def count_cores() -> int:
 
 def own_cores() -> int:
     """Return the number of cores per rank of this machine, at least 1 and at most MAX_WORKERS."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_ranks = 1 if _has_cores_of_its_own() else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, count_cores() // local_ranks))
+
+
+def _has_cores_of_its_own() -> bool:
+    """Return True if the launcher has given this process a part of its own cores (numactl, taskset, NUMA binding)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity is None:
+        return False
+    try:
+        return bool(affinity(0) < affinity(os.getppid()))  # a strict subset
+    except OSError:  # the launcher is in another container, or has ended
+        return False
 
 
 def choose_workers(asked: int, *, threads_suffice: bool = False, location: str = "") -> int:
