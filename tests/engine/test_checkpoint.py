@@ -1,12 +1,15 @@
+import errno
 import hashlib
 import os
 import pickle
+import stat
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mocokit.engine.checkpoint import (
     CheckpointError,
@@ -17,10 +20,12 @@ from mocokit.engine.checkpoint import (
     load_newest,
     remove_partial,
     save_checkpoint,
+    write_atomically,
 )
 from tests.run_process import same
 
 STATE = {"weights": torch.arange(1000.0), "optimizer": {"lr": 0.1}, "config": "x = 1"}
+STATE_TENSORS = {"weights": torch.arange(10.0)}
 
 
 def _save(folder: Path, step: int, keep_last: int = 2) -> Path:
@@ -151,3 +156,33 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_so(tmp_path: Path) -> N
         assert load_newest(folder)[0]["step"] == 1
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_allows_whoever_wrote_them(tmp_path: Path, umask: int) -> None:
+    def private(path: Path) -> None:
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(umask)
+    try:
+        for write in (private, lambda path: path.write_text("x"), lambda path: save_file(STATE_TENSORS, path)):
+            write_atomically(tmp_path / "file", write)
+            assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_can_not_be_flushed_does_not_stop_a_save(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert load_checkpoint(_save(tmp_path, 5))["step"] == 5

@@ -1,13 +1,16 @@
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mocokit.config.schema import Config
 from mocokit.config.toml import to_toml
-from mocokit.engine.run_folder import RunFolder
+from mocokit.engine.run_folder import LOGGER, RunFolder
 
 HOLD = """
 import sys, time
@@ -39,3 +42,23 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(
         folder.create(to_toml(tiny()))
     with pytest.raises(ValueError, match=r"exists and is not empty; continue it with `mocokit resume"):
         folder.require_free()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acquire(*_arguments: object, **_settings: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with RunFolder(tmp_path / "run").locked():
+        assert "this file system has no locks" in caplog.text
+
+
+def test_names_that_are_not_utf8_reach_the_log(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start_log()
+    LOGGER.warning("bad image %s", os.fsdecode(b"caf\xe9.jpg"))
+    folder.stop_log()
+    assert r"bad image caf\udce9.jpg" in folder.log.read_text(encoding="utf-8")

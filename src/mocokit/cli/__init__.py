@@ -4,6 +4,7 @@ It holds no tensor code and no default values. May import every other room.
 """
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,9 @@ Momentum-contrast visual pre-training that anyone can run and trust.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 1 failed, 2 wrong usage, 128+n ended by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold what the terminal's encoding can't
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
         return 0 if arguments else 2

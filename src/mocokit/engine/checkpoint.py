@@ -6,6 +6,7 @@ writes, so `torch.load` and `unzip` still read the file. Loading runs no code fr
 """
 
 import copy
+import errno
 import hashlib
 import os
 import pickle
@@ -72,10 +73,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + PARTIAL)
     try:
+        with temporary.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # what the umask allows; some writers make their own, private file
         write(temporary)
+        temporary.chmod(mode & 0o777)
         flush_to_disk(temporary)
         temporary.replace(path)
-        flush_to_disk(path.parent)  # the folder too: else a crash of the machine could undo the renaming
+        flush_folder(path.parent)  # else a crash of the machine could undo the renaming
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,10 +90,25 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file is on the disk."""
+    with path.open("rb+") as file:  # Windows flushes only what may be written
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until a folder's entries are on the disk; does nothing where folders can't be flushed.
+
+    Those are network file systems without that call, and Windows, which does not open folders.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 

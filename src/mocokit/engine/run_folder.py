@@ -4,7 +4,7 @@ config.toml holds the settings that the user asked for, resolved.toml the number
 """
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import platform
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tomli_w
+from filelock import FileLock, Timeout
 
 from mocokit import distributed
 from mocokit.engine.checkpoint import remove_partial
@@ -20,6 +21,14 @@ from mocokit.engine.machine import describe_machine
 from mocokit.settings import require
 
 LOGGER = logging.getLogger("mocokit")
+
+LOCK_WAIT_S = 3.0
+"""Time to wait for the lock of a process that was just killed: its loader workers hold it until they notice, 1 s."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that have no locks."""
+
+LOCK_FILES = (".lock", ".lock.holder")
 
 
 class RunFolder:
@@ -39,7 +48,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.backbone = self.path / "backbone.safetensors"
         self.view_sheet = self.path / "views.png"
-        self.lock_file = self.path / ".lock"
+        self.lock_file, self.lock_holder = (self.path / name for name in LOCK_FILES)
 
     def require_free(self) -> None:
         """Raise ValueError if the folder has files or another process runs in it; the message says what to do."""
@@ -49,8 +58,10 @@ class RunFolder:
         self._require_empty()
 
     def _require_empty(self) -> None:
-        """Raise ValueError if the path is a file, or a folder with anything but the lock file."""
-        if self.path.exists() and (not self.path.is_dir() or any(path.name != ".lock" for path in self.path.iterdir())):
+        """Raise ValueError if the path is a file, or a folder with anything but the lock files."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir() or any(path.name not in LOCK_FILES for path in self.path.iterdir()):
             remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
             raise ValueError(f"out={self.path}: exists and is not empty; {remedy} choose another folder")
 
@@ -58,27 +69,32 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Context manager that keeps other processes from running in this folder.
 
-        The lock is a record lock (lockf): the system frees it when this process ends, even if it is killed. Loader
-        workers would inherit a lock of `flock`, and hold it for a moment after this process was killed.
+        The system frees the lock when this process ends, even if it is killed. On a file system without locks, a
+        warning says that nothing keeps others out.
 
         Raises:
             ValueError: Another process runs in this folder; the message names it.
 
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise ValueError(
-                    f"out={self.path}: in use by {file.read().strip() or 'another process'}; wait for it to end, "
-                    "or choose another folder"
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+        lock = FileLock(self.lock_file)
+        try:
+            lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout as error:
+            known = self.lock_holder.exists()
+            holder = self.lock_holder.read_text(encoding="utf-8").strip() if known else "another process"
+            raise ValueError(
+                f"out={self.path}: in use by {holder}; wait for it to end, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            LOGGER.warning("%s: this file system has no locks (%s): start no second run in it", self.path, error)
+        try:
+            self.lock_holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
+        finally:
+            lock.release()
 
     def remove_partial(self) -> None:
         """Delete files that a killed process left half-written; call only while `locked`."""
@@ -91,7 +107,8 @@ class RunFolder:
         self._require_empty()
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(config, encoding="utf-8")
-        environment = {**describe_machine(), "world_size": distributed.world_size(), "command": sys.argv}
+        command = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv]
+        environment = {**describe_machine(), "world_size": distributed.world_size(), "command": command}
         self.environment.write_text(tomli_w.dumps(environment), encoding="utf-8")
 
     def read_config(self) -> str:
@@ -111,7 +128,8 @@ class RunFolder:
     def start_log(self) -> None:
         """Also write the package's log messages to `log.txt`, on the main rank."""
         if distributed.is_main():
-            handler = logging.FileHandler(self.log, encoding="utf-8")
+            # backslashreplace: file names can be any bytes
+            handler = logging.FileHandler(self.log, encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             LOGGER.addHandler(handler)
             LOGGER.setLevel(logging.INFO)

@@ -43,6 +43,7 @@ from mocokit.run.build import (
     settings_warnings,
 )
 from mocokit.run.build_views import build_recipes
+from mocokit.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,9 @@ def locate_data(config: Config) -> Config:
     """Return the config with absolute paths of its images, so that `resume` works from any folder."""
     places = {"data.source": config.data.source, "data.test": config.data.test}
     absolute = {name: absolute_location(place) for name, place in places.items() if place}
+    for name, place in absolute.items():
+        shown = place.encode("utf-8", "backslashreplace").decode()
+        require(shown == place, name, shown, "not UTF-8, which config.toml can't hold; rename it, or link to it")
     return replace_settings(config, absolute)
 
 
