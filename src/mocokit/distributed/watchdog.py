@@ -25,6 +25,9 @@ LOGGER = logging.getLogger("mocokit")
 BEAT_S = 2.0
 """Time between two heartbeats, one small message each; a quarter of the timeout if that is less."""
 
+EX_TEMPFAIL = 75
+"""Exit code that asks to try again (sysexits.h); os.EX_TEMPFAIL is missing on Windows."""
+
 SILENT_BEATS = 4
 """Least number of beats without a change before a rank counts as stopped."""
 
@@ -231,11 +234,11 @@ def time_limit(timeout_s: float, problem: str) -> Iterator[None]:
 
 
 def end_process(message: str) -> None:
-    """Log `message` and end this process with exit code 75 (EX_TEMPFAIL: try again), without waiting for threads."""
+    """Log `message` and end this process with EX_TEMPFAIL, without waiting for threads."""
     LOGGER.error(message)
     sys.stderr.write(f"mocokit: {message}; continue with `mocokit resume`\n")
     sys.stderr.flush()
     # Give the other ranks time to find the missing rank themselves: once this process is gone, all they see is a
     # broken connection.
     time.sleep(2 * BEAT_S)
-    os._exit(os.EX_TEMPFAIL)
+    os._exit(EX_TEMPFAIL)

@@ -5,6 +5,9 @@ import signal
 from types import FrameType
 from typing import Any
 
+STOPPING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
+"""Signals that end a run in order; Windows has no SIGUSR1."""
+
 
 class StopSignal:
     """Context manager that records SIGINT, SIGTERM or SIGUSR1 instead of letting them end the process.
@@ -26,7 +29,7 @@ class StopSignal:
         return self._received
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPPING:
             self._previous[number] = signal.signal(number, self._remember)
         return self
 

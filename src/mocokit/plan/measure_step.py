@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -148,6 +147,10 @@ def _peak(device: torch.device) -> float:
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii")) if status.exists() else None
     if found:
         return int(found[1]) / 1024
+    try:
+        import resource
+    except ImportError:  # Windows: not measured
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 

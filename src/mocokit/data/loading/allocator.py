@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 
 import torch
 
@@ -19,10 +20,10 @@ def keep_freed_memory(device: torch.device) -> None:
     """
     if device.type != "cpu" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.mallopt(M_MMAP_MAX, 0)
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def give_back_freed_memory() -> None:
@@ -31,6 +32,14 @@ def give_back_freed_memory() -> None:
     Forked workers share all pages of this process. A shared page is copied when the step writes to it again, which
     slows steps down and takes the memory twice. Source: malloc_trim(3).
     """
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc; else None, as on macOS, Windows and Alpine."""
+    if sys.platform != "linux":
+        return None
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -6,6 +6,7 @@ batch is requested. New workers then make all batches that were not delivered. (
 process: if other code used a DataLoader with workers before, torch's handler is the previous one, and stays.)
 """
 
+import contextlib
 import logging
 import multiprocessing
 import signal
@@ -32,10 +33,10 @@ _NO_SHARED_MEMORY = "unable to allocate shared memory"
 _SHARED_MEMORY_FULL = "/dev/shm is full: make it larger (docker: --shm-size=8g), or use fewer workers"
 _HOW_TO_GO_ON = "a run goes on with `mocokit resume`"
 _CAUSES = {
-    -signal.SIGKILL: ("killed", "most likely for lack of memory: use fewer workers"),
-    -signal.SIGBUS: ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
+    "SIGKILL": ("killed", "most likely for lack of memory: use fewer workers"),
+    "SIGBUS": ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
 }
-"""Exit code -> (how the worker ended, likely reason and remedy)."""
+"""Signal -> (how the worker ended, likely reason and remedy)."""
 
 
 class WorkerDeath(NamedTuple):
@@ -110,11 +111,19 @@ class ResilientBatches(Generic[B]):
     ) -> tuple[Iterator[B | WorkerError], set[BaseProcess]]:
         """Start workers for the undelivered batches and the rest; return their batches and the processes."""
         children_before = set(multiprocessing.active_children())
-        handler_before = signal.getsignal(signal.SIGCHLD)
-        batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
-        if threading.current_thread() is threading.main_thread():  # elsewhere, torch sets no handler
-            signal.signal(signal.SIGCHLD, handler_before or signal.SIG_DFL)
+        with _same_child_handler():
+            batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
         return batches, set(multiprocessing.active_children()) - children_before
+
+
+@contextlib.contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """Context manager that puts the handler of SIGCHLD back, for which torch sets its own in the main thread."""
+    number = getattr(signal, "SIGCHLD", None)  # missing on Windows
+    handler = signal.getsignal(number) if number is not None else None
+    yield
+    if number is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _remember(
@@ -154,8 +163,9 @@ def _find_dead(workers: set[BaseProcess]) -> BaseProcess | None:
 
 def describe_death(pid: int | None, exit_code: int) -> WorkerDeath:
     """Return how a worker process ended, and the likely reason and remedy."""
-    if exit_code in _CAUSES:
-        ended, hint = _CAUSES[exit_code]
+    name = next((number.name for number in signal.Signals if number == -exit_code), "")
+    if name in _CAUSES:
+        ended, hint = _CAUSES[name]
     else:
         hint = "most likely a library crashed: 0 workers show where"
         ended = f"ended with code {exit_code}"

@@ -1,8 +1,10 @@
 """Code of a loader's worker process: its setup, its work, its errors and its end."""
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -63,14 +65,26 @@ def init_worker(_worker: int) -> None:
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if hasattr(signal, "sigtimedwait"):  # it says who sent a signal; macOS and Windows have none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_main, args=(multiprocessing.parent_process(), os.getppid()), daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_with_main(main: Any, starter: int) -> None:
+    """End this process when the main process is gone or, where the system can tell, sends SIGTERM.
+
+    Args:
+        main: The main process, as multiprocessing knows it.
+        starter: Process that started this one: the main process, or the fork server, which ends with it. Watched too,
+            because the younger siblings of a forked worker hold open the pipe that tells multiprocessing of an end.
+
+    """
+    while main.is_alive() and os.getppid() == starter:
+        if not hasattr(signal, "sigtimedwait"):
+            time.sleep(1.0)
+            continue
         received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-        if received is not None and received.si_pid == parent:
+        if received is not None and received.si_pid == main.pid:
             break
     os._exit(0)
 
