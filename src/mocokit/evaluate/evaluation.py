@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.left_out import log_line
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision, pick_device
@@ -16,6 +17,7 @@ from mocokit.evaluate.baselines import build_extractors, view_of
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
+from mocokit.evaluate.features import LabelledImages
 from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
 from mocokit.evaluate.splits import open_labelled, train_and_test
@@ -44,13 +46,14 @@ def evaluate(
     precision_name: str = "fp32",
     say: Callable[[str], None] = lambda _text: None,
     on_rows: Callable[[list[Row]], None] = lambda _rows: None,
+    on_data: Callable[[str], object] = log_line,
 ) -> list[Row]:
     """Evaluate a run, and update `evaluation.json` and `evaluation.md` in its folder after each protocol.
 
     Args:
         run: Run folder or backbone file.
         data: Labelled images to train on.
-        test: Labelled images to test on; None: a held-out tenth of `data`.
+        test: Labelled images to test on; None: the test part of `data` if that is a split, else a held-out tenth.
         protocols: Names (see `find_protocol`) or own objects (see `EvalProtocol`); skipped if there are too few labels.
         backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also evaluate raw pixels and a random-init backbone, for the protocols that suit them.
@@ -61,9 +64,9 @@ def evaluate(
         precision_name: Number format of the backbone: fp32 or bf16.
         say: Called with a line of progress.
         on_rows: Called with the new rows of each protocol and kind of features.
+        on_data: Called with a line about each set of images: see describe_source.
 
-    Returns:
-        The new rows. The files also keep the rows of earlier calls on the same weights.
+    Returns the new rows. The files also keep the rows of earlier calls on the same weights.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
@@ -72,9 +75,9 @@ def evaluate(
     precision = Precision(precision_name, device)
     folder = results_folder(run)
     weights = weights_digest(loaded.backbone)[:12]
-    places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
     num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers))
+    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers), on_data=on_data)
+    places = _places(data, opened[1])
     cache = FeatureCache(folder / "features")
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     rows = list[Row]()
@@ -88,6 +91,12 @@ def evaluate(
             save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
             on_rows(new)
     return rows
+
+
+def _places(data: str | Path, test: LabelledImages | None) -> dict[str, str]:
+    """Return the locations for the rows of results; that of a held-out part is empty."""
+    tested = absolute_location(test.location) if test else ""
+    return {"data": absolute_location(str(data)), "test": tested}
 
 
 def _run_all(

@@ -1,5 +1,6 @@
 """Measure the kNN accuracy of a run beside its baselines; under torchrun, the images are sharded over the ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.left_out import log_line
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
@@ -35,18 +37,21 @@ def compare_with_baselines(
     num_workers: int = -1,
     device_name: str = "auto",
     seed: int = 0,
+    on_data: Callable[[str], object] = log_line,
 ) -> list[KnnRow]:
     """Return the kNN accuracy of a run's backbone, after those of the baselines.
 
     Args:
         run: Run folder or backbone file.
         bank: Labelled images that vote.
-        queries: Labelled images to classify; None: a held-out tenth of `bank`.
+        queries: Labelled images to classify; None: the test part of `bank` if that is a split, else a held-out
+            tenth of it.
         backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also measure raw pixels and a random-init backbone.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
+        on_data: Called with a line about each set of images; every rank calls it.
 
     """
     loaded = load_backbone(run, backbone=backbone)
@@ -54,7 +59,7 @@ def compare_with_baselines(
     with distributed.session(device.type):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
-        train, test = open_train_and_test(bank, queries, view, seed=seed)
+        train, test = open_train_and_test(bank, queries, view, seed=seed, on_data=on_data)
         return [
             KnnRow(features=extractor.name, accuracy=_knn_on_ranks(extractor, train, test, device))
             for extractor in build_extractors(loaded, baselines=baselines, device=device, seed=seed)
