@@ -10,7 +10,7 @@ from mocokit import distributed
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, sharded_modules
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
+from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices, embed_with
 from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.methods.contract import Method
 from mocokit.nets.backbones import build_seeded
@@ -39,6 +39,7 @@ def build_monitor(
     seed: int,
     precision: Precision,
     device: torch.device,
+    test_location: str = "",
 ) -> Monitor:
     """Build the monitor of the query backbone.
 
@@ -53,16 +54,10 @@ def build_monitor(
         seed: Seed of the draw of images.
         precision: Number format of the forward passes.
         device: Device of the forward passes.
+        test_location: Where the images to classify are, for messages.
 
     """
-    drawn = draw_indices(len(reader.source), max_images, seed=seed)
-    if test is not None:
-        asked = draw_indices(len(test.source), max_images // 5, seed=seed)
-        queries = choose_images(test, view, indices=asked, class_names=reader.source.class_names)
-        bank = choose_images(reader, view, indices=drawn)
-    else:
-        queries = choose_images(reader, view, indices=drawn[::10])
-        bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
+    bank, queries = _bank_and_queries(reader, test, view, max_images=max_images, seed=seed, location=test_location)
     trained = method.encoder_q.backbone
     whole = trained
     is_sharded = bool(sharded_modules(method))
@@ -82,3 +77,17 @@ def build_monitor(
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
 
     return Monitor(gather=gather, evaluate=evaluate)
+
+
+def _bank_and_queries(
+    reader: ImageReader, test: ImageReader | None, view: EvaluationView, *, max_images: int, seed: int, location: str
+) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images that vote and those to classify; `location` is that of the test images, for messages."""
+    drawn = draw_indices(len(reader.source), max_images, seed=seed)
+    if test is None:
+        queries = choose_images(reader, view, indices=drawn[::10])
+        return choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10]), queries
+    asked = draw_indices(len(test.source), max_images // 5, seed=seed)
+    names = reader.source.class_names
+    queries = choose_images(test, view, indices=asked, class_names=names, setting="data.test", location=location)
+    return choose_images(reader, view, indices=drawn), queries

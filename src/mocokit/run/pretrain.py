@@ -16,6 +16,7 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
+from mocokit.data.sources.left_out import describe_source, names_left_out, require_few_lost
 from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
@@ -151,6 +152,8 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
         if not resume:
             distributed.on_main(folder.require_free)
         parts = build_run(config, device, given)  # before any file is made: settings and data can be wrong
+        if not resume:
+            require_few_lost(parts.reader.source, max_share=config.data.max_bad_share)
 
         def take_folder() -> None:
             """Make the folder this process's own."""
@@ -304,9 +307,10 @@ def _restore(folder: RunFolder, parts: Parts, *, accept_changes: bool) -> tuple[
 
 
 def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str) -> None:
-    """Show the user a summary of the run, and record the derived numbers in `resolved.toml`."""
+    """Show the user a summary of the run and of its images, and record the derived numbers in `resolved.toml`."""
     num_images = len(parts.reader.source)
     total_steps = parts.total_steps
+    _describe_images(parts, progress)
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
@@ -333,6 +337,17 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
             "names_sha256": names_sha256,
         }
     )
+
+
+def _describe_images(parts: Parts, progress: ProgressView) -> None:
+    """Show a line about the training and the test images, and log the names of the files that are left out."""
+    for kind, source in (("data", parts.reader.source), ("test", parts.test_source)):
+        if source is not None:
+            line = f"{kind}: {describe_source(source)}"
+            progress.say(line)
+            LOGGER.info(line)
+            for name in names_left_out(source):
+                LOGGER.info(name)
 
 
 def _hash_names(reader: ImageReader) -> str:
