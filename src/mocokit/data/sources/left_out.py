@@ -209,7 +209,8 @@ def require_few_lost(source: "ImageSource", *, max_share: float) -> None:
     whole = len(source) + lost
     if lost > max_share * whole:
         kinds = ", ".join(_with_example(kind) for kind in left_out_of(source) if kind.num_lost)
+        enough = min(1.0, lost / whole + 0.01)
         raise ValueError(
-            f"data.max_bad_share={max_share}: {lost:,} of {whole:,} images are left out: {kinds}; do that, move them "
-            f"away, or allow a larger share, for example --data.max-bad-share {min(1.0, lost / whole + 0.01):.2f}"
+            f"data.max_bad_share={max_share}: {lost:,} of {whole:,} images are left out: {kinds}; convert or remove "
+            f"them, or allow a larger share, for example --data.max-bad-share {enough:.2f}"
         )

@@ -102,7 +102,7 @@ def _open_file(text: str, path: Path, columns: Columns) -> ImageSource:
     if "idx3-ubyte" in name and not inside:
         return open_idx(archive)
     with archive.open("rb") as file:
-        command = unpacking_command(archive.name, file.read(8))
+        command = unpacking_command(archive, file.read(8))
     if command:
         raise ValueError(
             f"data={text}: compressed, so that its images can't be read in any order, as training needs; unpack it, "

@@ -1,8 +1,9 @@
 """File name suffixes of images that mocokit reads, of images that it does not read, and of archives, with remedies."""
 
 import functools
+import shlex
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Literal
 
 from PIL import features
@@ -129,13 +130,13 @@ def archive_suffix(name: str) -> str:
     return next((suffix for suffix in sorted(_ARCHIVES, key=len, reverse=True) if lower.endswith(suffix)), "")
 
 
-def unpacking_command(name: str, start: bytes = b"") -> str:
+def unpacking_command(path: PurePath, start: bytes = b"") -> str:
     """Return the command that unpacks a compressed archive; empty if it is none, or a zip or tar that is read in place.
 
     Args:
-        name: File name.
-        start: First bytes of the file, which count more than its name.
+        path: The file.
+        start: Its first bytes, which count more than its name.
 
     """
     magic = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), None)
-    return _UNPACKERS.get(magic or archive_suffix(name), "").format(name)
+    return _UNPACKERS.get(magic or archive_suffix(path.name), "").format(shlex.quote(str(path)))

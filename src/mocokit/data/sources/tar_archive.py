@@ -110,7 +110,7 @@ def scan_tar(path: Path, tally: LeftOutTally) -> TarImages:
             return _scan(file, tally)
     except tarfile.TarError as error:
         with path.open("rb") as file:
-            command = unpacking_command(path.name, file.read(8))
+            command = unpacking_command(path, file.read(8))
         if command:
             raise ValueError(
                 f"data={path}: compressed, so that its images can't be read in any order, as training needs; unpack it "
