@@ -41,6 +41,7 @@ from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.plain_pickle import load_plain_pickle
 from mocokit.data.sources.shard_index import ShardIndex, load_index
+from mocokit.data.sources.suffixes import reads_avif
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
 from mocokit.foreign.reading import read_checkpoint
@@ -152,6 +153,7 @@ def _images() -> tuple[bytes, ...]:
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("PPM", {}),
+        *([("AVIF", {"speed": 10})] if reads_avif() else []),
     ]
     files = []
     for kind, options in kinds:
