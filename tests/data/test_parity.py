@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mocokit.data import parity
+from mocokit.data.augment import resize
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import AUG_PLUS, Recipe, ViewParams, draw_params
 from mocokit.data.parity import draw_parity, parity_images, pixel_parity
@@ -37,6 +38,15 @@ def test_a_wrong_operation_fails(photos: Path, monkeypatch: pytest.MonkeyPatch) 
         "brightness",
         "all of aug+ (v2)",
     }
+
+
+def test_another_pillows_order_fails_on_tall_crops(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ordinary crops of small images are resized alike by all versions; those of the check are not."""
+    installed = resize.vertical_first
+    monkeypatch.setattr(resize, "vertical_first", lambda *crop: not installed(*crop))
+    rows = pixel_parity(parity_images(open_source(photos), count=8, seed=0), device=CPU, seed=1)
+    failed = {row.operation for row in rows if not row.passes}
+    assert failed >= {"tall crops", "tall crops, bicubic", "wide crops", "wide crops, bicubic"}
 
 
 def test_draws_have_torchvisions_distributions() -> None:

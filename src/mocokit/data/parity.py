@@ -4,6 +4,7 @@ Pixels: each operation and each recipe is compared with the reference pipeline a
 parameters are compared with those of torchvision's transforms, by the two-sample Kolmogorov-Smirnov test.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ KS_LIMIT = 2.7
 
 VIEW_PX = 64
 """Side of the compared views."""
+
+ODD_CROPS = 100
+"""Tall crops, and as many wide ones, that are compared for each filter."""
 
 _Pixels = NDArray[np.uint8]
 
@@ -106,7 +110,25 @@ def pixel_parity(images: Sequence[_Pixels], *, device: torch.device, seed: int) 
         if not operation.startswith("crop and resize"):  # the CPU crops in both cases
             batch = _batched_views(pairs, device)
             rows.append(_compare(f"batched on {device.type}", operation, batch, reference))
-    return [*rows, *_large_jpegs(images, seed)]
+    return [*rows, *_odd_crops(images, seed), *_large_jpegs(images, seed)]
+
+
+def _odd_crops(images: Sequence[_Pixels], seed: int) -> Iterator[PixelParity]:
+    """Yield the difference on crops of any shape, tall ones above all: their order of directions depends on Pillow."""
+    large = max(images, key=lambda image: min(image.shape[:2]))
+    draws = generator(seed, Purpose.SUBSET)
+    most = math.log(min(large.shape[:2]))
+    for shape, bicubic in itertools.product(("tall", "wide"), (False, True)):
+        pairs = list[tuple[_Pixels, ViewParams]]()
+        while len(pairs) < ODD_CROPS:
+            short, long = sorted(int(math.exp(most * draws.random())) for _ in range(2))
+            height, width = (long, short) if shape == "tall" else (short, long)
+            pairs.append((large, ViewParams(crop=(1, 2, height, width), bicubic=bicubic)))
+        reference = [
+            np.asarray(apply_params(Image.fromarray(image), params, size_px=VIEW_PX)) for image, params in pairs
+        ]
+        name = f"{shape} crops{', bicubic' if bicubic else ''}"
+        yield _compare("cpu", name, [_compiled_view(*pair) for pair in pairs], reference)
 
 
 def _compiled_view(image: _Pixels, params: ViewParams) -> _Pixels:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -16,12 +17,13 @@ from mocokit import distributed
 
 @functools.cache
 def code_version() -> str:
-    """Return the versions of mocokit and torch, and the SHA-256 of the package's source files on this machine."""
+    """Return the versions of mocokit, torch and Pillow, which decide pixels, and the SHA-256 of our source files."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"mocokit {importlib.metadata.version('mocokit')} {digest.hexdigest()}, torch {torch.__version__}"
+    versions = f"torch {torch.__version__}, Pillow {PIL.__version__}"
+    return f"mocokit {importlib.metadata.version('mocokit')} {digest.hexdigest()}, {versions}"
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 import torchvision
 
@@ -27,6 +28,7 @@ def describe_machine() -> dict[str, Any]:
         "mocokit": importlib.metadata.version("mocokit"),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
         "commit": commit(),
     }
 

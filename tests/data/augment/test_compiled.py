@@ -1,5 +1,8 @@
 """The compiled operations equal Pillow's and torchvision's in every bit."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torchvision.transforms.functional as F
@@ -7,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 
+from mocokit.data.augment import resize
 from mocokit.data.augment.blur import gaussian_blur
 from mocokit.data.augment.color import adjust_brightness, adjust_contrast, adjust_saturation, shift_hue, to_grayscale
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import AUG, AUG_PLUS, MOCO_V3_PAIR, SIMCLR, Recipe, apply_params, draw_params
-from mocokit.data.augment.resize import resized_crop, transpose_pixels
+from mocokit.data.augment.resize import resized_crop, transpose_pixels, vertical_first
 from mocokit.randomness import Purpose, generator
 
 Pixels = NDArray[np.uint8]
@@ -54,6 +58,31 @@ def test_crop_and_resize_equals_pillows_for_wide_tall_small_and_large_crops(size
         pillow = F.resized_crop(Image.fromarray(image), *crop, [size_px, size_px], interpolation)
         ours = _resized(image, crop, size_px, bicubic=bicubic)
         np.testing.assert_array_equal(ours, np.asarray(pillow), str(crop))
+
+
+VERTICAL_FIRST: dict[tuple[int, int], Callable[[int, int, int], bool]] = {
+    (10, 3): lambda height, width, side: False,
+    (12, 1): lambda height, width, side: False,
+    (12, 2): lambda height, width, side: side < height and height > 100 * width,
+    (12, 3): lambda height, width, side: side < height and height > 100 * width,
+    (13, 0): lambda height, width, side: height > side and height - side > 2 * (width - side),
+    (14, 1): lambda height, width, side: height > side and height - side > 2 * (width - side),
+}
+"""Pillow's version -> which crops it resizes along their columns first (python-pillow/Pillow, Image.resize: commit
+4ef0ac611 in 12.2; 13.0 as measured)."""
+
+
+@pytest.mark.parametrize("version", sorted(VERTICAL_FIRST))
+def test_crops_are_resized_in_any_pillows_order(version: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each order is done by Pillow in two calls of one direction each."""
+    monkeypatch.setattr(resize, "vertical_first", partial(vertical_first, pillow=version))
+    image = _noise(470, 140)
+    side = 24
+    for height, width in [(110, 60), (60, 110), (460, 130), (402, 4), (401, 5), (400, 4), (200, 1), (30, 20), (26, 24)]:
+        crop = Image.fromarray(image[3 : 3 + height, 2 : 2 + width])
+        first = (width, side) if VERTICAL_FIRST[version](height, width, side) else (side, height)
+        pillow = crop.resize(first, Image.Resampling.BILINEAR).resize((side, side), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(_resized(image, (3, 2, height, width), side), np.asarray(pillow))
 
 
 def test_bicubic_overshoots_are_clipped_to_black_and_white() -> None:

@@ -1,8 +1,9 @@
 """Crop and resize with antialiasing, bit-equal to Pillow's bilinear and bicubic `resize`; bilinear is about 6x faster.
 
-Pillow resizes along rows and then along columns (or the other way round) and rounds to 8 bits in between. Here both
-directions are the same loop, `resize_rows`. It adds up whole rows of bytes, which the compiler turns into vector code.
-The other direction is done by transposing before and after.
+Pillow resizes along rows and then along columns, or the other way round, and rounds to 8 bits in between. The order
+depends on Pillow's version, and the pixels by up to a level on the order; `vertical_first` follows the installed one.
+Here both directions are the same loop, `resize_rows`. It adds up whole rows of bytes, which the compiler turns into
+vector code. The other direction is done by transposing before and after.
 
 Shapes: H x W image, h x w crop, S side of the view, T taps (filter weights) of an output row. Rows of pixels are rows
 of bytes: (h, 3 w). A transpose pads its rows to a multiple of 4 pixels, written w4 for w.
@@ -11,6 +12,7 @@ of bytes: (h, 3 w). A transpose pads its rows to a multiple of 4 pixels, written
 import math
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from mocokit.data.augment.machine_code import compiled
@@ -23,6 +25,23 @@ Weights = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
 _i32 = np.int32
 _u32 = np.uint32
+
+
+PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+"""(major, minor) version of the installed Pillow."""
+
+
+def vertical_first(height: float, width: float, size_px: int, *, pillow: tuple[int, ...] = PILLOW) -> bool:
+    """Return True if Pillow resizes a crop of that size to `size_px` x `size_px` along its columns first.
+
+    Pillow 10.3 to 12.1 never do; 12.2 and 12.3 do if a crop is more than 100 times as high as wide; from 13.0 on the
+    cheaper order is taken.
+    """
+    if pillow < (12, 2):
+        return False
+    if pillow < (13, 0):
+        return height > 100 * width and size_px < height
+    return height - size_px > max(0, 2 * (width - size_px))
 
 
 def resized_crop(
@@ -56,7 +75,7 @@ def resized_crop(
     size_px = len(target)
     rows = filter_weights(h, float(top - first_row), float(height), size_px, bicubic, False)
     columns = filter_weights(w, float(left - first_column), float(width), size_px, bicubic, mirrored)
-    if height - size_px > max(0, 2 * (width - size_px)):  # a tall crop: Pillow 13 resizes vertically first
+    if vertical_first(height, width, size_px):
         part = np.ascontiguousarray(image[first_row : first_row + h, first_column : first_column + w])
         short = _resized(part.reshape(h, 3 * w), rows)  # (S, 3 w)
         turned = _resized(_transposed(short, 0, (size_px, w)), columns)  # (S, 3 S4), one row per column of the view
