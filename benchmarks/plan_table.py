@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
-from mocokit.plan.cost_model import DEVICES, Surroundings, plan
+from mocokit.plan.cost_model import Surroundings, plan
+from mocokit.plan.devices import DEVICES
 from mocokit.report.text_tables import markdown_columns
 
 WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

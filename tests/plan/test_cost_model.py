@@ -10,8 +10,9 @@ from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
 from mocokit.data.batch import ViewBatch
 from mocokit.engine.precision import Precision
-from mocokit.plan.cost_model import DEVICES, Surroundings, backward_share, memory_by_part, plan
+from mocokit.plan.cost_model import Surroundings, backward_share, memory_by_part, plan
 from mocokit.plan.count_flops import count_step
+from mocokit.plan.devices import DEVICES
 from mocokit.run.build import build_trained
 from tests.methods.small import passes
 

@@ -19,6 +19,8 @@ def plan_command(arguments: list[str]) -> int:
     from mocokit.data.sources.left_out import describe_source
     from mocokit.data.sources.open_source import open_source, with_columns
     from mocokit.plan.cost_model import Surroundings, plan
+    from mocokit.plan.remedies import remedies
+    from mocokit.run.build_views import describe_views
 
     flags = "--devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
     method_from, _ = take_option(arguments, "--method-from")
@@ -47,9 +49,18 @@ def plan_command(arguments: list[str]) -> int:
         source = open_source(with_columns(data, path_column=asked.config.data.path_column))
         num_images = len(source)
         tell(f"data: {describe_source(source)}")
-    _print_plan(
-        plan(asked.config, device=found[2], world_size=int(found[1]), num_images=num_images, around=asked.around)
-    )
+    world_size = int(found[1])
+    made = plan(asked.config, device=found[2], world_size=world_size, num_images=num_images, around=asked.around)
+    _print_plan(made)
+    for line in describe_views(asked.config.augment):
+        print(line)
+    if not made.fits:
+        helps = remedies(
+            asked.config, device=found[2], world_size=world_size, num_images=num_images, around=asked.around
+        )
+        print("what fits, with the same numbers:")
+        for line in helps or ["nothing that was tried; use a smaller batch or network"]:
+            print(f"  {line}")
     if asked.measure:
         _print_measured(asked.config, num_images)
     return 0
@@ -76,6 +87,7 @@ def _print_measured(config: "Config", num_images: int) -> None:
 
 def _print_plan(made: "Plan") -> None:
     print(f"computed for {made.world_size} x {made.device}, not measured")
+    print(f"number format: {made.precision}")
     print("memory of one device")
     for part, size in made.memory_bytes.items():
         print(f"  {part:26}{size / 1e9:10.2f} GB")
@@ -83,5 +95,3 @@ def _print_plan(made: "Plan") -> None:
     print(f"step: {1000 * made.step_s:.1f} ms, of which waiting for the network {made.waiting_s / made.step_s:.0%}")
     print(f"run: {made.images_per_s:,.0f} images/s, {made.hours:,.1f} h, {made.kwh:,.0f} kWh, money {made.money:,.0f}")
     print(f"a node reads {made.storage_per_node / 1e6:,.0f} MB/s and sends {made.network_per_node / 1e9:.1f} GB/s")
-    if not made.fits:
-        print("next: --method.micro-groups 1, which changes no number of the run")

@@ -3,8 +3,7 @@
 The model adds up, for one step: operations / achieved rate, bytes moved / achieved bandwidth, the exchange of shuffled
 views, the gathering of embeddings, and the part of the gradients' ring all-reduce that nothing hides. The all-reduce
 runs during the last micro-batch's backward pass, except for its last bucket (distributed/gradients.py). Storage must
-deliver the images in the same time. The counts come from count_flops.py, the devices' speeds from the makers' data
-sheets.
+deliver the images in the same time. The counts come from count_flops.py, the devices' speeds from devices.py.
 """
 
 from dataclasses import dataclass
@@ -12,48 +11,11 @@ from dataclasses import dataclass
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
 from mocokit.engine.compilation import PAYS_FROM_STEPS
-from mocokit.engine.precision import AUTOCAST_TYPES
 from mocokit.losses import CHUNK_ELEMENTS
 from mocokit.methods import method_of
 from mocokit.plan.count_flops import StepCounts, count_step
+from mocokit.plan.devices import DEVICES, Device
 from mocokit.settings import choose
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Speeds and sizes of one accelerator, from its maker's data sheet."""
-
-    flops_fp32: float
-    """Operations per second in fp32. Convolutions run in TF32 where the hardware has it; torch's default allows it."""
-    flops_half: float
-    """Operations per second in bf16 (fp16 on V100), dense."""
-    memory_bytes: float
-    bandwidth: float
-    """Bytes per second to its own memory."""
-    link: float
-    """Bytes per second to the other devices of its node, one direction."""
-    watts: float
-    compute_efficiency: float = 0.6
-    bandwidth_efficiency: float = 0.85
-    """Shares of the sheet's rate and bandwidth that a step achieves. Both were chosen so that the model gives the 53
-    hours that the official README (facebookresearch/moco) reports for moco-v2 on 8 V100."""
-    overhead_bytes: float = 1.5e9
-    """Memory of the CUDA context, libraries and workspaces; assumed, not measured."""
-
-
-DEVICES = {
-    # nvidia.com H100 SXM sheet: 989 TFLOPS bf16 and 494 TF32 dense, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways, 700 W
-    "H100": Device(flops_fp32=494e12, flops_half=989e12, memory_bytes=80e9, bandwidth=3.35e12, link=450e9, watts=700),
-    # nvidia.com A100 80GB SXM sheet: 312 and 156 TFLOPS, 2.04 TB/s, NVLink 600 GB/s both ways, 400 W
-    "A100": Device(flops_fp32=156e12, flops_half=312e12, memory_bytes=80e9, bandwidth=2.04e12, link=300e9, watts=400),
-    # nvidia.com V100 SXM2 sheet: 15.7 TFLOPS fp32, 125 fp16, 32 GB, 900 GB/s, NVLink 300 GB/s both ways, 300 W
-    "V100": Device(flops_fp32=15.7e12, flops_half=125e12, memory_bytes=32e9, bandwidth=0.9e12, link=150e9, watts=300),
-    # nvidia.com Ada white paper, RTX 4090: 82.6 TFLOPS TF32, 165 bf16 dense, 24 GB, 1.01 TB/s, PCIe 4.0 x16, 450 W
-    "4090": Device(flops_fp32=82.6e12, flops_half=165e12, memory_bytes=24e9, bandwidth=1.01e12, link=32e9, watts=450),
-    # nvidia.com L4 sheet: 60 TFLOPS TF32, 121 bf16 dense, 24 GB, 300 GB/s, PCIe 4.0 x16, 72 W
-    "L4": Device(flops_fp32=60e12, flops_half=121e12, memory_bytes=24e9, bandwidth=0.3e12, link=32e9, watts=72),
-}
-
 
 FUSED_BYTES = 0.6
 """Share of an eager step's bytes that a compiled step moves. Fitted to the 70 ms that moco-v2 in bf16 took on one H100
@@ -86,6 +48,8 @@ class Plan:
 
     device: str
     world_size: int
+    precision: str
+    """Number format, "auto" resolved for the device."""
     memory_bytes: dict[str, float]
     """Memory of one device, by part."""
     fits: bool
@@ -132,19 +96,19 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
         around: Nodes, network, images and prices.
 
     Raises:
-        ValueError: Unknown device, or a setting that does not allow this world size.
+        ValueError: Unknown device, or a setting that does not allow this world size or this device.
 
     """
     card = choose("devices", device, DEVICES)
     around = around or Surroundings()
-    if config.run.precision == "auto":  # all of DEVICES have bf16 but V100, whose fp16 costs the same
-        config = replace_settings(config, {"run.precision": "bf16"})
+    precision = card.precision(config.run.precision)
+    config = replace_settings(config, {"run.precision": precision})
     counts = count_step(config, world_size=world_size)
     memory = memory_by_part(config, counts, world_size=world_size, num_images=num_images, device_type="cuda")
     memory["context"] = card.overhead_bytes
     total_steps = num_images // config.data.global_batch_size * config.optim.epochs
     compiled = config.run.compile == "on" or (config.run.compile == "auto" and total_steps >= PAYS_FROM_STEPS)
-    compute = step_seconds(counts, card, half=config.run.precision in AUTOCAST_TYPES, compiled=compiled)
+    compute = step_seconds(counts, card, precision=precision, compiled=compiled)
     gradients, rest, sent = _communication(config, counts, card, world_size, around)
     early = max(0.0, 1 - BUCKET_BYTES / (4 * counts.num_trained))
     hidden = min(early * gradients, backward_share(config, counts) * compute)
@@ -156,6 +120,7 @@ def plan(config: Config, *, device: str, world_size: int, num_images: int, aroun
     return Plan(
         device=device,
         world_size=world_size,
+        precision=precision,
         memory_bytes=memory,
         fits=sum(memory.values()) <= card.memory_bytes,
         compute_s=compute,
@@ -193,11 +158,12 @@ def memory_by_part(
     }
 
 
-def step_seconds(counts: StepCounts, card: Device, *, half: bool, compiled: bool = False) -> float:
-    """Return the seconds that one rank computes in a step."""
-    rate = (card.flops_half if half else card.flops_fp32) * card.compute_efficiency
+def step_seconds(counts: StepCounts, card: Device, *, precision: str, compiled: bool = False) -> float:
+    """Return the seconds that one rank computes in a step, in "fp32", "fp16" or "bf16"."""
+    conv_rate, rate = card.rates(precision)
+    computing = (counts.conv_flops / conv_rate + (counts.flops - counts.conv_flops) / rate) / card.compute_efficiency
     moved_bytes = counts.moved_bytes * (FUSED_BYTES if compiled else 1)
-    return counts.flops / rate + moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
+    return computing + moved_bytes / (card.bandwidth * card.bandwidth_efficiency)
 
 
 def backward_share(config: Config, counts: StepCounts) -> float:

@@ -37,6 +37,8 @@ class StepCounts:
     """Bytes of the parameters and buffers of all encoders."""
     flops: int
     """Operations of all forward and backward passes; a multiply-add counts as 2."""
+    conv_flops: int
+    """The part of `flops` that convolutions do."""
     moved_bytes: int
     """Bytes that all operations read and write, as if there were no cache."""
     num_operations: int
@@ -127,10 +129,16 @@ def count_step(config: Config, *, world_size: int = 1) -> StepCounts:
         weight_bytes=_size_of(encoder) * passes.num_trained
         + _size_of(encoder.backbone, encoder.head) * (passes.key_views > 0),
         flops=round(flops.get_total_flops() * portions),
+        conv_flops=round(_conv_flops(flops) * portions),
         moved_bytes=round(watch.moved_bytes * portions),
         num_operations=round(watch.num_operations * portions),
         activation_bytes=max(0, watch.peak_bytes - sum(4 * parameter.numel() for parameter in trained)),
     )
+
+
+def _conv_flops(counter: FlopCounterMode) -> int:
+    counts = counter.get_flop_counts().get("Global", {})
+    return sum(int(count) for operation, count in counts.items() if "convolution" in str(operation))
 
 
 def _size_of(*modules: nn.Module) -> int:

@@ -27,6 +27,22 @@ def build_recipes(augment: AugmentConfig) -> tuple[Recipe, Recipe]:
     return replace(query, **changes), replace(key, **changes)
 
 
+def describe_views(augment: AugmentConfig) -> list[str]:
+    """Return lines with the augmentation's values as used: the recipe's where a setting is None."""
+    query, key = build_recipes(augment)
+    views = {"both views": query} if query == key else {"query view": query, "key view": key}
+    return [
+        f"{view}: {', '.join(f'{name} {_in_words(value)}' for name, value in asdict(recipe).items())}"
+        for view, recipe in views.items()
+    ]
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:.3g}..{value[1]:.3g}"
+    return str(value).lower() if isinstance(value, bool) else f"{value:.3g}"
+
+
 def build_views(config: Config, reader: ImageReader, *, crops_only: bool) -> TwoViews:
     """Build the object that makes the run's views.
 
