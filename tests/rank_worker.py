@@ -24,6 +24,8 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "simclr-crops": ("simclr", CROPS),
     "simclr-two-groups": ("simclr", {"method.bn_groups": 2}),
     "moco-v3-resnet": ("moco-v3-r50-100ep", {}),
+    "fast-moco": ("fast-moco", {}),
+    "fast-moco-two-groups": ("fast-moco", {"method.bn_groups": 2}),
     "moco-v3-vit": ("moco-v3-vit-s", {}),
     "moco-v3-vit-split": ("moco-v3-vit-s", {"run.shard": True}),
     "moco-split": ("moco-v2-cifar", {**ADAMW, "run.shard": True, "method.bn_groups": 4, "method.micro_groups": 1}),

@@ -37,6 +37,7 @@ def small(name: str, photos: Path) -> Config:
         "moco": {"method.queue_size": 40},
         "memory-bank": {"method.num_negatives": 24},
         "moco-v3": {"model.head_width": 24},
+        "fast-moco": {"model.head_width": 24, "model.predictor_width": 12},
     }
     return replace_settings(preset, settings | of_method.get(preset.method.name, {}))
 

@@ -223,16 +223,32 @@ class MoCoV3Oracle(Oracle):
         self.encoder_k.predictor = nn.Identity()
         self.encoder_k.patches = None
 
+    def m(self, step: int) -> float:
+        start: float = self.method.key_momentum
+        return 1 - (1 - start) * (1 + math.cos(math.pi * step / self.total_steps)) / 2
+
+    def factor(self) -> float:
+        return 2 * self.temperature
+
     def loss(self, step: int, views: Views) -> Tensor:
-        start = self.method.key_momentum
-        move_keys(self.encoder_k, self.encoder, 1 - (1 - start) * (1 + math.cos(math.pi * step / self.total_steps)) / 2)
+        move_keys(self.encoder_k, self.encoder, self.m(step))
         with torch.no_grad():
             keys = [self.embed(self.encoder_k, view) for view in views[:2]]
         total = torch.zeros(())
         for view, k in zip(views[:2], reversed(keys), strict=True):
             scores = [q @ k.T for q in self.queries(view)]
             total = total + torch.stack([self.cross_entropy(s, torch.arange(len(k))) for s in scores]).mean()
-        return 2 * self.temperature * total
+        return self.factor() * total
+
+
+class FastMoCoOracle(MoCoV3Oracle):
+    """orashi/Fast-MoCo: cross entropy, the mean over the 6 queries of both views; m constant."""
+
+    def m(self, step: int) -> float:
+        return float(self.method.key_momentum)
+
+    def factor(self) -> float:
+        return 1 / 2
 
 
 ORACLES: dict[str, type[Oracle]] = {
@@ -241,26 +257,36 @@ ORACLES: dict[str, type[Oracle]] = {
     "memory-bank": MemoryBankOracle,
     "simclr": SimClrOracle,
     "moco-v3": MoCoV3Oracle,
+    "fast-moco": FastMoCoOracle,
 }
 
 
 def rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3)."""
+    """Return the learning rate: steps or cosine by epoch (v1, v2), or warm-up and cosine by step (SimCLR, v3).
+
+    Fast-MoCo and the CIFAR notebook count from 1, and Fast-MoCo's warm-up starts at a quarter of the peak.
+    """
     optim = config.optim
     epoch = step // steps_per_epoch
     if optim.lr_by == "step":
         warm = optim.warmup_epochs * steps_per_epoch
         total = optim.epochs * steps_per_epoch
+        if config.method.name == "fast-moco":
+            number = step + 1
+            if number <= warm and warm > 0:
+                return 0.25 * optim.lr + 0.75 * optim.lr * (number - 1) / (warm - 1)
+            return optim.lr * (1 + math.cos(math.pi * (number - warm) / (total - warm))) / 2
         if step < warm:
-            return optim.lr * (step + 1) / warm
+            return optim.lr * step / warm
         return optim.lr * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
     if optim.schedule == "cosine":
+        epoch += optim.lr_end == "last"
         return optim.lr * (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
     return optim.lr * math.prod(0.1 for milestone in optim.milestones if epoch >= milestone)
 
 
-def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], None]:
-    """Return a function of the learning rate that does one optimizer step."""
+def mover(config: Config, parameters: list[nn.Parameter], predictor: set[nn.Parameter]) -> Callable[[float], None]:
+    """Return a function of the learning rate that does one optimizer step; Fast-MoCo's predictor has the peak rate."""
     optim = config.optim
     state = [torch.zeros_like(parameter) for parameter in parameters]
     if optim.name == "adamw":
@@ -273,8 +299,9 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
         return move_adamw
 
     @torch.no_grad()
-    def move(lr: float) -> None:
+    def move(scheduled: float) -> None:
         for parameter, velocity in zip(parameters, state, strict=True):
+            lr = optim.lr if optim.predictor_lr == "constant" and parameter in predictor else scheduled
             assert parameter.grad is not None
             g = parameter.grad
             keeps_lr = optim.name == "lars-classic"
@@ -289,19 +316,19 @@ def mover(config: Config, parameters: list[nn.Parameter]) -> Callable[[float], N
 
 
 def clip(parameters: list[nn.Parameter], longest: float) -> None:
-    """Scale the gradient down to the length `longest`; 0: never."""
+    """Scale the gradient down to the length `longest`; 0: never. Fast-MoCo uses torch's, which adds 1e-6 to it."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     length = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-    if longest and length > longest:
+    if longest:
         for gradient in gradients:
-            gradient.mul_(longest / length)
+            gradient.mul_(min(1.0, longest / (length + 1e-6)))
 
 
 def oracle_losses(config: Config) -> Iterator[float]:
     """Yield the loss of each step of the run that `config` describes."""
     parts = build_run(config, torch.device("cpu"))
     oracle = ORACLES[config.method.name](config, parts)
-    move = mover(config, oracle.trained)
+    move = mover(config, oracle.trained, set(oracle.encoder.predictor.parameters()))
     batches = build_batches(config, parts, start_step=0, total_steps=oracle.total_steps)
     for step, batch in enumerate(batches):
         *views, oracle.local = _read(batch, parts)

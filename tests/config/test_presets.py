@@ -25,7 +25,7 @@ def _narrow_backbone() -> Iterator[None]:
     remove_narrow_backbone()
 
 
-ONE_OF_EACH = ["moco-v2-cifar", "end-to-end", "memory-bank", "simclr", "moco-v3-vit-s"]
+ONE_OF_EACH = ["moco-v2-cifar", "end-to-end", "memory-bank", "simclr", "moco-v3-vit-s", "fast-moco"]
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -43,7 +43,7 @@ HARD: dict[str, object] = {"method.hardness": 0.5}
 DECOUPLED: dict[str, object] = {"method.decoupled": True}
 CROPS: dict[str, object] = {"augment.local_crops": 2, "augment.local_size": 16}
 OPTIONS: list[tuple[str, dict[str, object]]] = [
-    *((name, CROPS) for name in ONE_OF_EACH),
+    *((name, CROPS) for name in ONE_OF_EACH if name != "fast-moco"),  # its queries are of patches
     ("moco-v2", {**CROPS, "method.micro_groups": 1}),
     ("end-to-end", {**CROPS, "method.micro_groups": 3, "augment.on": "device"}),
     *((name, settings) for name in ONE_OF_EACH for settings in (HARD, DECOUPLED)),
@@ -110,7 +110,14 @@ def test_each_method_resumes_bit_equal_and_exports_its_backbone(name: str, photo
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_each_method_trains_in_half_precision_and_says_what_it_knows(name: str, photos: Path, tmp_path: Path) -> None:
-    settings = {"optim.epochs": 2, "run.knn_every": 1, "run.knn_k": 3, "run.precision": "bf16"}
+    settings: dict[str, object] = {
+        "optim.epochs": 2,
+        "run.knn_every": 1,
+        "run.knn_k": 3,
+        "run.precision": "bf16",
+        # Patches of 32 px: torch's bfloat16 gradient of a convolution with stride 2 over 1x1 pixels is at times NaN.
+        "data.image_size": 64 if name == "fast-moco" else 32,
+    }
     result = mocokit.pretrain(replace_settings(small(name, photos), settings), out=tmp_path / "run")
     assert {"loss", "contrast_acc", "mi_bound", "knn_acc"} <= result.metrics.keys()
     resolved = (tmp_path / "run" / "resolved.toml").read_text()
@@ -127,7 +134,7 @@ def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) 
         code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
-    assert len(losses[0]) == 14
+    assert len(losses[0]) == 16
     for name, wanted in losses[0].items():
         assert len(wanted) == 5
         for ranks in (2, 4):

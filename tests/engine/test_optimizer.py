@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mocokit.engine.lars import Lars
-from mocokit.engine.optimizer import OPTIMIZERS, build_optimizer, build_sgd, step_if_finite
+from mocokit.engine.optimizer import OPTIMIZERS, build_optimizer, build_sgd, set_lr, step_if_finite
 from tests.oracles import lars_steps
 
 
@@ -26,6 +26,30 @@ def test_lars_equals_the_papers_algorithm_in_both_forms(shape: tuple[int, ...], 
         optimizer.step()
     want = lars_steps(weight, gradients, rates, decay=0.1, trust=0.001, classic=classic)
     assert torch.allclose(parameter.detach(), want, rtol=1e-12, atol=0)
+
+
+def test_a_part_with_a_constant_rate_ignores_the_schedule_and_keeps_it_over_a_checkpoint() -> None:
+    """Fast-MoCo's predictor. Everything else follows `set_lr`; a run that is resumed goes on likewise."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    options = {"lr": 0.1, "sgd_momentum": 0.9, "weight_decay": 0.01}
+    optimizer = build_sgd(net, **options, constant_lr=net[1])
+    weights = [parameter.detach().clone() for parameter in net.parameters()]
+    velocities = [torch.zeros_like(weight) for weight in weights]
+    for scheduled in (0.02, 0.1, 0.0):
+        set_lr(optimizer, scheduled)
+        net(torch.ones(2, 4, dtype=torch.float64)).square().sum().backward()
+        for number, parameter in enumerate(net.parameters()):
+            assert parameter.grad is not None
+            velocities[number] = 0.9 * velocities[number] + parameter.grad + 0.01 * weights[number]
+            weights[number] = weights[number] - (scheduled if number < 2 else 0.1) * velocities[number]
+        optimizer.step()
+        optimizer.zero_grad()
+        for parameter, want in zip(net.parameters(), weights, strict=True):
+            assert torch.allclose(parameter, want, rtol=1e-12)
+        resumed = build_sgd(net, **options, constant_lr=net[1])
+        resumed.load_state_dict(optimizer.state_dict())
+        optimizer = resumed
 
 
 def test_the_two_forms_agree_while_the_rate_stays() -> None:

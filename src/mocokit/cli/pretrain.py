@@ -73,9 +73,14 @@ def presets_command(arguments: list[str]) -> int:
     """List the presets, or print one."""
     from mocokit.config.presets import SUMMARIES, get_preset
     from mocokit.config.toml import to_toml
+    from mocokit.run.build_views import describe_views
 
     if arguments:
-        print(to_toml(get_preset(arguments[0])), end="")
+        preset = get_preset(arguments[0])
+        print(to_toml(preset), end="")
+        print("\n# Augmentation with all values, the recipe's where a setting is left out:")
+        for line in describe_views(preset.augment):
+            print(f"# {line}")
         return 0
     for name, summary in SUMMARIES.items():
         print(f"{name:19} {summary}")

@@ -11,6 +11,7 @@ from mocokit.config.schema import (
     RunConfig,
 )
 from mocokit.methods.end_to_end import EndToEndSettings
+from mocokit.methods.fast_moco import FastMoCoSettings
 from mocokit.methods.memory_bank import MemoryBankSettings
 from mocokit.methods.moco import MoCoSettings
 from mocokit.methods.moco_v3 import MoCoV3Settings
@@ -62,7 +63,7 @@ MOCO_V2_SMALL = Config(
 
 # The same notebook unchanged, with the symmetric loss: ResNet-18's fc as head, mean and std of CIFAR-10, flips, jitter
 # and grayscale of aug+, no blur. Its kNN accuracy is 85.3 after 200 epochs (82.6 with the asymmetric loss). The
-# notebook counts epochs from 1, so its learning rate in an epoch is ours in the next one, and 0 in the last.
+# notebook counts epochs from 1, so that its last epoch has the learning rate 0.
 MOCO_V2_CIFAR = Config(
     data=DataConfig(
         image_size=32,
@@ -74,7 +75,7 @@ MOCO_V2_CIFAR = Config(
     augment=AugmentConfig(crop_scale=(0.08, 1.0), blur_p=0.0),
     model=ModelConfig(arch="resnet18", stem="small", mlp=False, dim=128),
     method=MoCoSettings(queue_size=4096, temperature=0.1, key_momentum=0.99, bn_groups=8, symmetric=True),
-    optim=OptimConfig(epochs=200, lr=0.06, schedule="cosine", sgd_momentum=0.9, weight_decay=5e-4),
+    optim=OptimConfig(epochs=200, lr=0.06, schedule="cosine", lr_end="last", sgd_momentum=0.9, weight_decay=5e-4),
     run=RunConfig(precision="fp32", knn_k=200, knn_temperature=0.1),
 )
 
@@ -97,11 +98,11 @@ MEMORY_BANK = replace(
 
 # google-research/simclr README, ImageNet: ResNet-50, batch 4096, 100 epochs, T 0.1, LARS with lr 0.075 * sqrt(4096) =
 # 4.8, momentum 0.9, trust 0.001, weight decay 1e-4, 10 epochs of warm-up, cosine per step, BatchNorm over all ranks.
-# Pixels stay in 0..1. The head of v1 has 2 layers.
+# Pixels stay in 0..1. The head of v1 has 2 layers. Residual branches start as zero (resnet.py, init_zero).
 SIMCLR = Config(
     data=DataConfig(image_size=224, global_batch_size=4096, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    augment=AugmentConfig(recipe="simclr", crop_scale=(0.08, 1.0)),
-    model=ModelConfig(arch="resnet50", head_layers=2, dim=128),
+    augment=AugmentConfig(recipe="simclr"),
+    model=ModelConfig(arch="resnet50", head_layers=2, dim=128, zero_init_residual=True),
     method=SimClrSettings(temperature=0.1, bn_groups=1),
     optim=OptimConfig(
         name="lars-classic",
@@ -131,7 +132,7 @@ SIMCLR_CIFAR = Config(
         hue=0.1,
         blur_p=0.0,  # 0.5 * (0.8, 0.8, 0.8, 0.2)
     ),
-    model=ModelConfig(arch="resnet18", stem="small", head_layers=3, dim=128),
+    model=ModelConfig(arch="resnet18", stem="small", head_layers=3, dim=128, zero_init_residual=True),
     method=SimClrSettings(temperature=0.5, bn_groups=1),
     optim=replace(SIMCLR.optim, epochs=1000, lr=2.0),
     run=SIMCLR.run,
@@ -143,7 +144,7 @@ SIMCLR_CIFAR = Config(
 MOCO_V3_METHOD = MoCoV3Settings(temperature=1.0, key_momentum=0.99, key_momentum_cos=True, bn_groups=1)
 MOCO_V3_R50_100EP = Config(
     data=DataConfig(image_size=224, global_batch_size=4096),
-    augment=AugmentConfig(recipe="moco-v3", crop_scale=(0.2, 1.0)),
+    augment=AugmentConfig(recipe="moco-v3"),
     model=ModelConfig(
         arch="resnet50", dim=256, head_layers=2, head_width=4096, predictor_bn=False, zero_init_residual=True
     ),
@@ -188,28 +189,25 @@ MOCO_V3_VIT_S = Config(
 )
 MOCO_V3_VIT_B = replace(MOCO_V3_VIT_S, model=replace(MOCO_V3_VIT_S.model, arch="vit_base_patch16_224"))
 
-# Fast-MoCo (Ci et al. 2022, arXiv:2207.08220; orashi/Fast-MoCo fastmoco_e100/config.yaml): MoCo v3's mechanism with
-# MoCo v2's augmentation; queries from pairs of the 2 x 2 patches; T 1; batch 512 on 16 GPUs, SGD with lr 0.1, weight
-# decay 1e-4, gradients clipped to length 1, 1 epoch of warm-up (there from 0.025, here from 0); BatchNorm over all
-# ranks; zero-init residual branches. Heads and m, which that file leaves open, are MoCo v3's. 73.5 % linear.
+# Fast-MoCo (Ci et al. 2022; orashi/Fast-MoCo fastmoco_e100/config.yaml and core/utils/fastmoco_builder.py): MoCo v3's
+# step with queries from pairs of the 2 x 2 patches, MoCo v2's augmentation with bicubic crops; T 1, m 0.99; batch 512
+# on 16 GPUs, SGD with lr 0.1, weight decay 1e-4, gradients clipped to length 1; 1 epoch of warm-up from 0.025, then a
+# cosine that is 0 in the last step, the predictor's rate constant; BatchNorm over all ranks; zero-init residual
+# branches. 73.5 % linear.
 FAST_MOCO = Config(
     data=DataConfig(image_size=224, global_batch_size=512),
-    augment=AugmentConfig(recipe="moco", aug_plus=True, crop_scale=(0.2, 1.0)),
-    model=MOCO_V3_R50_100EP.model,
-    method=MoCoV3Settings(
-        temperature=1.0,
-        key_momentum=0.99,
-        key_momentum_cos=True,
-        bn_groups=1,
-        patch_grid=2,
-        patches_combined=2,
-    ),
+    augment=AugmentConfig(recipe="moco", aug_plus=True, bicubic=True),
+    model=ModelConfig(arch="resnet50", dim=2048, head_width=2048, predictor_width=512, zero_init_residual=True),
+    method=FastMoCoSettings(temperature=1.0, key_momentum=0.99, bn_groups=1, patch_grid=2, patches_combined=2),
     optim=OptimConfig(
         name="sgd",
         epochs=100,
         lr=0.1,
         lr_by="step",
+        lr_end="last",
         warmup_epochs=1.0,
+        warmup_from=0.25,  # 0.025
+        predictor_lr="constant",
         sgd_momentum=0.9,
         weight_decay=1e-4,
         clip_norm=1.0,

@@ -91,8 +91,8 @@ class AugmentConfig:
     simclr: SimCLR's recipe for both views."""
     aug_plus: Annotated[bool, flag("--aug-plus")] = True
     """MoCo v2's aug+ (blur, jitter on 80 %, weaker hue); off: MoCo v1's (the paper's column "aug+")."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the image's area that a crop covers."""
+    crop_scale: tuple[float, float] | None = None
+    """Share of the image's area that a crop covers; None: the recipe's (simclr: 0.08 1, the others 0.2 1)."""
     jitter_p: float | None = None
     """Probability of the color jitter; None: the recipe's."""
     brightness: float | None = None
@@ -104,8 +104,10 @@ class AugmentConfig:
     """Probability of grayscale; None: the recipe's."""
     blur_p: float | None = None
     """Probability of Gaussian blur; None: the recipe's."""
-    blur_radius_px: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's radius (pixels of the view)."""
+    blur_radius_px: tuple[float, float] | None = None
+    """Range of the blur's radius (pixels of the view); None: the recipe's."""
+    bicubic: bool | None = None
+    """Resize crops by the bicubic filter, or by the bilinear one; None: the recipe's (simclr: bicubic)."""
     flip_p: float | None = None
     """Probability of a horizontal flip; None: the recipe's."""
     local_crops: int = 0
@@ -117,16 +119,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "local_scale"):
-            low, high = getattr(self, name)
+            low, high = getattr(self, name) or (1, 1)
             require(0 < low <= high <= 1, f"augment.{name}", (low, high), "needs 0 < low <= high <= 1")
         require(self.local_crops >= 0, "augment.local_crops", self.local_crops, "must be 0 (none) or more")
         require(self.local_size >= 8, "augment.local_size", self.local_size, "must be at least 8 pixels")
-        require(
-            0 <= self.blur_radius_px[0] <= self.blur_radius_px[1],
-            "augment.blur_radius_px",
-            self.blur_radius_px,
-            "needs 0 <= low <= high",
-        )
+        low, high = self.blur_radius_px or (0, 0)
+        require(0 <= low <= high, "augment.blur_radius_px", self.blur_radius_px, "needs 0 <= low <= high")
         for name in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
             require(
                 0 <= (getattr(self, name) or 0) <= 1,
@@ -159,11 +157,13 @@ class ModelConfig:
     head_layers: int = 2
     """Layers of the head. simclr: 2 (v1), 3 (v2); moco-v3: 2 (ResNet), 3 (ViT)."""
     head_width: int = 4096
-    """Hidden width of projector and predictor. moco-v3."""
+    """Hidden width of the projector. moco-v3: 4096, fast-moco: 2048."""
+    predictor_width: int | None = None
+    """Hidden width of the predictor; None: head_width. fast-moco: 512."""
     predictor_bn: bool = False
     """BatchNorm at the predictor's end (ViT). moco-v3."""
     zero_init_residual: bool = False
-    """ResNet: each residual branch starts as zero (MoCo v3)."""
+    """ResNet: each residual branch starts as zero (SimCLR, MoCo v3)."""
     vit_init: Literal["timm", "moco-v3"] = "timm"
     """ViT: timm's initialisation, or MoCo v3's with sine-cosine positions that stay fixed."""
     freeze_patch_embed: bool = False
@@ -172,7 +172,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.dim >= 2, "model.dim", self.dim, "must be at least 2")
         require(self.head_layers in (2, 3), "model.head_layers", self.head_layers, "must be 2 or 3")
-        require(self.head_width >= 1, "model.head_width", self.head_width, "must be at least 1")
+        for name in ("head_width", "predictor_width"):
+            require((getattr(self, name) or 1) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class OptimConfig:
     """The optimizer and its schedule."""
 
     name: Annotated[Literal["sgd", "lars", "lars-classic", "adamw"], flag("--optimizer")] = "sgd"
-    """sgd: MoCo v1 and v2; lars: MoCo v3 on ResNets; lars-classic: SimCLR; adamw: MoCo v3 on ViTs."""
+    """sgd: MoCo v1 and v2, Fast-MoCo; lars: MoCo v3 on ResNets; lars-classic: SimCLR; adamw: MoCo v3 on ViTs."""
     epochs: Annotated[int, flag("--epochs")] = 200
     """Passes over the data."""
     lr: Annotated[float, flag("--lr")] = 0.03
@@ -193,7 +194,14 @@ class OptimConfig:
     lr_by: Literal["epoch", "step"] = "epoch"
     """Change the rate every epoch, as in the official code, or every step."""
     warmup_epochs: float = 0.0
-    """Length of the linear warm-up (epochs)."""
+    """Length of the linear warm-up (epochs), whose first step has the rate `warmup_from`."""
+    warmup_from: float = 0.0
+    """Learning rate of the first step of the warm-up, as a share of lr."""
+    lr_end: Literal["after-last", "last"] = "after-last"
+    """The schedule ends after the last step (epoch, if the rate changes by epoch), as in MoCo v1 to v3 and SimCLR, or
+    with it, as in Fast-MoCo and the CIFAR notebook, which count from 1: the last rate of a cosine is then 0."""
+    predictor_lr: Literal["scheduled", "constant"] = "scheduled"
+    """sgd: the predictor's rate follows the schedule (MoCo v3), or is `lr` in all steps (Fast-MoCo)."""
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
@@ -216,6 +224,7 @@ class OptimConfig:
             self.warmup_epochs,
             "must be below epochs",
         )
+        require(0 <= self.warmup_from <= 1, "optim.warmup_from", self.warmup_from, "must be in 0..1, a share of lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +318,7 @@ class Config:
         )
 
 
-HEAD_SETTINGS = ("mlp", "head_layers", "head_width", "predictor_bn")
+HEAD_SETTINGS = ("mlp", "head_layers", "head_width", "predictor_width", "predictor_bn")
 """Settings of [model] that describe a head. A method uses only those that its SPEC lists in `model_settings`."""
 
 LARS = ("lars", "lars-classic")
@@ -320,6 +329,7 @@ USED_WITH: dict[str, tuple[str, Container[object]]] = {
     "method.patches_combined": ("method.patch_grid", range(2, 9)),
     "optim.trust_coefficient": ("optim.name", LARS),
     "optim.sgd_momentum": ("optim.name", ("sgd", *LARS)),
+    "optim.predictor_lr": ("optim.name", ("sgd",)),
     "augment.aug_plus": ("augment.recipe", ("moco",)),
     "augment.local_size": ("augment.local_crops", ABOVE_0),
     "augment.local_scale": ("augment.local_crops", ABOVE_0),
@@ -338,4 +348,6 @@ def ignored_settings(config: Config) -> dict[str, str]:
     for name in HEAD_SETTINGS:
         if name not in method_of(config.method).model_settings:
             ignored[f"model.{name}"] = f"method.name={config.method.name}"
+    if "model.predictor_width" in ignored:  # a method without predictor
+        ignored["optim.predictor_lr"] = f"method.name={config.method.name}"
     return ignored

@@ -1,6 +1,7 @@
 """The optimizers of the papers, and an optimizer step that skips NaN and infinite gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,21 @@ from mocokit.engine.lars import Lars
 from mocokit.settings import choose
 
 
-def build_sgd(module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float) -> torch.optim.SGD:
+def build_sgd(
+    module: nn.Module, *, lr: float, sgd_momentum: float, weight_decay: float, constant_lr: nn.Module | None = None
+) -> torch.optim.SGD:
     """Return SGD of all parameters that require a gradient, with weight decay on BatchNorm and biases too.
 
     So does the official code (moco/main_moco.py). Many reimplementations exempt BatchNorm and biases, and differ from
-    the paper by that.
+    the paper by that. The parameters of `constant_lr`, a part of `module`, keep the rate `lr` whatever `set_lr` says.
     """
     parameters = _trained(module)
-    sgd = torch.optim.SGD(parameters, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
+    constant = _trained(constant_lr) if constant_lr is not None else []
+    others = set(parameters) - set(constant)
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p in others]}]
+    if constant:
+        groups.append({"params": constant, "constant_lr": lr})
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=sgd_momentum, weight_decay=weight_decay, fused=True)
     if sgd_momentum:
         # If the first step is skipped (a NaN gradient), torch would leave its momentum buffers uninitialised.
         for parameter in parameters:
@@ -38,29 +46,37 @@ def _build_lars(
     )
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float, float], torch.optim.Optimizer]] = {
-    # MoCo v1 and v2
-    "sgd": lambda module, lr, momentum, decay, trust: build_sgd(
-        module, lr=lr, sgd_momentum=momentum, weight_decay=decay
+OPTIMIZERS: dict[str, Callable[[nn.Module, float, float, float, float, nn.Module | None], torch.optim.Optimizer]] = {
+    # MoCo v1 and v2, Fast-MoCo
+    "sgd": lambda module, lr, momentum, decay, trust, constant_lr: build_sgd(
+        module, lr=lr, sgd_momentum=momentum, weight_decay=decay, constant_lr=constant_lr
     ),
     # MoCo v3 on ResNets
-    "lars": lambda module, lr, momentum, decay, trust: _build_lars(
+    "lars": lambda module, lr, momentum, decay, trust, constant_lr: _build_lars(
         module, lr, momentum, decay, trust, lr_in_momentum=False
     ),
     # SimCLR
-    "lars-classic": lambda module, lr, momentum, decay, trust: _build_lars(
+    "lars-classic": lambda module, lr, momentum, decay, trust, constant_lr: _build_lars(
         module, lr, momentum, decay, trust, lr_in_momentum=True
     ),
     # MoCo v3 on ViTs: default betas, decay on all parameters
-    "adamw": lambda module, lr, momentum, decay, trust: torch.optim.AdamW(
+    "adamw": lambda module, lr, momentum, decay, trust, constant_lr: torch.optim.AdamW(
         _trained(module), lr=lr, weight_decay=decay, fused=True
     ),
 }
-"""Builders by name: (module, learning rate, momentum, weight decay, trust coefficient) -> optimizer."""
+"""Builders by name: (module, learning rate, momentum, weight decay, trust coefficient, part of the module whose rate is
+constant) -> optimizer. Only sgd takes such a part; the settings ensure that no other is asked to."""
 
 
 def build_optimizer(
-    module: nn.Module, *, name: str, lr: float, sgd_momentum: float, weight_decay: float, trust_coefficient: float
+    module: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    sgd_momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+    constant_lr: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of all parameters of `module` that require a gradient.
 
@@ -71,13 +87,14 @@ def build_optimizer(
         sgd_momentum: Momentum of SGD and LARS.
         weight_decay: Weight decay. LARS leaves out biases and BatchNorm; the others decay every parameter.
         trust_coefficient: Trust coefficient of LARS.
+        constant_lr: Part of `module` whose rate stays `lr`; sgd only.
 
     Raises:
         ValueError: Unknown name.
 
     """
     build = choose("optim.name", name, OPTIMIZERS)
-    return build(module, lr, sgd_momentum, weight_decay, trust_coefficient)
+    return build(module, lr, sgd_momentum, weight_decay, trust_coefficient, constant_lr)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -119,6 +136,6 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` for the next step, in all parameter groups."""
+    """Use `lr` for the next step, in all parameter groups but those with a constant rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group.get("constant_lr", lr)

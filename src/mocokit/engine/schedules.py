@@ -11,7 +11,7 @@ class Progress(NamedTuple):
     """Position in a schedule, and the parameters of the step schedule."""
 
     epoch: float
-    """Epochs done, warm-up included; fractional within an epoch."""
+    """Epochs done, or begun if they count from 1, warm-up included; fractional within an epoch."""
     fraction: float
     """Done fraction of the epochs after the warm-up, 0 to 1."""
     milestones: Sequence[float]
@@ -36,6 +36,8 @@ def learning_rate(
     milestones: Sequence[float],
     by: str,
     warmup_epochs: float = 0.0,
+    warmup_from: float = 0.0,
+    end: str = "after-last",
     drop: float = 0.1,
 ) -> float:
     """Return the learning rate of one optimizer step.
@@ -50,7 +52,12 @@ def learning_rate(
         milestones: Epochs at which the step schedule drops the rate. They may be fractional: shortening a schedule
             scales them.
         by: "epoch" keeps the cosine constant within an epoch, as the official code does; "step" updates it each step.
-        warmup_epochs: Length of the linear rise from 0 to `peak_lr` (0 in the MoCo v1 and v2 papers).
+        warmup_epochs: Length of the linear rise to `peak_lr` (0 in the MoCo v1 and v2 papers). The rate of step s of
+            W is s / W of it, as in MoCo v3 and SimCLR: 0 in the first step, and the peak in step W.
+        warmup_from: Rate of the first step of the warm-up, as a share of `peak_lr`.
+        end: "after-last" counts steps and epochs from 0, so that a cosine reaches 0 after the last one. "last" counts
+            from 1, as Fast-MoCo and the official CIFAR notebook do: the peak is at the last step of the warm-up, and a
+            cosine is 0 in the last step or epoch.
         drop: Factor at each milestone.
 
     Raises:
@@ -58,9 +65,11 @@ def learning_rate(
 
     """
     factor = choose("optim.schedule", schedule, SCHEDULES)
-    epoch = step / steps_per_epoch
-    if epoch < warmup_epochs:
-        return peak_lr * (step + 1) / (warmup_epochs * steps_per_epoch)
+    first = choose("optim.lr_end", end, {"after-last": 0, "last": 1})
+    warmup_steps = warmup_epochs * steps_per_epoch
+    if step + first < warmup_steps:
+        return peak_lr * (warmup_from + (1 - warmup_from) * step / (warmup_steps - first))
+    epoch = step / steps_per_epoch + (first if by == "epoch" else first / steps_per_epoch)
     done = math.floor(epoch) if by == "epoch" else epoch
     # 1e-9: a run that is all warm-up has no epochs left to divide by. max: by epoch, `done` may be before the
     # (fractional) end of the warm-up.

@@ -6,12 +6,13 @@ May import `nets`, `losses`, `distributed` and `data/batch`; never the config or
 from importlib.metadata import entry_points
 from typing import Any
 
-from mocokit.methods import end_to_end, memory_bank, moco, moco_v3, simclr
+from mocokit.methods import end_to_end, fast_moco, memory_bank, moco, moco_v3, simclr
 from mocokit.methods.contract import MethodSpec
 from mocokit.settings import choose
 
 SPECS: dict[str, MethodSpec] = {
-    spec.name: spec for spec in (moco.SPEC, end_to_end.SPEC, memory_bank.SPEC, simclr.SPEC, moco_v3.SPEC)
+    spec.name: spec
+    for spec in (moco.SPEC, end_to_end.SPEC, memory_bank.SPEC, simclr.SPEC, moco_v3.SPEC, fast_moco.SPEC)
 }
 """Methods that this process knows: ours, and those that `add_method` was given."""
 

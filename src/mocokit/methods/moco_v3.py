@@ -53,6 +53,7 @@ class MoCoV3(Method[MoCoV3Batch]):
         global_batch_size: B.
         temperature: Softmax temperature T.
         key_momentum: step -> m of the key encoder's moving average, in 0..1.
+        loss_scale: Factor of both directions' losses; None: 2T.
         layout: BatchNorm groups of the global batch, and the part of them that this rank computes.
         pixels: Module that turns views into what the encoders read; None: the identity.
         term: How negatives enter the loss.
@@ -67,6 +68,7 @@ class MoCoV3(Method[MoCoV3Batch]):
         temperature: float,
         key_momentum: Callable[[int], float],
         layout: GroupLayout,
+        loss_scale: float | None = None,
         pixels: nn.Module | None = None,
         term: NegativeTerm = PLAIN,
     ) -> None:
@@ -76,7 +78,9 @@ class MoCoV3(Method[MoCoV3Batch]):
         self.key_momentum = key_momentum
         self.last_key_momentum = 0.0
         """m of the last step, for the log."""
-        self.chance_loss = 2 * 2 * temperature * term.chance_loss(global_batch_size - 1)
+        # 2T, so that one learning rate suits every temperature (Algorithm 1's note).
+        self.loss_scale = 2 * temperature if loss_scale is None else loss_scale
+        self.chance_loss = 2 * self.loss_scale * term.chance_loss(global_batch_size - 1)
 
     @torch.no_grad()
     def prepare(self, views: ViewBatch, step: int) -> MoCoV3Batch:
@@ -89,16 +93,13 @@ class MoCoV3(Method[MoCoV3Batch]):
         return MoCoV3Batch(queries=(views.query, views.key), keys=(keys[1], keys[0]), local=views.local)
 
     def loss(self, batch: MoCoV3Batch, micro: MicroBatch) -> tuple[Tensor, Rows]:
-        """Contrast a micro-batch's queries with the batch's keys: ctr(q1, k2) + ctr(q2, k1).
-
-        Each is multiplied by 2T, so that one learning rate suits every temperature (Algorithm 1's note).
-        """
+        """Contrast a micro-batch's queries with the batch's keys: loss_scale * (ctr(q1, k2) + ctr(q2, k1))."""
         queries = [self.forwards.embed(self.encoder_q, views[micro.rows], micro) for views in batch.queries]  # (m, C)
         crops = embed_crops(self.forwards, self.encoder_q, batch.local, micro)
         with torch.autocast(queries[0].device.type, enabled=False):
             contrasts = self._contrast(queries, batch, micro)
             of_crops = [self._contrast([crop, crop], batch, micro) for crop in crops]
-            losses = 2 * self.temperature * image_losses([contrasts, *of_crops])  # (m,)
+            losses = self.loss_scale * image_losses([contrasts, *of_crops])  # (m,)
             rows = row_metrics(contrasts, losses, term=self.term)
         return losses.sum() / len(batch.keys[0]), rows
 
@@ -146,11 +147,11 @@ def build(settings: MoCoV3Settings, inputs: MethodInputs) -> MoCoV3:
 
 
 def build_head(
-    feature_dim: int, *, dim: int, head_layers: int, head_width: int, predictor_bn: bool
+    feature_dim: int, *, dim: int, head_layers: int, head_width: int, predictor_width: int | None, predictor_bn: bool
 ) -> tuple[nn.Module, nn.Module]:
     """Return projector, D -> C, and predictor, C -> C."""
     projector = build_v3_mlp(feature_dim, dim, width=head_width, num_layers=head_layers, ends_in_bn=True)
-    predictor = build_v3_mlp(dim, dim, width=head_width, num_layers=2, ends_in_bn=predictor_bn)
+    predictor = build_v3_mlp(dim, dim, width=predictor_width or head_width, num_layers=2, ends_in_bn=predictor_bn)
     return projector, predictor
 
 
@@ -163,7 +164,7 @@ SPEC = MethodSpec(
     settings=MoCoV3Settings,
     build=build,
     build_head=build_head,
-    model_settings=("head_layers", "head_width", "predictor_bn"),
+    model_settings=("head_layers", "head_width", "predictor_width", "predictor_bn"),
     passes=passes,
     warnings=warn_of_groups,
 )

@@ -225,6 +225,7 @@ def build_trained(
         sgd_momentum=config.optim.sgd_momentum,
         weight_decay=config.optim.weight_decay,
         trust_coefficient=config.optim.trust_coefficient,
+        constant_lr=method.encoder_q.predictor if config.optim.predictor_lr == "constant" else None,
     )
     return method, optimizer
 
@@ -343,6 +344,8 @@ def lr_of_step(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
         milestones=optim.milestones,
         by=optim.lr_by,
         warmup_epochs=optim.warmup_epochs,
+        warmup_from=optim.warmup_from,
+        end=optim.lr_end,
     )
 
 
