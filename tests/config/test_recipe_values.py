@@ -9,6 +9,7 @@ from mocokit.config.presets import get_preset
 from mocokit.config.schema import AugmentConfig
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.augment.recipes import Recipe
+from mocokit.methods.fast_moco import FastMoCoSettings
 from mocokit.run.build_views import build_recipes
 
 RECIPE_VALUES: dict[str, dict[str, tuple[object, object]]] = {
@@ -81,3 +82,12 @@ def test_presets_and_plan_print_the_values_that_are_used(capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "query view: crop_scale 0.2..1," in text
     assert "solarize_p 0.2" in text.partition("key view: ")[2]
+
+
+def test_another_method_brings_its_own_defaults_and_keeps_what_was_changed() -> None:
+    """fast-moco's queries come from patches and its m is 0.99; in moco-v2, neither was chosen."""
+    config = replace_settings(get_preset("moco-v2"), {"method.name": "fast-moco"})
+    assert config.method == FastMoCoSettings(temperature=0.2, bn_groups=8, key_momentum=0.99, patch_grid=2)
+    chosen = replace_settings(get_preset("moco-v2"), {"method.key_momentum": 0.9, "method.hardness": 0.5})
+    kept = replace_settings(chosen, {"method.name": "fast-moco"}).method
+    assert kept == FastMoCoSettings(key_momentum=0.9, hardness=0.5)

@@ -45,6 +45,8 @@ def replace_settings(config: Config, settings: Mapping[str, object]) -> Config:
 def switch_method(settings: MethodSettings, name: str) -> MethodSettings:
     """Return the settings of the method `name`; those that both methods have keep their values.
 
+    A value that is only the old method's default gives way to the new one's: --method fast-moco brings its patches.
+
     Raises:
         ValueError: Unknown method.
 
@@ -52,8 +54,9 @@ def switch_method(settings: MethodSettings, name: str) -> MethodSettings:
     kind = find_method(name).settings
     if isinstance(settings, kind):
         return settings
-    shared = (_names(settings) & {field.name for field in dataclasses.fields(kind)}) - {"name"}
-    return kind(**{field: getattr(settings, field) for field in shared})
+    own = {field.name: field.default for field in dataclasses.fields(settings)}
+    shared = (own.keys() & {field.name for field in dataclasses.fields(kind)}) - {"name"}
+    return kind(**{field: getattr(settings, field) for field in shared if getattr(settings, field) != own[field]})
 
 
 def _names(section: object) -> set[str]:
