@@ -84,7 +84,10 @@ def zero_init_residual(backbone: nn.Module) -> None:
     """
     blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
     if not blocks:
-        raise ValueError("model.zero_init_residual=True: the backbone is no torchvision ResNet; leave it out")
+        raise ValueError(
+            "model.zero_init_residual=True: the backbone is no torchvision ResNet; leave it out, or give "
+            "--model.no-zero-init-residual if the preset has it"
+        )
     for block in blocks:
         last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
         nn.init.zeros_(cast(nn.BatchNorm2d, last).weight)
