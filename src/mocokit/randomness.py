@@ -24,6 +24,7 @@ class Purpose(enum.IntEnum):
     SUBSET = 7
     STEP = 8
     BANK_SAMPLE = 9
+    VALUE_RANGE = 10
     DETECTION_VIEW = 30
     DETECTION_TRIAL = 31
 

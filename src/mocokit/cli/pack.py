@@ -20,6 +20,7 @@ def pack_command(arguments: list[str]) -> int:
         *,
         short_side: int | None = None,
         quality: int = 90,
+        value_range: tuple[float, float] | None = None,
         shard_mb: int = 256,
         workers: int = -1,
         label_column: str = "",
@@ -33,6 +34,7 @@ def pack_command(arguments: list[str]) -> int:
             short_side: Shrink images with a longer short side to this one (pixels) and store them as JPEG; None: store
                 all images byte for byte.
             quality: JPEG quality of shrunk images, 1..100.
+            value_range: Values of samples of more than 8 bits that become 0 and 255 in shrunk images; None: measured.
             shard_mb: Maximal size of a shard (MiB).
             workers: Processes that decode and encode; 0: this process; -1: one per core.
             label_column: Column of the labels of a .csv or .tsv list, by its header or number; CIFAR-100: coarse.
@@ -50,6 +52,7 @@ def pack_command(arguments: list[str]) -> int:
                 out,
                 short_side_px=short_side,
                 quality=quality,
+                value_range=value_range,
                 shard_bytes=shard_mb * 2**20,
                 max_image_px=MAX_IMAGE_PX,
                 on_progress=on_progress,
@@ -57,6 +60,10 @@ def pack_command(arguments: list[str]) -> int:
                 workers=workers if workers >= 0 else count_cores(),
             )
         _print_summary(result, "skipped")
+        for line in result.ranges.notes:
+            print(line)
+        for line in result.ranges.warnings:
+            print(f"warning: {line}")
         if result.bad:
             print(f"  all skipped images: {result.folder / SKIPPED_NAME}")
         print(f"next: --data {result.folder}, or the place you copy this folder to (s3://, gs://, https://)")

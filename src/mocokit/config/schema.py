@@ -47,6 +47,9 @@ class DataConfig:
     """Mean of each channel, 0..1, by default ImageNet's; empty (with std): measured on the data."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, 0..1."""
+    value_range: tuple[float, ...] = ()
+    """Values of samples of more than 8 bits that become 0 and 255; empty: percentiles measured on the images. 8-bit
+    images stay as they are."""
     eval_crop_ratio: float = EVAL_CROP_RATIO
     """Evaluation: side of the central crop over the resized short side (224/256)."""
     max_bad_share: float = 0.01
@@ -71,6 +74,12 @@ class DataConfig:
         require(-1 <= self.workers <= 1024, "data.workers", self.workers, "must be -1 (choose), 0 (none), or to 1024")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "must be in 0..1")
         require(0 < self.eval_crop_ratio <= 1, "data.eval_crop_ratio", self.eval_crop_ratio, "must be in 0..1")
+        require(
+            not self.value_range or (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]),
+            "data.value_range",
+            self.value_range,
+            "needs two numbers LOW < HIGH; leave it empty to measure them",
+        )
         require(
             {len(self.mean), len(self.std)} in ({3}, {0}),
             "data.mean",

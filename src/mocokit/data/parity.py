@@ -33,6 +33,7 @@ from mocokit.data.augment.recipes import (
 from mocokit.data.decode.decode import decode
 from mocokit.data.pipelines import fast_views, reference_views
 from mocokit.data.sources.sources import ImageSource
+from mocokit.data.value_range import measure_ranges
 from mocokit.randomness import Purpose, generator, permutation
 
 KS_LIMIT = 2.7
@@ -85,7 +86,8 @@ class DrawParity:
 def parity_images(source: ImageSource, *, count: int, seed: int) -> list[_Pixels]:
     """Return a sample of the images, and four mosaics of 2016 x 1536 pixels, large enough to be decoded smaller."""
     order = permutation(seed, Purpose.SUBSET, len(source))[:count]
-    images = [np.asarray(decode(source.read(int(index)), max_image_px=10**9)) for index in order]
+    ranges = measure_ranges(source, max_image_px=10**9, seed=seed, known={}).ranges
+    images = [np.asarray(decode(source.read(int(index)), max_image_px=10**9, ranges=ranges)) for index in order]
     tiles = [np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BOX)) for image in images]
     draws = generator(seed, Purpose.SUBSET)
     mosaics = [

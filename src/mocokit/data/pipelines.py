@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mocokit.data.augment.compiled import apply_params_compiled
 from mocokit.data.augment.recipes import Jitter, ViewParams, apply_params
 from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.deep import NO_RANGES, ValueRanges
 from mocokit.data.decode.jpeg import FRACTIONS, JpegHeader, decode_jpeg, read_jpeg_header
 from mocokit.data.sources.sources import RawImage
 
@@ -34,7 +35,13 @@ class Pipeline(Protocol):
     """A function that makes the views of one image: `fast_views` or `reference_views`."""
 
     def __call__(
-        self, raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
+        self,
+        raw: RawImage,
+        draw: Draw,
+        *targets: NDArray[np.uint8],
+        max_image_px: int,
+        crops_only: bool,
+        ranges: ValueRanges = NO_RANGES,
     ) -> Sequence[ViewParams]:
         """Fill each of `targets` (V, S, S, 3) in turn, and return the drawn parameters.
 
@@ -46,6 +53,7 @@ class Pipeline(Protocol):
             targets: Arrays to write the views to.
             max_image_px: Largest number of pixels; a larger image is a bad image.
             crops_only: Crop and resize only, without color, blur and flip.
+            ranges: Value range of each sample type of more than 8 bits.
 
         Raises:
             DecodeError: The image is bad.
@@ -55,10 +63,15 @@ class Pipeline(Protocol):
 
 
 def reference_views(
-    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
+    raw: RawImage,
+    draw: Draw,
+    *targets: NDArray[np.uint8],
+    max_image_px: int,
+    crops_only: bool,
+    ranges: ValueRanges = NO_RANGES,
 ) -> Sequence[ViewParams]:
     """Make views with Pillow and torchvision, operation by operation, like the official code."""
-    image = decode(raw, max_image_px=max_image_px)
+    image = decode(raw, max_image_px=max_image_px, ranges=ranges)
     drawn = draw(image.height, image.width)
     for view, params in zip(chain(*targets), drawn, strict=True):
         view[:] = apply_params(image, params.crop_only() if crops_only else params, size_px=len(view))
@@ -66,10 +79,15 @@ def reference_views(
 
 
 def fast_views(
-    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int, crops_only: bool
+    raw: RawImage,
+    draw: Draw,
+    *targets: NDArray[np.uint8],
+    max_image_px: int,
+    crops_only: bool,
+    ranges: ValueRanges = NO_RANGES,
 ) -> Sequence[ViewParams]:
     """Make views with libjpeg-turbo and compiled code; Pillow decodes everything but ordinary JPEGs."""
-    decoded, drawn = decode_for_views(raw, draw, *targets, max_image_px=max_image_px)
+    decoded, drawn = decode_for_views(raw, draw, *targets, max_image_px=max_image_px, ranges=ranges)
     for target, (pixels, fraction), views in zip(targets, decoded, _by_target(drawn, targets), strict=True):
         for view, params in zip(target, views, strict=True):
             top, left, height, width = (side / fraction for side in params.crop)
@@ -83,7 +101,11 @@ Decoded = tuple[NDArray[np.uint8], int]
 
 
 def decode_for_views(
-    raw: RawImage, draw: Draw, *targets: NDArray[np.uint8], max_image_px: int
+    raw: RawImage,
+    draw: Draw,
+    *targets: NDArray[np.uint8],
+    max_image_px: int,
+    ranges: ValueRanges = NO_RANGES,
 ) -> tuple[list[Decoded], Sequence[ViewParams]]:
     """Decode an image for the views of all `targets` (V, S, S, 3), no larger than their crops need.
 
@@ -100,7 +122,7 @@ def decode_for_views(
         drawn = draw(header.height, header.width)
         with suppress(ValueError):  # Pillow is more tolerant, so it decides below if the image is bad
             return list(_decode_small(raw, header, drawn, targets)), drawn
-    pixels = np.asarray(decode(raw, max_image_px=max_image_px))
+    pixels = np.asarray(decode(raw, max_image_px=max_image_px, ranges=ranges))
     return [(pixels, 1)] * len(targets), draw(*pixels.shape[:2])
 
 

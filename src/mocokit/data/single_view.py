@@ -54,6 +54,7 @@ class SingleViews:
                 self._draw(epoch, index),
                 target,
                 max_image_px=self.reader.max_image_px,
+                ranges=self.reader.ranges,
                 crops_only=False,
             )
         except (DecodeError, OSError):

@@ -20,6 +20,7 @@ from mocokit.data.augment.batched import BatchParams, pack_params
 from mocokit.data.augment.recipes import Recipe, ViewParams, draw_params, evaluation_crop
 from mocokit.data.batch import BadImage, Each, ViewBatch, empty_pixels
 from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.deep import NO_RANGES, ValueRanges
 from mocokit.data.pipelines import PIPELINES, Draw, fast_views, warm_up
 from mocokit.data.sources.sources import ImageSource, RawImage
 from mocokit.data.view_size import ViewSize
@@ -41,18 +42,20 @@ class ImageReader:
         source: The stored images.
         max_image_px: Largest number of pixels; a larger image is a bad image.
         seed: Seed of the random choice of replacements.
+        ranges: Value range of each sample type of more than 8 bits, see value_range.py.
 
     """
 
-    def __init__(self, source: ImageSource, *, max_image_px: int, seed: int) -> None:
+    def __init__(self, source: ImageSource, *, max_image_px: int, seed: int, ranges: ValueRanges = NO_RANGES) -> None:
         self.source = source
         self.max_image_px = max_image_px
         self.seed = seed
+        self.ranges = ranges
 
     def read(self, index: int) -> Image.Image:
         """Return the RGB image; raise DecodeError if it is bad."""
         try:
-            return decode(self.source.read(index), max_image_px=self.max_image_px)
+            return decode(self.source.read(index), max_image_px=self.max_image_px, ranges=self.ranges)
         except OSError as error:  # a missing or unreadable file, or a damaged archive member
             raise DecodeError(str(error)) from error
 
@@ -160,8 +163,14 @@ class TwoViews:
         def make(raw: RawImage, index: int) -> Sequence[ViewParams]:
             """Write the views of one image; `index` may be that of a replacement."""
             draw = draw_views(self.recipes, self.seed, epoch, index)
-            limit = self.reader.max_image_px
-            return self.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=self.crops_only)
+            return self.pipeline(
+                raw,
+                draw,
+                *targets,
+                max_image_px=self.reader.max_image_px,
+                ranges=self.reader.ranges,
+                crops_only=self.crops_only,
+            )
 
         return self.reader.use_or_replace(index, epoch, make)
 

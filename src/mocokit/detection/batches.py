@@ -8,7 +8,7 @@ Shapes: n objects of an image; pixels (3, H, W) uint8; boxes (n, 4) as in data_s
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 
 from mocokit.data.batch import Each
 from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.deep import NO_RANGES, ValueRanges
 from mocokit.detection.coco_library import load_coco_library
 from mocokit.detection.data_sets import AnnotatedImage
 from mocokit.randomness import Purpose, generator, permutation
@@ -53,6 +54,7 @@ class DetectionViews:
     masks: bool
     """Also draw the masks of the objects."""
     seed: int
+    value_ranges: ValueRanges = field(default_factory=dict)
 
     def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> list[DetectionExample]:
         """Return the examples of a batch; `each` maps a function over the positions, perhaps in threads."""
@@ -65,7 +67,7 @@ class DetectionViews:
         short_side = int(draws.choice(self.short_sides_px))
         mirrored = self.mirror and bool(draws.random() < 0.5)
         width, height = resized_size(image.width, image.height, short_side, self.max_long_side_px)
-        picture = read_picture(image).resize((width, height), Image.Resampling.BILINEAR)
+        picture = read_picture(image, self.value_ranges).resize((width, height), Image.Resampling.BILINEAR)
         target = {
             "boxes": torch.from_numpy(_fit_boxes(image, width, height, mirrored)),
             "labels": torch.from_numpy(image.labels + 1),
@@ -77,12 +79,15 @@ class DetectionViews:
 
 
 def resized_size(width: int, height: int, short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Return (width, height) with this short side, or with `max_long_side` if that is smaller (Detectron2's rule)."""
+    """Return (width, height) with this short side, or with `max_long_side` if that is smaller (Detectron2's rule).
+
+    Each is at least 1, which matters to images thinner than 1 : 2 `max_long_side`.
+    """
     scale = min(short_side / min(width, height), max_long_side / max(width, height))
-    return int(width * scale + 0.5), int(height * scale + 0.5)
+    return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
 
-def read_picture(image: AnnotatedImage) -> Image.Image:
+def read_picture(image: AnnotatedImage, ranges: ValueRanges = NO_RANGES) -> Image.Image:
     """Return the decoded RGB image.
 
     Raises:
@@ -90,7 +95,7 @@ def read_picture(image: AnnotatedImage) -> Image.Image:
 
     """
     try:
-        picture = decode(image.path.read_bytes(), max_image_px=MAX_IMAGE_PX)
+        picture = decode(image.path.read_bytes(), max_image_px=MAX_IMAGE_PX, ranges=ranges)
     except (DecodeError, OSError) as error:
         raise ValueError(f"data={image.path}: can't be read ({error})") from error
     if picture.size != (image.width, image.height):

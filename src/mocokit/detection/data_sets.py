@@ -9,13 +9,14 @@ import json
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mocokit.data.decode.deep import ValueRanges
 from mocokit.settings import require
 
 
@@ -57,6 +58,8 @@ class DetectionSet:
     """COCO's annotation file; None: the layout is VOC's."""
     category_ids: tuple[int, ...] = ()
     """COCO's category id of each class; empty: the layout is VOC's."""
+    value_ranges: ValueRanges = field(default_factory=dict)
+    """Value range of each sample type of more than 8 bits among the images."""
 
     def for_training(self, *, skip_difficult: bool = False) -> "DetectionSet":
         """Return the set without images that have no object (FILTER_EMPTY_ANNOTATIONS of Detectron2).

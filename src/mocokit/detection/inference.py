@@ -33,6 +33,7 @@ def detect(
         mirror=False,
         masks=False,
         seed=0,
+        value_ranges=images.value_ranges,
     )
     loader = build_loader(views, [[(0, index)] for index in range(len(images.images))], num_workers=num_workers)
     was_training = detector.training

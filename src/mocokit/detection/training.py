@@ -102,6 +102,7 @@ def training_batches(
         mirror=True,
         masks=recipe.masks,
         seed=seed,
+        value_ranges=images.value_ranges,
     )
     order = AspectOrder(
         images=images.images,

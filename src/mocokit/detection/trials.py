@@ -1,17 +1,21 @@
 """Fine-tune detectors from one backbone several times, and report mean and spread, as the papers do."""
 
 import json
+import logging
 import math
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.sources import FileSource
+from mocokit.data.value_range import measure_ranges
+from mocokit.detection.batches import MAX_IMAGE_PX
 from mocokit.detection.data_sets import DetectionSet
 from mocokit.detection.detector import build_detector
 from mocokit.detection.inference import average_precision, detect
@@ -23,6 +27,8 @@ from mocokit.engine.precision import pick_device
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mocokit.randomness import Purpose, torch_seed
+
+LOGGER = logging.getLogger("mocokit")
 
 RANDOM = "random"
 """Given instead of a run: random weights, the baseline."""
@@ -81,7 +87,19 @@ def run_trials(
     if num_trials < 1:
         raise ValueError(f"trials={num_trials}: must be at least 1")
     _save_or_check_settings(out, plan)
+    plan = _with_value_ranges(plan)
     return [_run_trial(plan, number, out, on_iteration) for number in range(num_trials)]
+
+
+def _with_value_ranges(plan: TrialPlan) -> TrialPlan:
+    """Return the plan with the value ranges of the run's backbone; those it lacks are measured on training images."""
+    known = {} if plan.run == RANDOM else load_backbone(plan.run).card.value_ranges
+    files = FileSource(Path(), tuple(str(image.path) for image in plan.train.images), None, ())
+    measured = measure_ranges(files, max_image_px=MAX_IMAGE_PX, seed=0, known=known)
+    for line in (*measured.notes, *measured.warnings):
+        LOGGER.warning(line)
+    train = replace(plan.train, value_ranges=measured.ranges)
+    return replace(plan, train=train, test=replace(plan.test, value_ranges=measured.ranges))
 
 
 def _save_or_check_settings(out: Path, plan: TrialPlan) -> None:

@@ -233,6 +233,18 @@ def on_main(action: Callable[[], object]) -> None:
         raise ValueError(message)
 
 
+def from_main(make: Callable[[], T]) -> T:
+    """Return what `make` returns on the main rank, to all ranks; for small objects, which are pickled.
+
+    Raises:
+        ValueError: As `on_main`.
+
+    """
+    made = list[T]()
+    on_main(lambda: made.append(make()))
+    return all_gather_objects(made)[0][0]
+
+
 def max_over_ranks(value: int) -> int:
     """Return the largest `value` of all ranks. Sends 8 bytes."""
     if not dist.is_initialized():

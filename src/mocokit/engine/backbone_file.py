@@ -6,7 +6,7 @@
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mocokit.data.decode.deep import ValueRanges
+from mocokit.data.value_range import check_ranges
 from mocokit.engine.checkpoint import UNREADABLE, write_atomically
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
@@ -48,6 +50,9 @@ class BackboneCard:
     """File and layout that the weights were imported from; empty: a run of mocokit."""
     numerics: int = 1
     """Version of the numbers that the weights were trained with (engine/numerics.py); 1 if the file names none."""
+    value_ranges: ValueRanges = field(default_factory=dict)
+    """Sample type of more than 8 bits -> (low, high): the values that the training images were mapped to 0..255
+    with. Empty: there were 8-bit images only."""
 
     @property
     def is_own(self) -> bool:
@@ -129,6 +134,7 @@ def _read_card(text: str) -> BackboneCard:
     values = json.loads(text)
     values["mean"] = tuple(map(float, values["mean"]))
     values["std"] = tuple(map(float, values["std"]))
+    values["value_ranges"] = check_ranges(values.get("value_ranges", {}))
     card = BackboneCard(**values)
     if not (isinstance(card.arch, str) and isinstance(card.stem, str) and len(card.mean) == len(card.std) == 3):
         raise ValueError("arch and stem must be text, mean and std three numbers each")

@@ -236,6 +236,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_newest_entry(folder: Path, name: str) -> object:
+    """Return one entry of the newest checkpoint that can be opened, without reading its tensors; None if none has it.
+
+    The file's digest is not checked: `load_newest` does that.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UNREADABLE:
+            continue
+        return state.get(name) if isinstance(state, dict) else None
+    return None
+
+
 def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the newest state that can be read, and a line about each newer file that can't.
 

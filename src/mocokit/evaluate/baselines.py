@@ -84,4 +84,9 @@ def build_extractors(
 
 def view_of(card: BackboneCard, *, num_workers: int) -> EvaluationView:
     """Return the size and crop that this backbone reads images with."""
-    return EvaluationView(size_px=card.image_size, crop_ratio=card.eval_crop_ratio, num_workers=num_workers)
+    return EvaluationView(
+        size_px=card.image_size,
+        crop_ratio=card.eval_crop_ratio,
+        num_workers=num_workers,
+        value_ranges=card.value_ranges,
+    )

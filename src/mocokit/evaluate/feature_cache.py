@@ -21,7 +21,7 @@ from mocokit.evaluate.frozen import digest_tensors
 
 LOGGER = logging.getLogger("mocokit")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache. Raise it if a change of code gives other features for the same weights and images."""
 
 
@@ -73,6 +73,7 @@ class FeatureCache:
             view.size_px,
             view.crop_ratio,
             images.reader.max_image_px,
+            sorted(images.reader.ranges.items()),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

@@ -6,11 +6,12 @@ Shapes: M images, n images of a batch, D feature dimension.
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from mocokit.data.decode.deep import NO_RANGES, ValueRanges
 from mocokit.data.loading.loader import build_loader, in_batches
 from mocokit.data.sources.layout import labels_among
 from mocokit.data.sources.left_out import note_of
@@ -41,6 +42,8 @@ class EvaluationView:
     """Side of the central crop, as a share of the resized short side."""
     num_workers: int
     """Loader processes; 0: threads."""
+    value_ranges: ValueRanges = field(default_factory=lambda: NO_RANGES)
+    """Value ranges that the backbone was trained with; other sample types are measured on the training images."""
 
 
 @dataclass(frozen=True, kw_only=True)

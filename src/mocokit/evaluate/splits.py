@@ -1,17 +1,23 @@
 """Split labelled images for training, choosing and testing: balanced subsets, id lists and held-out parts, by seed."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mocokit import distributed
+from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
+from mocokit.data.value_range import measure_ranges
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices
 from mocokit.randomness import Purpose, generator
+
+LOGGER = logging.getLogger("mocokit")
 
 
 def balanced_subset(images: LabelledImages, count: int, *, seed: int) -> list[int]:
@@ -96,17 +102,28 @@ def open_labelled(
 
     `on_data` is called with a line about each of the two: how many images, of which classes, what was left out.
 
+    Samples of more than 8 bits are read with the view's value ranges; sample types that it has no range for are
+    measured on the training images.
+
     Raises:
         ValueError: One of the two has no labels, or `test` has a class that is missing from `data`.
 
     """
-    reader = _reader(data)
+    reader = _reader(data, view.value_ranges)
     on_data(f"data: {describe_source(reader.source)}")
+    measured = distributed.from_main(
+        lambda: measure_ranges(reader.source, max_image_px=reader.max_image_px, seed=0, known=view.value_ranges)
+    )
+    for line in measured.notes:
+        LOGGER.info(line)
+    for line in measured.warnings:
+        LOGGER.warning(line)
+    reader.ranges = measured.ranges
     images = choose_images(reader, view, location=str(data))
     test = test or getattr(reader.source, "test_part", "")
     if not test:
         return images, None
-    test_reader = _reader(test)
+    test_reader = _reader(test, reader.ranges)
     tested = choose_images(test_reader, view, class_names=images.class_names, setting="test", location=str(test))
     on_data(f"test: {describe_source(test_reader.source, tested.labels, tested.class_names)}; from {test}")
     return images, tested
@@ -135,8 +152,8 @@ def open_train_and_test(
     return train_and_test(*open_labelled(data, test, view, on_data=on_data), seed=seed)
 
 
-def _reader(location: str | Path) -> ImageReader:
-    return ImageReader(open_source(location), max_image_px=MAX_IMAGE_PX, seed=0)
+def _reader(location: str | Path, ranges: ValueRanges) -> ImageReader:
+    return ImageReader(open_source(location), max_image_px=MAX_IMAGE_PX, seed=0, ranges=ranges)
 
 
 def read_id_list(path: str | Path, source: ImageSource) -> list[int]:

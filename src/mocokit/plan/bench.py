@@ -140,6 +140,7 @@ def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float
     Decoding, cropping and color are one call, so the work is done up to each of them, and the differences are taken.
     """
     limit = config.data.max_image_px
+    ranges = views.reader.ranges
     areas = list[float]()
     targets = [rows[0].numpy() for rows in views.empty(1, epoch=config.optim.epochs)]
     drawn = draw_views(views.recipes, config.run.seed, 0, index)
@@ -152,12 +153,12 @@ def _time_image(config: Config, views: TwoViews, index: int) -> tuple[list[float
     raw = views.reader.source.read(index)
     marks.append(time.perf_counter())
     if config.data.pipeline == "fast":
-        decode_for_views(raw, draw, *targets, max_image_px=limit)
+        decode_for_views(raw, draw, *targets, max_image_px=limit, ranges=ranges)
     else:
-        decode(raw, max_image_px=limit)
+        decode(raw, max_image_px=limit, ranges=ranges)
     marks.append(time.perf_counter())
     for crops_only in (True, False):
-        views.pipeline(raw, draw, *targets, max_image_px=limit, crops_only=crops_only)
+        views.pipeline(raw, draw, *targets, max_image_px=limit, ranges=ranges, crops_only=crops_only)
         marks.append(time.perf_counter())
     read, decoded, cropped, whole = (1000 * (after - before) for before, after in itertools.pairwise(marks))
     return [read, decoded, max(0.0, cropped - decoded), max(0.0, whole - cropped)], areas[0]

@@ -15,11 +15,13 @@ from torch import nn
 from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.data.batch import ViewBatch
+from mocokit.data.decode.deep import GIVEN, ValueRanges
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
 from mocokit.data.sources.left_out import note_of
 from mocokit.data.sources.open_source import open_source, with_columns
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.statistics import measure_mean_std
+from mocokit.data.value_range import MeasuredRanges, measure_ranges
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import shard
 from mocokit.engine.backbone_file import OWN, BackboneCard
@@ -60,6 +62,8 @@ class Given:
     """(N, 3, H, W) -> (N, D); mocokit.nets.backbones.declare_feature_dim gives D."""
     source: ImageSource | None = None
     """Training images."""
+    value_ranges: ValueRanges | None = None
+    """Value ranges of the run that is resumed; None: measure them."""
 
     def named_in(self, config: Config) -> Config:
         """Return the config with the names of these objects in place of model.arch and data.source."""
@@ -88,6 +92,8 @@ class Parts:
     test_source: ImageSource | None
     """Images that the monitor classifies; None: some of the training images."""
     num_workers: int
+    ranges: MeasuredRanges
+    """Value ranges of the training images, and what to tell about them."""
 
 
 def build_run(config: Config, device: torch.device, given: Given | None = None) -> Parts:
@@ -102,7 +108,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     precision = Precision(config.run.precision, device)
     source = _find_source(config, given)
     test_source = _find_test_source(config, source)
-    reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
+    ranges = _find_ranges(config, source, given)
+    reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed, ranges=ranges.ranges)
     num_steps = steps_per_epoch(len(source), data.global_batch_size)
     total_steps = num_steps * config.optim.epochs
     mean, std = data.mean, data.std
@@ -135,10 +142,23 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
             std=std,
             step=0,
             numerics=NUMERICS,
+            value_ranges=dict(reader.ranges),
         ),
         test_source=test_source,
         monitor=_build_monitor(config, reader, method, precision, device, given, test_source),
         num_workers=choose_workers(data.workers),
+        ranges=ranges,
+    )
+
+
+def _find_ranges(config: Config, source: ImageSource, given: Given) -> MeasuredRanges:
+    """Return the value ranges of the images: of the resumed run, as given, or measured on the main rank."""
+    if given.value_ranges is not None:
+        return MeasuredRanges(ranges=given.value_ranges)
+    data = config.data
+    known = {GIVEN: (data.value_range[0], data.value_range[1])} if data.value_range else {}
+    return distributed.from_main(
+        lambda: measure_ranges(source, max_image_px=data.max_image_px, seed=config.run.seed, known=known)
     )
 
 
@@ -369,7 +389,9 @@ def _build_monitor(
     workers = choose_workers(config.data.workers, threads_suffice=device.type == "cpu", location=config.data.source)
     test = None
     if test_source is not None:
-        test = ImageReader(test_source, max_image_px=reader.max_image_px, seed=config.run.seed)
+        test = ImageReader(
+            test_source, max_image_px=reader.max_image_px, seed=config.run.seed, ranges=reader.ranges
+        )
     return build_monitor(
         method,
         reader,

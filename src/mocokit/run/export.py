@@ -13,6 +13,7 @@ from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source, with_columns
 from mocokit.data.sources.sources import ImageSource
+from mocokit.data.value_range import measure_ranges
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.engine.run_folder import RunFolder
@@ -93,7 +94,8 @@ def _proof_images(
     on_data(f"{name}: {describe_source(source)}")
     card = loaded.card
     count = sum(BATCH_SIZES)
-    reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0)
+    measured = measure_ranges(source, max_image_px=MAX_IMAGE_PX, seed=0, known=card.value_ranges)
+    reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0, ranges=measured.ranges)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     # Four times as many as needed, since some may be unreadable.
     pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)

@@ -15,15 +15,17 @@ from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
+from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.left_out import describe_source, names_left_out, require_few_lost
 from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
+from mocokit.data.value_range import check_ranges
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import save_weights
 from mocokit.engine.bad_images import BadImageCounter
-from mocokit.engine.checkpoint import list_checkpoints, load_newest
+from mocokit.engine.checkpoint import list_checkpoints, load_newest, read_newest_entry
 from mocokit.engine.metrics import MeterBoard
 from mocokit.engine.numerics import NUMERICS, recorded_numerics, require_same_numerics
 from mocokit.engine.precision import pick_device
@@ -151,6 +153,8 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
         raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
         if not resume:
             distributed.on_main(folder.require_free)
+        else:
+            given = replace(given, value_ranges=_saved_ranges(folder))
         parts = build_run(config, device, given)  # before any file is made: settings and data can be wrong
         if not resume:
             require_few_lost(parts.reader.source, max_share=config.data.max_bad_share)
@@ -175,6 +179,12 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             folder.stop_log()
 
 
+def _saved_ranges(folder: RunFolder) -> ValueRanges | None:
+    """Return the value ranges that the run's images were read with; None: no checkpoint says."""
+    saved = distributed.from_main(lambda: read_newest_entry(folder.checkpoints, "value_ranges"))
+    return None if saved is None else check_ranges(saved)
+
+
 def _train(
     config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, start_step: int, problems: list[str]
 ) -> RunResult:
@@ -192,8 +202,11 @@ def _train(
         LOGGER.warning(line)
         progress.say(f"warning: {line}")
 
-    for line in (*problems, *settings_warnings(config, parts)):
+    for line in (*problems, *settings_warnings(config, parts), *parts.ranges.warnings):
         warn(line)
+    for line in parts.ranges.notes:
+        LOGGER.info(line)
+        progress.say(line)
     _describe(config, folder, parts, progress, names_sha256)
     recorder = _build_recorder(config, folder, parts, progress, start_step)
     batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_worker_death=warn)
@@ -279,6 +292,7 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
         "scaler": parts.precision.scaler.state_dict(),
         "steps_per_epoch": parts.steps_per_epoch,
         "precision": parts.precision.name,
+        "value_ranges": dict(parts.reader.ranges),
         "versions": {"torch": str(torch.__version__)},
         "numerics": NUMERICS,
         "config": to_toml(config),
@@ -327,6 +341,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
             "total_steps": total_steps,
             "mean": list(parts.card.mean),
             "std": list(parts.card.std),
+            "value_ranges": {name: list(pair) for name, pair in parts.reader.ranges.items()},
             "recipe": asdict(recipe),
             "key_recipe": asdict(key_recipe),
             "device": str(parts.device),

@@ -2,61 +2,97 @@
 
 import warnings
 from io import BytesIO
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
+from mocokit.data.decode.deep import NO_RANGES, DeepPixels, ValueRanges, to_8_bit
+from mocokit.data.decode.errors import DecodeError
 from mocokit.data.decode.jpeg import has_absurd_scans
+from mocokit.data.decode.sixteen_bits import may_be_deep, read_deep
+from mocokit.data.decode.tiff import decode_tiff, needs_range
+from mocokit.data.decode.tiff_tags import is_tiff, read_layout
 from mocokit.data.sources.limits import PILLOW_ERRORS
 from mocokit.data.sources.sources import RawImage
 from mocokit.data.sources.suffixes import reads_avif
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if reads_avif() else ()))
-"""Formats that are read, whatever the file's suffix (Pillow opens MPO as JPEG). Other formats of Pillow are left out;
-one of them, EPS, is a program that Ghostscript would run."""
+__all__ = ["FORMATS", "DecodeError", "decode", "decode_samples", "is_deep", "looks_deep", "to_rgb"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", *(("AVIF",) if reads_avif() else ()))
+"""Formats that Pillow reads, beside TIFF, whatever the file's suffix (it opens MPO as JPEG). Other formats of Pillow
+are left out; one of them, EPS, is a program that Ghostscript would run."""
 
 
-class DecodeError(ValueError):
-    """The file is not an image that can be used; the message says why."""
-
-
-def decode(raw: RawImage, *, max_image_px: int) -> Image.Image:
+def decode(raw: RawImage, *, max_image_px: int, ranges: ValueRanges = NO_RANGES) -> Image.Image:
     """Decode an image to RGB, apply the EXIF orientation, and put transparent images on white.
 
-    Grayscale is repeated over the channels, palettes and CMYK are converted, and 16-bit samples keep their high byte.
+    Grayscale is repeated over the channels, palettes and CMYK are converted, and samples of more than 8 bits are mapped
+    by their value range. Of several pages or frames, the first is the image.
 
     Args:
-        raw: An encoded file, or uint8 pixels (H, W) or (H, W, 3).
+        raw: An encoded file, or pixels (H, W) or (H, W, 3).
         max_image_px: Largest number of pixels; larger images (decompression bombs) are refused before decoding.
+        ranges: Value range of each sample type; a type of more than 8 bits without a range is refused.
 
     Raises:
         DecodeError: The file is damaged, empty, truncated, too large or of an unknown format.
 
     """
+    pixels = decode_samples(raw, max_image_px=max_image_px)
+    return to_8_bit(pixels, ranges) if isinstance(pixels, DeepPixels) else to_rgb(pixels)
+
+
+def decode_samples(raw: RawImage, *, max_image_px: int) -> Image.Image | DeepPixels:
+    """Decode an image as `decode` does, but leave samples of more than 8 bits as they are.
+
+    Raises:
+        DecodeError: As `decode` does.
+
+    """
     if isinstance(raw, np.ndarray):
         _refuse_large(raw.shape[1], raw.shape[0], max_image_px)
-        return Image.fromarray(raw).convert("RGB")
+        return Image.fromarray(raw).convert("RGB") if raw.dtype == np.uint8 else _deep_array(raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd EXIF and large sizes; an image that can't be used is an error below
         return _decode_file(raw, max_image_px)
 
 
-def _decode_file(raw: bytes, max_image_px: int) -> Image.Image:
+def looks_deep(raw: RawImage) -> bool:
+    """Return True if the samples probably need a value range, by the header alone."""
+    if isinstance(raw, np.ndarray):
+        return raw.dtype != np.uint8
+    if not is_tiff(raw):
+        return may_be_deep(raw)
+    try:
+        return needs_range(read_layout(raw))
+    except DecodeError:
+        return False
+
+
+def _deep_array(pixels: NDArray[Any]) -> DeepPixels:
+    return DeepPixels(samples=pixels.reshape(*pixels.shape[:2], -1).astype(pixels.dtype.newbyteorder("="), copy=False))
+
+
+def _decode_file(raw: bytes, max_image_px: int) -> Image.Image | DeepPixels:
+    if is_tiff(raw):
+        return decode_tiff(raw, max_image_px=max_image_px)
     try:
         image = Image.open(BytesIO(raw), formats=FORMATS)
     except PILLOW_ERRORS as error:
-        if raw[:4] in {b"II*\0", b"MM\0*"}:  # a TIFF that Pillow has no mode for, such as 16-bit RGB
-            return _decode_tiff(raw, max_image_px)
         raise DecodeError(_reason(raw, error)) from error
     _refuse_large(image.width, image.height, max_image_px)
     if image.format in {"JPEG", "MPO"} and has_absurd_scans(raw, image.width * image.height):
         raise DecodeError("a JPEG with absurdly many scans")
     try:
+        deep = read_deep(image, raw)
+        if deep is not None:
+            return deep
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return ImageOps.exif_transpose(image)
+    except DecodeError:
+        raise
     except PILLOW_ERRORS as error:
         raise DecodeError(_reason(raw, error)) from error
 
@@ -75,11 +111,16 @@ def _reason(raw: bytes, error: BaseException) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB: transparency over white, and the high byte of samples of more than 8 bits."""
+    """Return an image with 8 bits per sample in RGB, transparency over white.
+
+    Raises:
+        DecodeError: Its samples have more than 8 bits.
+
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_high_byte(np.asarray(image))).convert("RGB")
+    if is_deep(image):
+        raise DecodeError(f"mode {image.mode}, whose samples have more than 8 bits")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, "white")
@@ -87,39 +128,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _high_byte(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Convert samples to 8 bits: integers lose their low byte, floats are scaled from 0..max(1, largest sample)."""
-    if samples.dtype.kind in "iu":
-        high: NDArray[np.uint8] = (np.clip(samples, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
-        return high
-    finite = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
-    top = max(1.0, float(finite.max(initial=0.0)))
-    return np.rint(finite / top * 255).astype(np.uint8)
-
-
-def _decode_tiff(raw: bytes, max_image_px: int) -> Image.Image:
-    _refuse_large(*_tiff_size(raw), max_image_px)
-    try:
-        samples = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DecodeError(f"damaged TIFF ({error.err})") from error
-    if samples is None:
-        raise DecodeError("not a TIFF that Pillow or OpenCV reads")
-    pixels = samples if samples.dtype == np.uint8 else _high_byte(samples)
-    if pixels.ndim == 3:
-        if pixels.shape[2] not in (3, 4):
-            raise DecodeError(f"TIFF with {pixels.shape[2]} channels")
-        pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]  # OpenCV's order is B, G, R, A
-    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
-
-
-def _tiff_size(raw: bytes) -> tuple[int, int]:
-    """Return (width, height) from the TIFF's first directory, without decoding."""
-    file = BytesIO(raw)
-    try:
-        directory = ImageFileDirectory_v2(raw[:8])
-        file.seek(directory.next)
-        directory.load(file)
-        return int(directory[IMAGEWIDTH]), int(directory[IMAGELENGTH])
-    except PILLOW_ERRORS as error:
-        raise DecodeError(f"damaged TIFF ({error})") from error
+def is_deep(image: Image.Image) -> bool:
+    """Return True if the samples of an image of Pillow have more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"

@@ -5,16 +5,13 @@ library skips the high frequencies of each 8x8 block before the inverse cosine t
 stream, which is then most of the cost.
 """
 
-import warnings
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
-from mocokit.data.sources.limits import PILLOW_ERRORS
+from mocokit.data.decode.orientation import UPRIGHT, is_on_its_side, jpeg_orientation, turn_upright
 
 FRACTIONS = (8, 4, 2, 1)
 """Divisors of the size for which libjpeg-turbo has vector code."""
@@ -27,11 +24,6 @@ MIN_SCAN_BYTES = 10
 
 _SCAN_MARKER = b"\xff\xda"
 """Start of a scan. Coded data cannot contain it: there a zero byte follows each 0xff."""
-
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = 1
-_ROTATIONS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-"""EXIF orientation -> (counterclockwise quarter turns, then mirror left to right)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +48,8 @@ def read_jpeg_header(raw: bytes) -> JpegHeader | None:
         return None
     if colors not in {"YCbCr", "RGB", "Gray"} or has_absurd_scans(raw, height * width):
         return None
-    orientation = _orientation(raw)
-    if _is_on_its_side(orientation):
+    orientation = jpeg_orientation(raw)
+    if is_on_its_side(orientation):
         height, width = width, height
     return JpegHeader(height=height, width=width, orientation=orientation)
 
@@ -72,22 +64,6 @@ def has_absurd_scans(raw: bytes, num_px: int) -> bool:
     return max_scans * num_px > MAX_SCANNED_PX and raw.count(_SCAN_MARKER) * num_px > MAX_SCANNED_PX
 
 
-def _orientation(raw: bytes) -> int:
-    if raw.find(b"Exif\0", 0, 1 << 12) < 0:  # the EXIF block comes first, or directly after the JFIF block
-        return _UPRIGHT
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd EXIF, and about large sizes, which the caller checks
-            orientation = Image.open(BytesIO(raw), formats=("JPEG",)).getexif().get(_EXIF_ORIENTATION)
-    except PILLOW_ERRORS:
-        return _UPRIGHT
-    return orientation if orientation in _ROTATIONS else _UPRIGHT
-
-
-def _is_on_its_side(orientation: int) -> bool:
-    return orientation > 4
-
-
 def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int) -> NDArray[np.uint8]:
     """Return the upright RGB pixels (h, w, 3) at 1 / `fraction` of the size, rounded up.
 
@@ -100,11 +76,7 @@ def decode_jpeg(raw: bytes, header: JpegHeader, *, fraction: int) -> NDArray[np.
         ValueError: The file is damaged or truncated.
 
     """
-    stored = (header.width, header.height) if _is_on_its_side(header.orientation) else (header.height, header.width)
+    stored = (header.width, header.height) if is_on_its_side(header.orientation) else (header.height, header.width)
     min_height, min_width = (-(-side // fraction) for side in stored)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(raw, min_height=min_height, min_width=min_width, min_factor=1)
-    if header.orientation == _UPRIGHT:
-        return pixels
-    quarter_turns, mirror = _ROTATIONS[header.orientation]
-    upright = np.rot90(pixels, quarter_turns)
-    return np.ascontiguousarray(upright[:, ::-1] if mirror else upright)
+    return pixels if header.orientation == UPRIGHT else turn_upright(pixels, header.orientation)

@@ -18,7 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mocokit.data.batch import BadImage
-from mocokit.data.decode.decode import DecodeError, decode
+from mocokit.data.decode.decode import DecodeError, decode_samples, to_rgb
+from mocokit.data.decode.deep import GIVEN, DeepPixels, ValueRanges, to_8_bit
 from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.loading.killed_workers import ResilientBatches
 from mocokit.data.loading.workers import identity, init_worker
@@ -31,10 +32,14 @@ from mocokit.data.sources.shard_index import INDEX_NAME
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
 from mocokit.data.sources.sources import FileSource, ImageSource, RawImage
 from mocokit.data.sources.tar_archive import TarSource
+from mocokit.data.value_range import NO_DEEP_IMAGES, MeasuredRanges, measure_ranges
 from mocokit.settings import require
 
 SKIPPED_NAME = "skipped.txt"
 LABELS_NAME = "labels.csv"
+
+MAX_JPEG_SIDE_PX = 65_500
+"""Longest side that libjpeg writes."""
 
 Progress = Callable[[int, int], object]
 """Called with (number of images done, number of all images)."""
@@ -51,6 +56,8 @@ class PackResult:
     num_shards: int
     bad: tuple[BadImage, ...]
     """Images that were left out."""
+    ranges: MeasuredRanges = NO_DEEP_IMAGES
+    """Value ranges by which samples of more than 8 bits became JPEGs, and what to tell about them."""
 
 
 def pack(
@@ -60,6 +67,7 @@ def pack(
     max_image_px: int,
     short_side_px: int | None = None,
     quality: int = 90,
+    value_range: tuple[float, float] | None = None,
     shard_bytes: int = 256 * 2**20,
     workers: int = 0,
     on_progress: Progress = lambda done, total: None,
@@ -77,6 +85,7 @@ def pack(
         short_side_px: Shrink images with a longer short side to this one, and store them as JPEG (RGB, upright);
             None: don't shrink.
         quality: JPEG quality of shrunk images, 1..100.
+        value_range: Values of samples of more than 8 bits that become 0 and 255 in shrunk images; None: measured.
         shard_bytes: Maximal size of a shard, unless one image alone is larger.
         workers: Processes that decode and encode; 0: this process.
         on_progress: Called after each image.
@@ -94,7 +103,11 @@ def pack(
     source = open_source(data)
     on_data(f"data: {describe_source(source)}")
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px)
+    ranges = NO_DEEP_IMAGES
+    if short_side_px is not None:
+        known = {} if value_range is None else {GIVEN: value_range}
+        ranges = measure_ranges(source, max_image_px=max_image_px, seed=0, known=known)
+    encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px, ranges.ranges)
     with ShardWriter(folder, shard_bytes) as writer:
         bad = _add_all(writer, encoder, workers, on_progress)
         if len(bad) == len(source):
@@ -111,6 +124,7 @@ def pack(
         num_bytes=int(index.members[2].sum()),
         num_shards=len(index.shard_bytes),
         bad=tuple(bad),
+        ranges=ranges,
     )
 
 
@@ -142,19 +156,23 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
     short_side_px: int | None
     quality: int
     max_image_px: int
+    ranges: ValueRanges
+    """For shrunk images; others are stored as they are."""
 
     def __getitem__(self, index: int) -> tuple[str, bytes] | BadImage:
         try:
             raw = self.source.read(index)
-            image = self._decode(raw)
+            pixels = self._decode(raw)
             name = self.names[index] if self.names else f"{index:06d}{_suffix(raw)}"
-            if self.short_side_px is not None and min(image.size) > self.short_side_px:
+            size = pixels.samples.shape[1::-1] if isinstance(pixels, DeepPixels) else pixels.size
+            if self.short_side_px is not None and _shrinks(size, self.short_side_px):
+                image = to_8_bit(pixels, self.ranges) if isinstance(pixels, DeepPixels) else to_rgb(pixels)
                 return _with_jpeg_suffix(name), _shrink(image, self.short_side_px, self.quality)
             return name, raw if isinstance(raw, bytes) else _png(raw)
         except (OSError, DecodeError) as error:
             return BadImage(index=index, name=self.source.name(index), reason=str(error))
 
-    def _decode(self, raw: RawImage) -> Image.Image:
+    def _decode(self, raw: RawImage) -> Image.Image | DeepPixels:
         """Return the decoded image; a JPEG that will shrink a lot may be decoded at a fraction of its size.
 
         The fraction leaves at least twice the final short side, so that the resize still decides the sharpness.
@@ -166,7 +184,7 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
             if fraction > 1:
                 with contextlib.suppress(ValueError):  # damaged; Pillow, below, may still read it
                     return Image.fromarray(decode_jpeg(cast(bytes, raw), header, fraction=fraction))
-        return decode(raw, max_image_px=self.max_image_px)
+        return decode_samples(raw, max_image_px=self.max_image_px)
 
 
 def _suffix(raw: RawImage) -> str:
@@ -180,6 +198,11 @@ def _suffix(raw: RawImage) -> str:
 def _with_jpeg_suffix(name: str) -> str:
     """Return the name with `.jpg` appended to another suffix, so that a.png and a.jpg stay two images."""
     return name if PurePosixPath(name).suffix.lower() in {".jpg", ".jpeg"} else f"{name}.jpg"
+
+
+def _shrinks(size: tuple[int, ...], short_side_px: int) -> bool:
+    """Return True if an image of this size is shrunk; one that stays too long for a JPEG is stored as it is."""
+    return min(size) > short_side_px and max(size) * short_side_px <= min(size) * MAX_JPEG_SIDE_PX
 
 
 def _shrink(image: Image.Image, short_side_px: int, quality: int) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mocokit.data.decode.decode import to_rgb
+from mocokit.data.decode.decode import is_deep, to_rgb
 from mocokit.data.sources.limits import PILLOW_ERRORS
 from mocokit.data.sources.sources import describe_kind, is_pixels
 
@@ -15,7 +15,8 @@ class ImageList:
     """Images in memory, named "0", "1", and so on; `labels` and `class_names` as in ImageSource.
 
     uint8 arrays (H, W) or (H, W, 3), RGB, are used as they are. PIL images are turned upright and converted to RGB like
-    image files, at the start; each then takes 3 * H * W bytes. Forked workers share this memory, spawned ones copy it.
+    image files, at the start; each then takes 3 * H * W bytes. Those of mode I;16, I or F keep their samples. Forked
+    workers share this memory, spawned ones copy it.
 
     Raises:
         ValueError: An item is of another kind or can't be read.
@@ -49,6 +50,8 @@ def _to_pixels(image: object, index: int) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         try:
             upright = ImageOps.exif_transpose(image)
+            if is_deep(upright):  # mapped to 8 bits when it is read, by the value range of all images
+                return np.ascontiguousarray(np.asarray(upright))
             # A palette with alpha exists in memory only; `to_rgb` sees transparency as files store it.
             image = np.asarray(to_rgb(upright.convert("RGBA") if upright.has_transparency_data else upright))
         except PILLOW_ERRORS as error:  # opened from a damaged file, whose pixels are read only now
