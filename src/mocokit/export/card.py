@@ -109,6 +109,10 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     lines += ["```", facts["usage"], "```", ""]
     lines += [
         f"Input: RGB, {card['image_size']} px, scaled to 0..1, minus {card['mean']}, divided by {card['std']}.",
+        *(
+            f"Samples of type {name}: {low:g} to {high:g} become 0 to 255 first, clipped."
+            for name, (low, high) in card["value_ranges"].items()
+        ),
         *facts["notes"],
         "",
         "## Same output as mocokit's",

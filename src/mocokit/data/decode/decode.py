@@ -2,10 +2,8 @@
 
 import warnings
 from io import BytesIO
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mocokit.data.decode.deep import NO_RANGES, DeepPixels, ValueRanges, to_8_bit
@@ -32,7 +30,7 @@ def decode(raw: RawImage, *, max_image_px: int, ranges: ValueRanges = NO_RANGES)
     by their value range. Of several pages or frames, the first is the image.
 
     Args:
-        raw: An encoded file, or pixels (H, W) or (H, W, 3).
+        raw: An encoded file, or uint8 pixels (H, W) or (H, W, 3).
         max_image_px: Largest number of pixels; larger images (decompression bombs) are refused before decoding.
         ranges: Value range of each sample type; a type of more than 8 bits without a range is refused.
 
@@ -41,11 +39,11 @@ def decode(raw: RawImage, *, max_image_px: int, ranges: ValueRanges = NO_RANGES)
 
     """
     pixels = decode_samples(raw, max_image_px=max_image_px)
-    return to_8_bit(pixels, ranges) if isinstance(pixels, DeepPixels) else to_rgb(pixels)
+    return to_8_bit(pixels, ranges) if isinstance(pixels, DeepPixels) else pixels
 
 
 def decode_samples(raw: RawImage, *, max_image_px: int) -> Image.Image | DeepPixels:
-    """Decode an image as `decode` does, but leave samples of more than 8 bits as they are.
+    """Decode an image as `decode` does, but leave samples of more than 8 bits as they are; others become RGB.
 
     Raises:
         DecodeError: As `decode` does.
@@ -53,7 +51,7 @@ def decode_samples(raw: RawImage, *, max_image_px: int) -> Image.Image | DeepPix
     """
     if isinstance(raw, np.ndarray):
         _refuse_large(raw.shape[1], raw.shape[0], max_image_px)
-        return Image.fromarray(raw).convert("RGB") if raw.dtype == np.uint8 else _deep_array(raw)
+        return Image.fromarray(raw).convert("RGB")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd EXIF and large sizes; an image that can't be used is an error below
         return _decode_file(raw, max_image_px)
@@ -62,7 +60,7 @@ def decode_samples(raw: RawImage, *, max_image_px: int) -> Image.Image | DeepPix
 def looks_deep(raw: RawImage) -> bool:
     """Return True if the samples probably need a value range, by the header alone."""
     if isinstance(raw, np.ndarray):
-        return raw.dtype != np.uint8
+        return False
     if not is_tiff(raw):
         return may_be_deep(raw)
     try:
@@ -71,13 +69,10 @@ def looks_deep(raw: RawImage) -> bool:
         return False
 
 
-def _deep_array(pixels: NDArray[Any]) -> DeepPixels:
-    return DeepPixels(samples=pixels.reshape(*pixels.shape[:2], -1).astype(pixels.dtype.newbyteorder("="), copy=False))
-
-
 def _decode_file(raw: bytes, max_image_px: int) -> Image.Image | DeepPixels:
     if is_tiff(raw):
-        return decode_tiff(raw, max_image_px=max_image_px)
+        pixels = decode_tiff(raw, max_image_px=max_image_px)
+        return pixels if isinstance(pixels, DeepPixels) else to_rgb(pixels)
     try:
         image = Image.open(BytesIO(raw), formats=FORMATS)
     except PILLOW_ERRORS as error:
@@ -90,7 +85,7 @@ def _decode_file(raw: bytes, max_image_px: int) -> Image.Image | DeepPixels:
         if deep is not None:
             return deep
         image.load()
-        return ImageOps.exif_transpose(image)
+        return to_rgb(ImageOps.exif_transpose(image))
     except DecodeError:
         raise
     except PILLOW_ERRORS as error:

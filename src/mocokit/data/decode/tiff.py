@@ -128,7 +128,7 @@ def _require_bounded(layout: TiffLayout, num_bytes: int) -> None:
 
 def _is_for_pillow(layout: TiffLayout) -> bool:
     """Return True for unsigned samples of at most 8 bits that Pillow is proven to read."""
-    if layout.sample_format != 1 or layout.bits > 8:
+    if layout.sample_format != 1 or layout.bits > 8 or layout.is_big_endian_bigtiff:
         return False
     compressions: tuple[int, ...] = PILLOW_COMPRESSIONS
     bits: tuple[int, ...] = (8,)
@@ -149,7 +149,8 @@ def _is_for_pillow(layout: TiffLayout) -> bool:
             compressions = (JPEG,)
         case _:
             return False
-    has_alpha = layout.extra in {(1,), (2,)} and layout.photometric in {BLACK_IS_ZERO, RGB} and layout.bits == 8
+    alphas = {RGB: {(1,), (2,)}, BLACK_IS_ZERO: {(2,)}}.get(layout.photometric, set())  # not gray multiplied with alpha
+    has_alpha = layout.extra in alphas and layout.bits == 8
     return (
         layout.bits in bits
         and layout.samples == samples + has_alpha
@@ -157,7 +158,7 @@ def _is_for_pillow(layout: TiffLayout) -> bool:
         and (layout.compression != JPEG or not has_alpha)
         and layout.compression in compressions
         and layout.ink_set == 1
-        and layout.fill_order == 1
+        and layout.fill_order in ((1, 2) if layout.bits == 1 else (1,))
         and layout.predictor in ((1, 2) if layout.bits == 8 and layout.compression in (LZW, *DEFLATE) else (1,))
     )
 
@@ -170,7 +171,7 @@ def _require_readable(layout: TiffLayout) -> None:
     if bands not in {1, 3} or (layout.photometric != BLACK_IS_ZERO and bands != _bands_of(layout.photometric)):
         raise DecodeError(_band_reason(layout))
     deflated = layout.compression in (LZW, *DEFLATE, ZSTD)
-    predictors = (1, 2, 3) if layout.sample_format == 3 else (1, 2)
+    predictors = (1, 3) if layout.sample_format == 3 else (1, 2)
     packed = layout.bits not in {8, 16, 32, 64}
     type_is_read = {
         1: not packed or 8 < layout.bits < 32,

@@ -90,6 +90,8 @@ class TiffLayout:
     """Place of each strip or tile."""
     orientation: int
     """EXIF orientation, 1 to 8."""
+    is_big_endian_bigtiff: bool
+    """True for the one kind of header that Pillow does not know."""
     nodata: float | None
     """Value of pixels without data (GDAL_NODATA)."""
 
@@ -118,7 +120,7 @@ def read_layout(raw: bytes) -> TiffLayout:
         tags = _read_tags(raw)
     except struct.error as error:
         raise DecodeError(f"damaged TIFF ({error})") from error
-    return _layout(tags)
+    return _layout(tags, is_big_endian_bigtiff=raw[:4] == b"MM\0+")
 
 
 def _read_tags(raw: bytes) -> dict[int, tuple[int, ...] | bytes]:
@@ -154,7 +156,7 @@ def _read_values(raw: bytes, order: str, kind: int, count: int, at: int, offset_
     return struct.unpack_from(f"{order}{count}{_FORMATS[kind]}", raw, at)
 
 
-def _layout(tags: Values) -> TiffLayout:
+def _layout(tags: Values, *, is_big_endian_bigtiff: bool) -> TiffLayout:
     width = _number(tags, WIDTH)
     height = _number(tags, LENGTH)
     _require(width > 0 and height > 0, f"{width}x{height} pixels")
@@ -186,6 +188,7 @@ def _layout(tags: Values) -> TiffLayout:
         segment_bytes=tuple(stored),
         segment_offsets=tuple(offsets),
         orientation=xmp_orientation(xmp_bytes) if turned is None else turned,
+        is_big_endian_bigtiff=is_big_endian_bigtiff,
         nodata=_nodata(tags.get(GDAL_NODATA, b"")),
     )
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mocokit.data.batch import BadImage
-from mocokit.data.decode.decode import DecodeError, decode_samples, to_rgb
+from mocokit.data.decode.decode import DecodeError, decode_samples
 from mocokit.data.decode.deep import GIVEN, DeepPixels, ValueRanges, to_8_bit
 from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.loading.killed_workers import ResilientBatches
@@ -166,7 +166,7 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
             name = self.names[index] if self.names else f"{index:06d}{_suffix(raw)}"
             size = pixels.samples.shape[1::-1] if isinstance(pixels, DeepPixels) else pixels.size
             if self.short_side_px is not None and _shrinks(size, self.short_side_px):
-                image = to_8_bit(pixels, self.ranges) if isinstance(pixels, DeepPixels) else to_rgb(pixels)
+                image = to_8_bit(pixels, self.ranges) if isinstance(pixels, DeepPixels) else pixels
                 return _with_jpeg_suffix(name), _shrink(image, self.short_side_px, self.quality)
             return name, raw if isinstance(raw, bytes) else _png(raw)
         except (OSError, DecodeError) as error:

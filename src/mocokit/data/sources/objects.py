@@ -1,6 +1,7 @@
 """Source of images that are in memory already: PIL images and uint8 arrays."""
 
 from collections.abc import Sequence
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from PIL import Image, ImageOps
 
 from mocokit.data.decode.decode import is_deep, to_rgb
 from mocokit.data.sources.limits import PILLOW_ERRORS
-from mocokit.data.sources.sources import describe_kind, is_pixels
+from mocokit.data.sources.sources import RawImage, describe_kind, is_pixels
 
 
 class ImageList:
@@ -41,17 +42,17 @@ class ImageList:
         """Return the index as text."""
         return str(index)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Return the pixels, (H, W) or (H, W, 3)."""
+    def read(self, index: int) -> RawImage:
+        """Return the pixels, (H, W) or (H, W, 3); a file for an image of more than 8 bits."""
         return self.pixels[index]
 
 
-def _to_pixels(image: object, index: int) -> NDArray[np.uint8]:
+def _to_pixels(image: object, index: int) -> RawImage:
     if isinstance(image, Image.Image):
         try:
             upright = ImageOps.exif_transpose(image)
             if is_deep(upright):  # mapped to 8 bits when it is read, by the value range of all images
-                return np.ascontiguousarray(np.asarray(upright))
+                return _tiff(upright)
             # A palette with alpha exists in memory only; `to_rgb` sees transparency as files store it.
             image = np.asarray(to_rgb(upright.convert("RGBA") if upright.has_transparency_data else upright))
         except PILLOW_ERRORS as error:  # opened from a damaged file, whose pixels are read only now
@@ -61,3 +62,10 @@ def _to_pixels(image: object, index: int) -> NDArray[np.uint8]:
             f"data=[...]: image {index} is {describe_kind(image)}; give PIL images or uint8 arrays (H, W) or (H, W, 3)"
         )
     return np.ascontiguousarray(image)
+
+
+def _tiff(image: Image.Image) -> bytes:
+    """Return an image of more than 8 bits as a file, which keeps its samples for the value range of all images."""
+    file = BytesIO()
+    image.save(file, "TIFF")
+    return file.getvalue()
