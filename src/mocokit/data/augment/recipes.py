@@ -100,9 +100,9 @@ SIMCLR = Recipe(
 is Pillow's blur with the same range of radius, as in MoCo v2. SimCLR resizes with TensorFlow's bicubic filter, which
 does not antialias; here Pillow's does."""
 
-THIN = 64
-"""Long side over short side above which an evaluation resizes the central square alone. Up to here the whole resized
-image has at most 64 times the pixels of a square with its short side."""
+MAX_RESIZED_PX = 2**24
+"""Pixels of a whole resized image, of which an evaluation keeps the central square. Of an image that would have more,
+and more than four such squares, the square alone is resized."""
 
 CROP_AND_FLIP = Recipe(
     crop_scale=(0.08, 1.0),
@@ -238,28 +238,32 @@ def _apply_jitter(image: Image.Image, jitter: Jitter) -> Image.Image:
 def evaluation_crop(image: Image.Image, *, size_px: int, crop_ratio: float) -> Image.Image:
     """Resize the short side to `size_px / crop_ratio` and return the central square (ImageNet: 256, then 224)."""
     short = max(size_px, round(size_px / crop_ratio))
-    if max(image.size) > THIN * min(image.size):
-        return _thin_crop(image, short=short, size_px=size_px)
+    width, height = image.size
+    long = int(short * max(width, height) / min(width, height))  # torchvision's rounding
+    if short * long > max(MAX_RESIZED_PX, 4 * short * short):
+        return _thin_crop(image, (short, long) if width < height else (long, short), size_px)
     square: Image.Image = F.center_crop(F.resize(image, short, InterpolationMode.BILINEAR), [size_px, size_px])
     return square
 
 
-def _thin_crop(image: Image.Image, *, short: int, size_px: int) -> Image.Image:
-    """Return what `evaluation_crop` does, but resize the central square only, not the whole image.
+def _thin_crop(image: Image.Image, resized: tuple[int, int], size_px: int) -> Image.Image:
+    """Return the central square of an image resized to `resized` (width, height), without resizing the rest.
 
-    The whole of 1 x 1,000,000 pixels, resized to a short side of 256, would take 196 GB. The box of the square lies
-    between pixels, and Pillow keeps it as 32-bit floats, so a pixel can differ by one level from the resize of the
-    whole.
+    The whole of 1 x 1,000,000 pixels, resized to a short side of 256, would take 196 GB. A value can differ by 2 of 255
+    from the resize of the whole: Pillow rounds between its two passes, and takes them in the order that suits the size.
     """
-    long_side = int(short * max(image.size) / min(image.size))  # torchvision's rounding
-    scales = [side / (long_side if side == max(image.size) else short) for side in image.size]
-    resized = [long_side if side == max(image.size) else short for side in image.size]
-    starts = [round((side - size_px) / 2.0) * scale for side, scale in zip(resized, scales, strict=True)]
-    stops = [start + size_px * scale for start, scale in zip(starts, scales, strict=True)]
-    # The part that the filter reads, in whole pixels; small coordinates are exact enough as 32-bit floats.
-    margins = [math.ceil(max(scale, 1.0)) + 1 for scale in scales]
-    first = [max(0, math.floor(start) - margin) for start, margin in zip(starts, margins, strict=True)]
-    last = [min(side, math.ceil(stop) + margin) for side, stop, margin in zip(image.size, stops, margins, strict=True)]
-    part = image.crop((first[0], first[1], last[0], last[1]))
-    box = (starts[0] - first[0], starts[1] - first[1], stops[0] - first[0], stops[1] - first[1])
-    return part.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box)
+    spans = [_central_span(side, new, size_px) for side, new in zip(image.size, resized, strict=True)]
+    (left, right), (top, bottom) = ((first, last) for first, last, _, _ in spans)
+    part = image.crop((left, top, right, bottom))  # small coordinates are exact enough as 32-bit floats
+    (x1, x2), (y1, y2) = ((start, stop) for _, _, start, stop in spans)
+    return part.resize((size_px, size_px), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))
+
+
+def _central_span(side: int, resized: int, size_px: int) -> tuple[int, int, float, float]:
+    """Return (first pixel, pixel after the last) that the filter reads, and (start, stop) of the square from there."""
+    scale = side / resized
+    start = round((resized - size_px) / 2.0) * scale
+    stop = start + size_px * scale
+    margin = math.ceil(max(scale, 1.0)) + 1
+    first = max(0, math.floor(start) - margin)
+    return first, min(side, math.ceil(stop) + margin), start - first, min(stop, side) - first
