@@ -30,22 +30,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from fuzz_images import deep_images, mend_png, photographs, tiffs
 from PIL import __version__ as pillow_version
 from safetensors.torch import save
 
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import from_toml, to_toml
 from mocokit.data.decode.decode import decode
+from mocokit.data.decode.deep import GIVEN
 from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.plain_pickle import load_plain_pickle
 from mocokit.data.sources.shard_index import ShardIndex, load_index
-from mocokit.data.sources.suffixes import reads_avif
+from mocokit.data.sources.sources import FileSource
+from mocokit.data.value_range import measure_ranges
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
 from mocokit.foreign.reading import read_checkpoint
-from mocokit.run.demo import sample_path
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 LISTED = ("a.jpg", "b c.jpg")
@@ -107,7 +108,13 @@ def _decode(path: Path) -> None:
     if header is not None and header.height * header.width <= MAX_PX:
         with contextlib.suppress(ValueError):
             decode_jpeg(raw, header, fraction=2)
-    decode(raw, max_image_px=MAX_PX)
+    decode(raw, max_image_px=MAX_PX, ranges={GIVEN: (-3.0, 3000.0)})
+
+
+def _measure(path: Path) -> None:
+    files = FileSource(path.parent, (path.name,), None, ())
+    ranges = measure_ranges(files, max_image_px=MAX_PX, seed=0, known={}).ranges
+    decode(path.read_bytes(), max_image_px=MAX_PX, ranges=ranges)
 
 
 def _mend_tar(raw: bytes) -> bytes:
@@ -136,31 +143,6 @@ def _in_zip(valid: bytes, part: str) -> Callable[[bytes], bytes]:
 def _part(archive: bytes, part: str) -> bytes:
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         return file.read(part)
-
-
-def _images() -> tuple[bytes, ...]:
-    with zipfile.ZipFile(sample_path("val")) as archive:
-        image = Image.open(io.BytesIO(archive.read("coffee/010.jpg"))).resize((24, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    kinds = [
-        ("JPEG", {"quality": 80}),
-        ("JPEG", {"progressive": True, "exif": exif}),
-        ("PNG", {}),
-        ("BMP", {}),
-        ("GIF", {}),
-        ("WEBP", {}),
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("PPM", {}),
-        *([("AVIF", {"speed": 10})] if reads_avif() else []),
-    ]
-    files = []
-    for kind, options in kinds:
-        file = io.BytesIO()
-        image.save(file, kind, **options)  # type: ignore[arg-type]
-        files.append(file.getvalue())
-    return tuple(files)
 
 
 def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
@@ -243,13 +225,14 @@ def _backbone() -> bytes:
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
         "step": 1,
+        "value_ranges": {"uint16": [3.0, 4000.0]},
     }
     return save({"conv1.weight": torch.zeros(2, 3)}, {"mocokit": json.dumps(card)})
 
 
 def build_readers() -> dict[str, Reader]:
     """Return every reader by name."""
-    images = _images()
+    images = photographs()
     stored, packed, tar = _archives(images)
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
     index = _index()
@@ -262,6 +245,9 @@ def build_readers() -> dict[str, Reader]:
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
     return {
         "image": Reader(".img", images, _decode),
+        "TIFF": Reader(".tif", tiffs(), _decode),
+        "TIFF, value range": Reader(".tif", tiffs(), _measure),
+        "16 bits": Reader(".png", deep_images(), _measure, mend_png),
         "zip": Reader(".zip", (stored, packed), _read_images),
         "tar": Reader(".tar", (tar,), _read_images),
         "tar, checksums right": Reader(".tar", (tar,), _read_images, _mend_tar),

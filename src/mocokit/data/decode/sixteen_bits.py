@@ -70,7 +70,8 @@ def _read_png(image: ImageFile.ImageFile, raw: bytes) -> tuple[NDArray[Any], NDA
 def _load_as(raw: bytes, layout: str) -> NDArray[np.uint8]:
     """Return the pixels of a PNG, decoded as if its bytes had another of Pillow's layouts."""
     image = Image.open(BytesIO(raw), formats=("PNG",))
-    image.tile = [tile._replace(args=layout) for tile in image.tile]
+    make = getattr(ImageFile, "_Tile", lambda *parts: parts)  # plain tuples before Pillow 11
+    image.tile = [make(*tile[:3], layout) for tile in image.tile]
     return np.asarray(image)
 
 

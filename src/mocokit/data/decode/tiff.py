@@ -121,7 +121,10 @@ def _require_bounded(layout: TiffLayout, num_bytes: int) -> None:
     if layout.segment_bytes and len(layout.segment_bytes) != layout.num_segments:
         raise DecodeError(f"damaged TIFF: sizes of {len(layout.segment_bytes)} strips, {layout.num_segments} needed")
     if sum(layout.segment_bytes) > num_bytes:
-        raise DecodeError("damaged TIFF: its strips or tiles overlap or lie behind its end")
+        raise DecodeError("damaged TIFF: its strips or tiles overlap")
+    ends = zip(layout.segment_offsets, layout.segment_bytes, strict=bool(layout.segment_bytes))
+    if any(offset + size > num_bytes for offset, size in ends):
+        raise DecodeError("truncated TIFF: strips or tiles lie behind its end")
     if any(size == 0 for size in layout.segment_bytes):
         raise DecodeError("a TIFF with empty strips or tiles (sparse); write it without sparse blocks")
 
