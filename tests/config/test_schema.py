@@ -111,6 +111,7 @@ IMAGENET: dict[str, dict[str, object]] = {
         "eval_crop_ratio": 0.875,
         "max_bad_share": 0.01,
         "max_image_px": 89478485,
+        "value_range": (),
     },
     "augment": {
         "on": "auto",

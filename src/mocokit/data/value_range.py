@@ -57,6 +57,10 @@ class MeasuredRanges:
     warnings: tuple[str, ...] = ()
     """Ranges that leave few gray levels."""
 
+    def lines_beside(self, known: ValueRanges) -> tuple[str, ...]:
+        """Return the lines to tell a user whose backbone has the ranges `known`: all if some were measured now."""
+        return self.warnings if self.ranges == known else (*self.notes, *self.warnings)
+
 
 NO_DEEP_IMAGES = MeasuredRanges(ranges={})
 

@@ -96,7 +96,7 @@ def _with_value_ranges(plan: TrialPlan) -> TrialPlan:
     known = {} if plan.run == RANDOM else load_backbone(plan.run).card.value_ranges
     files = FileSource(Path(), tuple(str(image.path) for image in plan.train.images), None, ())
     measured = measure_ranges(files, max_image_px=MAX_IMAGE_PX, seed=0, known=known)
-    for line in (*measured.notes, *measured.warnings):
+    for line in measured.lines_beside(known):
         LOGGER.warning(line)
     train = replace(plan.train, value_ranges=measured.ranges)
     return replace(plan, train=train, test=replace(plan.test, value_ranges=measured.ranges))

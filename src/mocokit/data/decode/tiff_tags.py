@@ -61,7 +61,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 @dataclass(frozen=True, kw_only=True)
 class TiffLayout:
-    """How the pixels of a TIFF's first page are stored."""
+    """Storage of the pixels of a TIFF's first page."""
 
     width: int
     height: int

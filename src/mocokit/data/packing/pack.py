@@ -28,7 +28,7 @@ from mocokit.data.sources.archives import ZipSource
 from mocokit.data.sources.layout import labels_from_names
 from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.open_source import ImageData, describe_data, open_source
-from mocokit.data.sources.shard_index import INDEX_NAME
+from mocokit.data.sources.shard_index import INDEX_NAME, ShardIndex
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
 from mocokit.data.sources.sources import FileSource, ImageSource, RawImage
 from mocokit.data.sources.tar_archive import TarSource
@@ -103,21 +103,12 @@ def pack(
     source = open_source(data)
     on_data(f"data: {describe_source(source)}")
     folder.mkdir(parents=True, exist_ok=True)
+    known = {} if value_range is None else {GIVEN: value_range}
     ranges = NO_DEEP_IMAGES
     if short_side_px is not None:
-        known = {} if value_range is None else {GIVEN: value_range}
         ranges = measure_ranges(source, max_image_px=max_image_px, seed=0, known=known)
     encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px, ranges.ranges)
-    with ShardWriter(folder, shard_bytes) as writer:
-        bad = _add_all(writer, encoder, workers, on_progress)
-        if len(bad) == len(source):
-            first = f"the first is {bad[0].name} ({bad[0].reason})"
-            raise ValueError(f"data={describe_data(data)}: no image can be used; {first}")
-        if bad:
-            writer.write(SKIPPED_NAME, lambda file: file.write(_report(bad)))
-        index = writer.index(source.class_names)
-        writer.write(INDEX_NAME, index.save)
-        writer.publish()
+    bad, index = _write_shards(folder, encoder, shard_bytes, workers, on_progress, describe_data(data))
     return PackResult(
         folder=folder,
         num_images=len(index.names),
@@ -126,6 +117,23 @@ def pack(
         bad=tuple(bad),
         ranges=ranges,
     )
+
+
+def _write_shards(
+    folder: Path, encoder: "_Encoder", shard_bytes: int, workers: int, on_progress: Progress, data: str
+) -> tuple[list[BadImage], ShardIndex]:
+    """Write all shards, the list of bad images and the index; return the last two."""
+    with ShardWriter(folder, shard_bytes) as writer:
+        bad = _add_all(writer, encoder, workers, on_progress)
+        if len(bad) == len(encoder.source):
+            first = f"the first is {bad[0].name} ({bad[0].reason})"
+            raise ValueError(f"data={data}: no image can be used; {first}")
+        if bad:
+            writer.write(SKIPPED_NAME, lambda file: file.write(_report(bad)))
+        index = writer.index(encoder.source.class_names)
+        writer.write(INDEX_NAME, index.save)
+        writer.publish()
+    return bad, index
 
 
 def _free_folder(out: str | Path) -> Path:
