@@ -22,7 +22,7 @@ HIGH_PERCENT = 99.9
 
 MAX_IMAGES = 100
 """Images of more than 8 bits that are measured."""
-MAX_LOOKED_AT = 400
+MAX_LOOKED_AT = 200
 """Images that are looked at to find them; of 8-bit ones only the header is read."""
 VALUES_PER_IMAGE = 10_000
 """Values drawn from an image."""

@@ -170,6 +170,9 @@ def refused_tiffs() -> Iterator[Variant]:
         yield Variant(name=f"tiff sample format {sample_format}", raw=raw, reason=f"sample format {sample_format}")
     raw = tiff(rgb, photometric=2, tags=[(266, 3, [2])])
     yield Variant(name="tiff fill order", raw=raw, reason="fill order 2")
+    for kind in (1, 4):
+        raw = tiff(rgb, photometric=2, tags=[(254, 4, [kind])])
+        yield Variant(name=f"tiff subfile type {kind}", raw=raw, reason="first page is a thumbnail or a mask")
     yield Variant(name="tiff LSM", raw=tiff(rgb, photometric=2, tags=[(34412, 3, [1])]), reason="Zeiss LSM")
     yield Variant(name="tiff volume", raw=tiff(rgb, photometric=2, tags=[(32997, 4, [2])]), reason="volume")
 
@@ -216,6 +219,13 @@ def library_tiffs() -> Iterator[Variant]:
             reason="CMYK" if refused else "",
             tolerance=4.0 if codec == "jpeg" else 0.0,
         )
+    for shape, kind in ((picture, "rgb"), (picture[..., 0], "minisblack")):
+        file = io.BytesIO()
+        tifffile.imwrite(
+            file, shape, photometric=kind, compression="jpeg", compressionargs={"level": 95}, tile=(32, 32)
+        )
+        expected = as_rgb(shape.reshape(48, 64, -1))
+        yield Variant(name=f"tifffile {kind} JPEG", raw=file.getvalue(), expected=expected, tolerance=4.0)
     for subsampling in ((1, 1), (2, 1), (2, 2)):
         file = io.BytesIO()
         stored = np.asarray(Image.fromarray(picture).convert("YCbCr"))

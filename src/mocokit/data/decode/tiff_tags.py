@@ -19,6 +19,7 @@ MAX_TAGS = 1000
 MAX_VALUES = 2**21
 """Values of one numeric tag: the offsets of 2 million strips."""
 
+SUBFILE_TYPE = 254
 WIDTH = 256
 LENGTH = 257
 BITS = 258
@@ -44,7 +45,19 @@ DEPTH = 32997
 GDAL_NODATA = 42113
 
 _READ = {
-    *(WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP),
+    *(
+        SUBFILE_TYPE,
+        WIDTH,
+        LENGTH,
+        BITS,
+        COMPRESSION,
+        PHOTOMETRIC,
+        FILL_ORDER,
+        STRIP_OFFSETS,
+        ORIENTATION,
+        SAMPLES,
+        ROWS_PER_STRIP,
+    ),
     *(STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES, INK_SET, EXTRA_SAMPLES),
     *(SAMPLE_FORMAT, XMP, DEPTH, GDAL_NODATA),
 }
@@ -52,6 +65,9 @@ _READ = {
 
 _OWN_LAYOUTS = {34412: "Zeiss LSM", 33629: "MetaMorph STK"}
 """Tag -> kind of microscope file that stores its pixels in an order of its own."""
+
+_NOT_THE_IMAGE = 0b101
+"""Bits of NewSubfileType: a reduced copy (raw photographs start with one), and a mask."""
 
 _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 """Type number of a tag -> format of one value in `struct`; fractions and floats are in none of the tags we read."""
@@ -161,6 +177,9 @@ def _layout(tags: Values, *, is_big_endian_bigtiff: bool) -> TiffLayout:
     height = _number(tags, LENGTH)
     _require(width > 0 and height > 0, f"{width}x{height} pixels")
     _require(_number(tags, DEPTH, 1) == 1, "a volume of several slices")
+    _require(
+        not _number(tags, SUBFILE_TYPE, 0) & _NOT_THE_IMAGE, "its first page is a thumbnail or a mask of another page"
+    )
     samples = _number(tags, SAMPLES, 1)
     planar = _number(tags, PLANAR, 1)
     _require(1 <= samples <= 2**16 and planar in {1, 2}, f"{samples} samples, planar configuration {planar}")
