@@ -11,6 +11,7 @@ import torch
 from mocokit.distributed import collectives as distributed
 
 with distributed.session("cpu"):
+    assert distributed.from_main(lambda: [distributed.rank(), "measured"]) == [0, "measured"]
     counts = [5, 1, 6]
     batch = torch.arange(12 * 8).view(12, 2, 2, 2)
     first = sum(counts[: distributed.rank()])
@@ -26,7 +27,7 @@ with distributed.session("cpu"):
 
 
 @pytest.mark.dist
-def test_each_rank_gets_its_rows_of_the_permuted_batch(tmp_path: Path) -> None:
+def test_each_rank_gets_its_rows_of_the_permuted_batch_and_the_main_ranks_values(tmp_path: Path) -> None:
     _run(EXCHANGE, tmp_path, ranks=3)
 
 

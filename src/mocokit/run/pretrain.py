@@ -310,6 +310,11 @@ def _restore(folder: RunFolder, parts: Parts, *, accept_changes: bool) -> tuple[
             f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
             "the data set changed: put it back, or start a new run"
         )
+    if check_ranges(state.get("value_ranges", parts.reader.ranges)) != parts.reader.ranges:
+        raise ValueError(
+            f"run={folder.path}: its newest checkpoint is damaged and names another value range than the one before; "
+            "delete it and resume again"
+        )
     load_method_state(parts.method, state["method"])
     load_optimizer_state(parts.optimizer, state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
