@@ -166,8 +166,8 @@ def _tell(
     if levels >= FEW_LEVELS:
         return told, []
     warning = (
-        f"data.value_range: {low:g} to {high:g} leaves {levels} of 256 levels of the {sample_type} samples; give "
-        "--data.value-range LOW HIGH that fits them, or check that these are images"
+        f"data.value_range: {low:g} to {high:g} leaves {levels} of 256 levels of the {sample_type} samples; give one "
+        "that fits them by --data.value-range LOW HIGH (pack: --value-range), or check that these are images"
     )
     return told, [warning]
 
