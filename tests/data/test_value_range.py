@@ -120,6 +120,12 @@ def test_no_data_and_transparent_pixels_and_hot_pixels_do_not_widen_the_range(tm
     counts[:20, :, 0] = 60000
     counts[:20, :, 1] = 0  # transparent
     counts[30, 30, 0] = 65000  # one hot pixel
+    depths = _ramp(50).astype(np.float32)
+    depths[:3] = np.float32(-3.4028234663852886e38)
+    far = tiff(depths + np.float32(1), photometric=1, tags=[(42113, 2, b"-1.7976931348623157e+308\0")])
+    tagged = tiff(depths, photometric=1, tags=[(42113, 2, b"-3.4028234663852886e+38\0")])
+    assert _measure(_write(tmp_path / "e", tagged)).ranges["float32"] == pytest.approx((0, 50), abs=4)
+    assert decode(far, max_image_px=MAX_PX, ranges={GIVEN: (0.0, 9.0)}).size == (64, 48)
     folder = _write(
         tmp_path / "d",
         tiff(heights, photometric=1, tags=[(42113, 2, b"-32768\0")]),

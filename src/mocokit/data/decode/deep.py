@@ -59,8 +59,9 @@ class DeepPixels:
 
 def _has_data(samples: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     valid: NDArray[np.bool_] = np.isfinite(samples)
-    if nodata is not None and not math.isnan(nodata):
-        valid &= samples != samples.dtype.type(nodata) if _fits(nodata, samples.dtype) else True
+    if nodata is not None and math.isfinite(nodata) and _fits(nodata, samples.dtype):
+        with np.errstate(over="ignore"):  # a float beyond the type's values is infinite, and not valid anyway
+            valid &= samples != samples.dtype.type(nodata)
     return valid
 
 
