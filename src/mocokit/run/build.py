@@ -389,9 +389,7 @@ def _build_monitor(
     workers = choose_workers(config.data.workers, threads_suffice=device.type == "cpu", location=config.data.source)
     test = None
     if test_source is not None:
-        test = ImageReader(
-            test_source, max_image_px=reader.max_image_px, seed=config.run.seed, ranges=reader.ranges
-        )
+        test = ImageReader(test_source, max_image_px=reader.max_image_px, seed=config.run.seed, ranges=reader.ranges)
     return build_monitor(
         method,
         reader,
