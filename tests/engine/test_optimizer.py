@@ -141,3 +141,43 @@ def test_steps_are_those_of_plain_sgd_bit_by_bit() -> None:
         step_if_finite(optimizer, NO_SCALER)
         plain.step()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def _scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_scaled_step_is_skipped_and_told_if_its_gradient_is_bad(name: str, clip_norm: float, poison: float) -> None:
+    net, _ = _net()
+    optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001)
+    scaler = _scaler()
+    before = [parameter.clone() for parameter in net.parameters()]
+    for halvings in (1, 2, 3):
+        scaler.scale(net(torch.ones(4, 5)).sum()).backward()
+        net[2].weight.grad[1, 2] = poison  # type: ignore[index]
+        assert not step_if_finite(optimizer, scaler, clip_norm=clip_norm)
+        optimizer.zero_grad()
+        assert scaler.get_scale() == 1024.0 / 2**halvings
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    scaler.scale(net(torch.ones(4, 5)).sum()).backward()
+    assert step_if_finite(optimizer, scaler, clip_norm=clip_norm)
+    assert not all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_scaled_step_is_the_unscaled_one_bit_by_bit(name: str, clip_norm: float) -> None:
+    nets = {}
+    for scaler in (_scaler(), NO_SCALER):
+        net, _ = _net()
+        optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001)
+        for seed in range(4):
+            inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(seed))
+            scaler.scale(net(inputs).square().sum()).backward()
+            step_if_finite(optimizer, scaler, clip_norm=clip_norm)
+            optimizer.zero_grad()
+        nets[scaler.is_enabled()] = list(net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(nets[True], nets[False], strict=True))

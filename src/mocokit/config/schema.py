@@ -4,8 +4,9 @@ Numbers that are derived from settings are written to the run folder's `resolved
 settings of a method are declared in the method's own file, in methods/.
 """
 
+import math
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from mocokit.data.augment.recipes import EVAL_CROP_RATIO
@@ -282,6 +283,7 @@ class RunConfig:
         require(self.alone_timeout_s > 0, "run.alone_timeout_s", self.alone_timeout_s, "must be above 0")
         require(self.knn_every >= 0, "run.knn_every", self.knn_every, "must be 0 (never) or more")
         require(self.knn_k >= 1, "run.knn_k", self.knn_k, "must be at least 1")
+        require(self.knn_max_images >= 2, "run.knn_max_images", self.knn_max_images, "must be at least 2")
         require(self.knn_temperature > 0, "run.knn_temperature", self.knn_temperature, "must be above 0")
 
 
@@ -297,6 +299,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        self._require_finite_numbers()
         for setting, why in ignored_settings(self).items():
             section, name = setting.split(".")
             value = getattr(getattr(self, section), name)
@@ -309,6 +312,13 @@ class Config:
         if self.augment.local_crops:
             self._require_that_local_crops_fit()
         self.method.check_batch(self.data.global_batch_size)
+
+    def _require_finite_numbers(self) -> None:
+        for section in fields(self):
+            for name, value in vars(getattr(self, section.name)).items():
+                for number in value if isinstance(value, tuple) else (value,):
+                    is_finite = not isinstance(number, float) or math.isfinite(number)
+                    require(is_finite, f"{section.name}.{name}", value, "must be a finite number")
 
     def _require_that_local_crops_fit(self) -> None:
         smallest_px = self.data.first_image_size or self.data.image_size

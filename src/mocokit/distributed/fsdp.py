@@ -70,6 +70,11 @@ def is_sharded(value: object) -> bool:
     return isinstance(value, DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor, without communication; an unsharded one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a sharded tensor on every rank; an unsharded one as it is.
 

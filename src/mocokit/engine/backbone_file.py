@@ -114,6 +114,15 @@ def load_backbone(run_or_file: str | Path, *, backbone: nn.Module | None = None)
     return LoadedBackbone(backbone=net.eval(), pixels=PixelNormalize(card.mean, card.std), card=card, path=path)
 
 
+def exported_step(path: Path) -> int | None:
+    """Return the step of the weights in a backbone file, read from its card; None if it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["mocokit"])["step"])
+    except (SafetensorError, *UNREADABLE):
+        return None
+
+
 def _read_file(path: Path) -> tuple[dict[str, Tensor], BackboneCard]:
     """Return weights and card; raise ValueError if the file is damaged or has no card."""
     try:

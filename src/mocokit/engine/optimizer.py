@@ -107,8 +107,8 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
     Neither the step nor the returned flag, a scalar on the device, makes the host wait for the device. The flag is
     the same on all ranks, because they all step with the same summed gradient.
 
-    An enabled loss scaler (fp16) skips bad steps itself and lowers its scale, so the flag is always True then: an
-    overflow is expected there and is no error of the run.
+    An enabled loss scaler (fp16) halves its scale after a step that was skipped. Some skipped steps are no error then:
+    the scale starts too high on purpose. MeterBoard counts them.
 
     Args:
         optimizer: An optimizer of `build_optimizer`, or a fused one of torch's.
@@ -118,12 +118,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
     """
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if scaler.is_enabled():
-        if clip_norm:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        return torch.ones((), dtype=torch.bool, device=optimizer.param_groups[0]["params"][0].device)
+        scaler.unscale_(optimizer)  # exact: the scale is a power of 2; finds bad gradients for the update below
     # One norm over all gradients serves both purposes: it is NaN or infinite if any entry is, and clipping needs it.
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     finite = torch.isfinite(full_tensor(norm))  # with FSDP2 the norm is sharded: one all-reduce of a scalar
@@ -132,6 +127,8 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
     # A loss scaler sets this attribute to tell a fused optimizer, and our Lars, to skip the step on the device.
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
+    if scaler.is_enabled():
+        scaler.update()
     return finite
 
 

@@ -48,6 +48,10 @@ class Precision:
         # Without the cache: it would keep half-precision copies of the key weights from before the momentum update.
         return torch.autocast(self._device_type, dtype=self._autocast_type, cache_enabled=False)
 
+    def gauges(self) -> dict[str, float]:
+        """Return the scale of the loss under fp16; nothing otherwise. Waits for the device."""
+        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+
 
 def _choose_for(device: torch.device) -> str:
     """Return "bf16" if the hardware computes in bfloat16 (emulation does not count), else "fp32"."""

@@ -1,7 +1,6 @@
 """Between optimizer steps: log metrics, watch the run's health, evaluate, save. The loop itself is in train.py."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from mocokit import distributed
 from mocokit.data.batch import ViewBatch
-from mocokit.engine import health
-from mocokit.engine.background import BackgroundWriter
+from mocokit.engine import health, monitoring
 from mocokit.engine.bad_images import BadImageCounter
-from mocokit.engine.checkpoint import copied_to_cpu, list_checkpoints, save_checkpoint
 from mocokit.engine.metrics import MeterBoard, MetricsLog, StepClock
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.run_folder import LOGGER, RunFolder
+from mocokit.engine.saving import Saver
 from mocokit.methods.contract import Rows
 
 
@@ -34,6 +32,8 @@ class Callbacks:
     """Brings together what `evaluate` needs; called on all ranks."""
     evaluate: Callable[[], dict[str, float]] | None
     """The kNN monitor, called on the main rank; None without labels."""
+    find_bad: Callable[[], str | None]
+    """Returns the name of a tensor of this rank's state that became NaN or infinite, or None."""
 
 
 class Recorder:
@@ -72,10 +72,7 @@ class Recorder:
         knn_every: int,
     ) -> None:
         self.log_every = log_every
-        self.save_minutes = save_minutes
-        self.keep_last = keep_last
         self.knn_every = knn_every
-        self.folder = folder
         self.board = board
         self.view = view
         self.callbacks = callbacks
@@ -84,111 +81,108 @@ class Recorder:
         self.total_steps = total_steps
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
-        self.latest: dict[str, float] = {}
+        before = {name: value for line in self.metrics.before for name, value in line.values.items()}
+        self.latest: dict[str, float] = distributed.all_gather_objects(before)[0]
         """Newest value of each metric."""
-        self._writer = BackgroundWriter()
-        self._last_save_s = time.monotonic()
-        self._newest_save = start_step
+        self.saver = Saver(
+            folder=folder,
+            state=callbacks.state,
+            export=callbacks.export,
+            find_bad=callbacks.find_bad,
+            save_minutes=save_minutes,
+            keep_last=keep_last,
+            start_step=start_step,
+        )
         self._warned: set[str] = set()
+        for problem in self.metrics.problems:
+            self._tell(problem, level=logging.WARNING)
+
+    def catch_up(self, step: int, *, exported_step: int | None) -> None:
+        """Do what a run that was killed right after its save at `step` left undone: backbone file and evaluation.
+
+        Args:
+            step: Steps done before this start.
+            exported_step: Step of the run's backbone file; None if there is none.
+
+        """
+        if distributed.any_rank(distributed.is_main() and exported_step != step):
+            self.saver.export_again(step)
+        done = any(line.kind == (step, False) for line in self.metrics.before)
+        if distributed.any_rank(distributed.is_main() and not done):
+            self._evaluate(step)
 
     def count(self, views: ViewBatch, rows: Rows, *, step: int, finite: Tensor) -> None:
         """Count one step's rows and images; `finite` is False if its gradient was not. Never waits for the device."""
         self.board.add(rows, step=step, finite=finite)
         self.bad_images.add(views.bad)
-        self.clock.trained(len(views.image_ids) * distributed.world_size())
+        self.clock.trained(len(views.image_ids))
 
     def after_step(self, step: int, *, lr: float, stop: bool) -> bool:
-        """Do what is due after `step` steps; return True if the run must end here because any rank was told to stop."""
+        """Do what is due after `step` steps; return `stop`: True, on all ranks alike, if the run ends here."""
         self.view.step(step)
-        self._writer.raise_if_failed()
-        stop = distributed.any_rank(stop)
+        self.saver.raise_if_failed()
         end_of_epoch = step % self.steps_per_epoch == 0
         if stop or end_of_epoch or step % self.log_every == 0:
             self._log(step, lr)
-            if stop or end_of_epoch or distributed.any_rank(self._save_is_due()):
-                self.save(step)
-        if end_of_epoch and not stop:
+            if stop or end_of_epoch or self.saver.is_due():
+                self.saver.save(step)
+        if not stop:
             self._evaluate(step)
         return stop
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the state after `step` steps, and the backbone beside it, while training goes on.
-
-        The state is copied here. A save that is still being written is waited for, so there is one copy at most.
-        """
-        self._last_save_s = time.monotonic()
-        self._newest_save = step
-        state = self.callbacks.state()
-        if not distributed.is_main():
-            return
-        self._writer.wait()
-        state = copied_to_cpu({**state, "step": step})
-
-        def write() -> None:
-            """Write the checkpoint, then the backbone; runs in a thread of its own."""
-            save_checkpoint(self.folder.checkpoints, state, step=step, keep_last=self.keep_last)
-            if step == self._newest_save:  # else the next save waits, maybe in a process that will be killed soon
-                self.callbacks.export(state, step)
-
-        self._writer.start(write)
-
     def finish(self) -> None:
-        """Wait, on every rank, until all is on the disk: a rank that ends early makes torchrun end the others."""
-        with distributed.work_alone():
-            self._writer.wait()
-        distributed.barrier()
+        """Wait, on every rank, until all is on the disk."""
+        self.saver.finish()
 
     def close(self) -> None:
         """Wait for a save that is being written, and close the files."""
         try:
-            self._writer.close()
+            self.saver.close()
         finally:
             self.metrics.close()
 
-    def _save_is_due(self) -> bool:
-        """Return True if the main rank's clock asks for a save. It never waits for a slow disk within an epoch."""
-        elapsed_s = time.monotonic() - self._last_save_s
-        return distributed.is_main() and elapsed_s > 60 * self.save_minutes and not self._writer.is_busy()
-
     def _log(self, step: int, lr: float) -> None:
-        bad_step = self.board.bad_step()
-        if bad_step is not None:
-            self._writer.wait()
-            raise health.NonFiniteLossError(bad_step, describe_newest(self.folder))
+        self._raise_if_it_cannot_learn(step)
         for image in self.bad_images.exchange():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
         self.bad_images.require_few()  # after the log names them all
+        num_steps = self.board.num_steps
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
         values["epoch"] = step / self.steps_per_epoch
         self.latest.update(values)
         self.metrics.write(step, values)
         self.view.metrics(step, values)
-        for line in health.warnings_of_metrics(values, step=step):
-            if (kind := line.split(":")[0]) not in self._warned:
+        for line in health.warnings_of_metrics(values, step=step, num_steps=num_steps):
+            kind = line.split(":")[0]
+            if kind not in self._warned:
                 self._warned.add(kind)
                 self._tell(line, level=logging.WARNING)
 
+    def _raise_if_it_cannot_learn(self, step: int) -> None:
+        """Raise NonFiniteLossError, on all ranks, for a NaN or infinite loss or gradient, or too many skipped steps."""
+        bad_step = self.board.bad_step()
+        skipped = self.board.most_skipped_in_a_row()
+        if bad_step is not None:
+            raise health.NonFiniteLossError(bad_step, self.saver.describe_newest())
+        if skipped >= health.MAX_SKIPPED_IN_A_ROW:
+            raise health.SkippedStepsError(step, skipped, self.saver.describe_newest())
+
     def _evaluate(self, step: int) -> None:
-        epoch = step // self.steps_per_epoch
-        is_due = self.knn_every and (epoch % self.knn_every == 0 or step == self.total_steps)
-        if self.callbacks.evaluate is None or not is_due:
+        measure = self.callbacks.evaluate
+        epochs = {"every_epochs": self.knn_every, "steps_per_epoch": self.steps_per_epoch}
+        if measure is None or not monitoring.is_due(step, **epochs, total_steps=self.total_steps):
             return
-        self.callbacks.gather()
-        with distributed.work_alone():
-            values = self.callbacks.evaluate() if distributed.is_main() else {}
-        self.latest.update(values)
-        self.metrics.write(step, values)
-        if values:
-            self._tell(f"epoch {epoch}: " + ", ".join(f"{name} {value:.1%}" for name, value in values.items()))
+        epoch = step // self.steps_per_epoch
+        done = monitoring.evaluate(self.callbacks.gather, measure)
+        if done.problem:
+            self._tell(f"epoch {epoch}: not evaluated ({done.problem}); the run goes on", level=logging.WARNING)
+        else:
+            self.latest.update(done.values)
+            self.metrics.write(step, done.values)
+            self._tell(f"epoch {epoch}: " + ", ".join(f"{name} {value:.1%}" for name, value in done.values.items()))
         self.clock.restart()
 
     def _tell(self, line: str, *, level: int = logging.INFO, show: bool = True) -> None:
         LOGGER.log(level, line)
         if show:
-            self.view.say(line)
-
-
-def describe_newest(folder: RunFolder) -> str:
-    """Return a sentence that names the newest checkpoint of a run."""
-    kept = list_checkpoints(folder.checkpoints)
-    return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            self.view.say(f"warning: {line}" if level == logging.WARNING else line)

@@ -34,12 +34,13 @@ def train(
 ) -> int:
     """Train on `batches`, the first of which belongs to step `start_step`; return the number of steps done.
 
-    The run ends early, with a checkpoint written, when a signal came. Raises NonFiniteLossError for a NaN or infinite
-    loss or gradient, before it reaches the weights or a checkpoint.
+    The run ends early, with a checkpoint written, when a signal came to any rank. Raises NonFiniteLossError for a NaN
+    or infinite loss or gradient, before it reaches the weights or a checkpoint.
     """
     gradients = gradient_sum(method)
     stream = on_device(batches, device)
     step = start_step
+    recorder.clock.restart()  # building the run is no part of its speed; waiting for the first batch is
     while (views := _next_batch(stream, recorder)) is not None:
         lr = lr_of_step(step)
         set_lr(optimizer, lr)
@@ -49,7 +50,7 @@ def train(
         )
         recorder.count(views, rows, step=step, finite=finite)
         step += 1
-        if recorder.after_step(step, lr=lr, stop=signals.received is not None):
+        if recorder.after_step(step, lr=lr, stop=signals.agree()):
             break
     return step
 

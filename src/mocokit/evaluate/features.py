@@ -192,9 +192,11 @@ def embed_with(
         """Map (n, 3, H, W) uint8 pixels to (n, D) features."""
         was_training = backbone.training
         backbone.eval()
-        with autocast():
-            features: Tensor = backbone(pixels(images))
-        backbone.train(was_training)
+        try:
+            with autocast():
+                features: Tensor = backbone(pixels(images))
+        finally:  # the run that is evaluated may go on after an error, and must not train in eval mode
+            backbone.train(was_training)
         return features
 
     return embed

@@ -88,7 +88,8 @@ class Parts:
     total_steps: int
     card: BackboneCard
     monitor: Monitor | None
-    """kNN on labelled images; None without labels."""
+    """kNN on labelled images; None without labels, or if run.knn_every is 0."""
+    monitor_warnings: tuple[str, ...]
     test_source: ImageSource | None
     """Images that the monitor classifies; None: some of the training images."""
     num_workers: int
@@ -125,6 +126,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         total_steps=total_steps,
         backbone=given.backbone,
     )
+    monitor, monitor_warnings = _build_monitor(config, reader, method, precision, device, given, test_source)
     return Parts(
         reader=reader,
         method=method,
@@ -145,7 +147,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
             value_ranges=dict(reader.ranges),
         ),
         test_source=test_source,
-        monitor=_build_monitor(config, reader, method, precision, device, given, test_source),
+        monitor=monitor,
+        monitor_warnings=monitor_warnings,
         num_workers=choose_workers(data.workers),
         ranges=ranges,
     )
@@ -383,14 +386,18 @@ def _build_monitor(
     device: torch.device,
     given: Given,
     test_source: ImageSource | None,
-) -> Monitor | None:
-    if reader.source.labels is None:
-        return None
+) -> tuple[Monitor | None, tuple[str, ...]]:
+    """Return the monitor, if there can be one, and what a user should know about it."""
+    if reader.source.labels is None or config.run.knn_every == 0:
+        return None, ()
+    classes = reader.source.class_names
+    if len(classes) < 2:
+        return None, (f"no kNN monitor: all images are of one class ({', '.join(classes)})",)
     workers = choose_workers(config.data.workers, threads_suffice=device.type == "cpu", location=config.data.source)
     test = None
     if test_source is not None:
         test = ImageReader(test_source, max_image_px=reader.max_image_px, seed=config.run.seed, ranges=reader.ranges)
-    return build_monitor(
+    monitor = build_monitor(
         method,
         reader,
         test,
@@ -405,3 +412,4 @@ def _build_monitor(
         device=device,
         test_location=config.data.test or str(getattr(reader.source, "test_part", "")),
     )
+    return monitor, monitor.warnings

@@ -25,6 +25,8 @@ class Monitor:
     """Gathers sharded weights on the main rank; called on all ranks."""
     evaluate: Callable[[], dict[str, float]]
     """Returns {"knn_acc": accuracy in 0..1}; called on the main rank."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about images or settings that limit what the accuracy means."""
 
 
 def build_monitor(
@@ -56,8 +58,14 @@ def build_monitor(
         device: Device of the forward passes.
         test_location: Where the images to classify are, for messages.
 
+    Raises:
+        ValueError: The labels or `max_images` allow no kNN accuracy; the message says what to do.
+
     """
-    bank, queries = _bank_and_queries(reader, test, view, max_images=max_images, seed=seed, location=test_location)
+    bank, queries = draw_bank_and_queries(
+        reader, test, view, max_images=max_images, seed=seed, test_location=test_location
+    )
+    warnings = check_bank(bank, queries, k=protocol.k, max_images=max_images)
     trained = method.encoder_q.backbone
     whole = trained
     is_sharded = bool(sharded_modules(method))
@@ -76,18 +84,56 @@ def build_monitor(
     def evaluate() -> dict[str, float]:
         return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
 
-    return Monitor(gather=gather, evaluate=evaluate)
+    return Monitor(gather=gather, evaluate=evaluate, warnings=warnings)
 
 
-def _bank_and_queries(
-    reader: ImageReader, test: ImageReader | None, view: EvaluationView, *, max_images: int, seed: int, location: str
+def draw_bank_and_queries(
+    reader: ImageReader,
+    test: ImageReader | None,
+    view: EvaluationView,
+    *,
+    max_images: int,
+    seed: int,
+    test_location: str = "",
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Return the images that vote and those to classify; `location` is that of the test images, for messages."""
+    """Return the images that vote and those to classify; see `build_monitor` for the arguments and errors."""
     drawn = draw_indices(len(reader.source), max_images, seed=seed)
     if test is None:
-        queries = choose_images(reader, view, indices=drawn[::10])
-        return choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10]), queries
+        bank = [index for row, index in enumerate(drawn) if row % 10]
+        return choose_images(reader, view, indices=bank), choose_images(reader, view, indices=drawn[::10])
     asked = draw_indices(len(test.source), max_images // 5, seed=seed)
     names = reader.source.class_names
-    queries = choose_images(test, view, indices=asked, class_names=names, setting="data.test", location=location)
+    queries = choose_images(test, view, indices=asked, class_names=names, setting="data.test", location=test_location)
     return choose_images(reader, view, indices=drawn), queries
+
+
+def check_bank(bank: LabelledImages, queries: LabelledImages, *, k: int, max_images: int) -> tuple[str, ...]:
+    """Return warnings about a bank that is small for its k neighbours, or that lacks classes.
+
+    Raises:
+        ValueError: There is no bank or nothing to classify, or `max_images` makes the bank smaller than k.
+
+    """
+    size = len(bank.indices)
+    if not size or not queries.indices:
+        raise ValueError(
+            f"run.knn_max_images={max_images}: {size} images vote and {len(queries.indices)} are classified; both need "
+            "one at least: raise it, add labelled images, or turn the monitor off with run.knn_every=0"
+        )
+    if size < k and len(bank.reader.source) > max_images:
+        raise ValueError(
+            f"run.knn_max_images={max_images}: only {size} images vote, fewer than the run.knn_k={k} neighbours; raise "
+            "the one or lower the other"
+        )
+    warnings = []
+    if size < k:
+        warnings.append(f"run.knn_k={k}: more neighbours than the {size} images that vote, so all of them do")
+    known = {bank.labels[index] for index in bank.indices}
+    missing = {queries.labels[index] for index in queries.indices} - known
+    if missing:
+        names = ", ".join(bank.class_names[label] for label in sorted(missing)[:3])
+        warnings.append(
+            f"kNN monitor: {len(missing)} of {len(known | missing)} classes have no image that votes, for example "
+            f"{names}; their images always count as wrong; raise run.knn_max_images"
+        )
+    return tuple(warnings)

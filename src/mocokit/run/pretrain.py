@@ -23,9 +23,10 @@ from mocokit.data.value_range import check_ranges
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
-from mocokit.engine.backbone_file import save_weights
+from mocokit.engine.backbone_file import exported_step, save_weights
 from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.checkpoint import list_checkpoints, load_newest, read_newest_entry
+from mocokit.engine.health import StateWatch
 from mocokit.engine.metrics import MeterBoard
 from mocokit.engine.numerics import NUMERICS, recorded_numerics, require_same_numerics
 from mocokit.engine.precision import pick_device
@@ -202,7 +203,7 @@ def _train(
         LOGGER.warning(line)
         progress.say(f"warning: {line}")
 
-    for line in (*problems, *settings_warnings(config, parts), *parts.ranges.warnings):
+    for line in (*problems, *settings_warnings(config, parts), *parts.monitor_warnings, *parts.ranges.warnings):
         warn(line)
     for line in parts.ranges.notes:
         LOGGER.info(line)
@@ -213,6 +214,8 @@ def _train(
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
     with progress, closing(recorder):
+        if start_step:
+            recorder.catch_up(start_step, exported_step=exported_step(folder.backbone))
         step = train(
             parts.method,
             batches,
@@ -232,7 +235,7 @@ def _train(
         step=step,
         total_steps=total_steps,
         metrics=recorder.latest,
-        signal=signals.received if step < total_steps else None,
+        signal=signals.agreed if step < total_steps else None,
     )
 
 
@@ -244,14 +247,15 @@ def _build_recorder(
 
     return Recorder(
         folder=folder,
-        board=MeterBoard(parts.device),
+        board=MeterBoard(parts.device, may_skip=parts.precision.scaler.is_enabled()),
         view=progress,
         callbacks=Callbacks(
             state=lambda: state_of(parts, config),
-            gauges=parts.method.gauges,
+            gauges=lambda: {**parts.method.gauges(), **parts.precision.gauges()},
             export=export,
             gather=parts.monitor.gather if parts.monitor else lambda: None,
             evaluate=parts.monitor.evaluate if parts.monitor else None,
+            find_bad=StateWatch(parts.method, parts.optimizer).find,
         ),
         bad_images=BadImageCounter(num_images=len(parts.reader.source), max_share=config.data.max_bad_share),
         steps_per_epoch=parts.steps_per_epoch,
