@@ -58,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold what the terminal's encoding can't
             stream.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if not arguments or arguments[0] in {"-h", "--help"} or arguments == ["help"]:
         print(HELP, end="")
         return 0 if arguments else 2
     command, *rest = arguments
+    if command == "help":  # mocokit help knn
+        command, rest = rest[0], ["--help"]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(COMMANDS)}"

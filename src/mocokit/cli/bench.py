@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_preset, tell
+from mocokit.cli.arguments import OwnMethod, parse, take_preset, tell
 
 if TYPE_CHECKING:
     from mocokit.plan.bench import BenchResult
@@ -23,14 +23,21 @@ def bench_command(arguments: list[str]) -> int:
     name, preset, rest = take_preset(arguments, "bench", flags)
 
     @dataclass(frozen=True, kw_only=True)
-    class Bench:
+    class Bench(OwnMethod):
         config: Annotated[Config, tyro.conf.arg(name="")]
         seconds: float = 10.0
         """Length of each of the three measurements (seconds)."""
         json: str = ""
         """File to write all numbers to; `-`: print them instead of the table."""
 
-    asked = tyro.cli(Bench, args=rest, default=Bench(config=preset), prog=f"mocokit bench {name}")
+    asked = parse(
+        Bench,
+        rest,
+        default=Bench(config=preset),
+        prog=f"mocokit bench {name}",
+        description="Measure what limits a run on this machine and these images, and print what to change.",
+        example="mocokit bench moco-v2 --data photos --seconds 5",
+    )
 
     from mocokit.plan.bench import bench
 

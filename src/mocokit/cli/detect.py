@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import parse, take_name
 
 if TYPE_CHECKING:
     from mocokit.detection.data_sets import DetectionSet
@@ -60,10 +60,9 @@ class Detect:
 
 def detect_command(arguments: list[str]) -> int:
     """Fine-tune detectors from a backbone and print their average precisions."""
-    import tyro
-
     run, rest = take_name(arguments, "RUN", "detect RUN --data D --out DIR [--layout voc|coco] [--batch 2]")
-    asked = tyro.cli(Detect, args=rest, prog=f"mocokit detect {run}")
+    example = "mocokit detect runs/a --data VOCdevkit --out detection --batch 2"
+    asked = parse(Detect, rest, prog=f"mocokit detect {run}", example=example)
 
     from mocokit.detection.trials import TrialPlan, run_trials
 

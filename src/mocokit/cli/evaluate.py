@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from mocokit.cli.arguments import take_name, tell, with_label_column
+from mocokit.cli.arguments import RUN_NOTE, parse, take_name, tell, with_label_column
 
 if TYPE_CHECKING:
     from mocokit.evaluate.results import Row
@@ -65,7 +65,8 @@ def evaluate_command(arguments: list[str]) -> int:
 
         return evaluate_and_print(run, protocols or (ALL if all else STANDARD), flags, baselines=baselines)
 
-    return int(tyro.cli(evaluate, args=rest, prog=f"mocokit evaluate {run}"))
+    example = "mocokit evaluate runs/a --data photos/train --test photos/val --seeds 3"
+    return parse(evaluate, rest, prog=f"mocokit evaluate {run}", example=example, note=RUN_NOTE)
 
 
 def linear_command(arguments: list[str]) -> int:
@@ -90,7 +91,8 @@ def linear_command(arguments: list[str]) -> int:
         """
         return evaluate_and_print(run, [f"linear/{protocol}"], flags, baselines=baselines)
 
-    return int(tyro.cli(linear, args=rest, prog=f"mocokit linear {run}"))
+    example = "mocokit linear runs/a --data photos --protocol fast"
+    return parse(linear, rest, prog=f"mocokit linear {run}", example=example, note=RUN_NOTE)
 
 
 def finetune_command(arguments: list[str]) -> int:
@@ -121,7 +123,8 @@ def finetune_command(arguments: list[str]) -> int:
         part = ids or f"{100 * fraction:g}%"
         return evaluate_and_print(run, [f"finetune/{protocol}@{part}"], flags, baselines=baselines)
 
-    return int(tyro.cli(finetune, args=rest, prog=f"mocokit finetune {run}"))
+    example = "mocokit finetune runs/a --data photos --fraction 0.1"
+    return parse(finetune, rest, prog=f"mocokit finetune {run}", example=example, note=RUN_NOTE)
 
 
 def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mocokit.cli.arguments import take_name, tell
+from mocokit.cli.arguments import RUN_NOTE, parse, take_name, tell
 
 USAGE = "export RUN --to torchvision|timm|detectron2|huggingface|onnx|safetensors|official OUT [--data D]"
 
@@ -13,7 +13,9 @@ def export_command(arguments: list[str]) -> int:
 
     run, rest = take_name(arguments, "RUN", USAGE)
 
-    def export(out: Annotated[str, tyro.conf.Positional], *, to: str, data: str = "") -> int:
+    def export(
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")], *, to: str, data: str = ""
+    ) -> int:
         """Write a run's backbone for another library, load it there, and compare the features on real images.
 
         Args:
@@ -34,4 +36,5 @@ def export_command(arguments: list[str]) -> int:
         print(f"to load it:\n{result.exported.usage}")
         return 0
 
-    return int(tyro.cli(export, args=rest, prog=f"mocokit export {run}"))
+    example = "mocokit export runs/a --to timm a.pth --data photos"
+    return parse(export, rest, prog=f"mocokit export {run}", example=example, note=RUN_NOTE)

@@ -1,6 +1,6 @@
 """`mocokit import`: another project's backbone, or an official run to resume."""
 
-from mocokit.cli.arguments import take_name, take_option
+from mocokit.cli.arguments import parse, take_name, take_option
 
 USAGE = (
     "import CHECKPOINT OUT.safetensors [--arch A]   (a backbone, of any project)\n"
@@ -11,7 +11,7 @@ USAGE = (
 def import_command(arguments: list[str]) -> int:
     """Import a checkpoint: its backbone if OUT ends in .safetensors, else the whole run."""
     checkpoint, rest = take_name(arguments, "CHECKPOINT", USAGE)
-    out, rest = take_name(rest, "OUT", USAGE)
+    out, rest = take_name(rest, "OUT.safetensors", USAGE)
     return (
         _import_backbone(checkpoint, out, rest) if out.endswith(".safetensors") else _import_run(checkpoint, out, rest)
     )
@@ -19,8 +19,6 @@ def import_command(arguments: list[str]) -> int:
 
 def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
     """Write the checkpoint's backbone as a file; print its layout and the parts that were left out."""
-    import tyro
-
     from mocokit.config.schema import DataConfig
 
     def read(
@@ -47,24 +45,32 @@ def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
             print(f"left out: {part} ({count} tensors)")
         return 0
 
-    return int(tyro.cli(read, args=arguments, prog=f"mocokit import {checkpoint} {out}"))
+    return parse(
+        read,
+        arguments,
+        prog=f"mocokit import {checkpoint} {out}",
+        description="Write the backbone of another project's checkpoint as a file that every mocokit command takes.\n\n"
+        "Without .safetensors, OUT is a run folder for an official MoCo run, which `mocokit resume` continues: then\n"
+        "--data D is needed, and --preset P and any flag of `mocokit pretrain` can follow.",
+        example="mocokit import moco_v2_800ep_pretrain.pth.tar moco.safetensors",
+    )
 
 
 def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
     """Make a run folder from an official checkpoint; its settings are the defaults of the flags."""
-    import tyro
-
     from mocokit.config.schema import Config
     from mocokit.run.import_run import import_run, read_official_run
 
     preset, rest = take_option(arguments, "--preset")  # first, because it sets the other flags' defaults
     run = read_official_run(checkpoint, preset=preset or "")
-    config = tyro.cli(
+    config = parse(
         Config,
-        args=rest,
+        rest,
         default=run.config,
         prog=f"mocokit import {checkpoint} {out}",
-        description="Continue an official run here. The defaults below come from the file, then from the preset.",
+        description="Continue an official run here. The defaults below come from the file, then from the preset that\n"
+        "--preset P names.",
+        example="mocokit import checkpoint_0099.pth.tar runs/a --data imagenet/train",
     )
     step = import_run(run, out, config=config)
     print(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mocokit.cli.arguments import take_name, tell, with_label_column
+from mocokit.cli.arguments import RUN_NOTE, parse, take_name, tell, with_label_column
 
 if TYPE_CHECKING:
     from mocokit.evaluate.report_knn import KnnRow
@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 def knn_command(arguments: list[str]) -> int:
     """Print the kNN accuracy of a run."""
-    import tyro
-
     run, rest = take_name(arguments, "RUN", "knn RUN --data D [--test T] [--baselines]")
 
     def knn(
@@ -57,7 +55,8 @@ def knn_command(arguments: list[str]) -> int:
             print_knn(rows)
         return 0
 
-    return int(tyro.cli(knn, args=rest, prog=f"mocokit knn {run}"))
+    example = "mocokit knn runs/a --data photos --baselines"
+    return parse(knn, rest, prog=f"mocokit knn {run}", example=example, note=RUN_NOTE)
 
 
 def print_knn(rows: "list[KnnRow]") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import tell, with_label_column
+from mocokit.cli.arguments import parse, tell, with_label_column
 
 if TYPE_CHECKING:
     from mocokit.data.packing.pack import PackResult
@@ -15,8 +15,8 @@ def pack_command(arguments: list[str]) -> int:
     import tyro
 
     def pack(
-        data: Annotated[str, tyro.conf.Positional],
-        out: Annotated[str, tyro.conf.Positional],
+        data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
         *,
         short_side: int | None = None,
         quality: int = 90,
@@ -69,14 +69,17 @@ def pack_command(arguments: list[str]) -> int:
         print(f"next: --data {result.folder}, or the place you copy this folder to (s3://, gs://, https://)")
         return 0
 
-    return int(tyro.cli(pack, args=arguments, prog="mocokit pack"))
+    return parse(pack, arguments, prog="mocokit pack", example="mocokit pack photos shards --short-side 512")
 
 
 def unpack_command(arguments: list[str]) -> int:
     """Write the images of shards as files."""
     import tyro
 
-    def unpack(shards: Annotated[str, tyro.conf.Positional], out: Annotated[str, tyro.conf.Positional]) -> int:
+    def unpack(
+        shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")],
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    ) -> int:
         """Write the images of shards as files, byte for byte as they were packed.
 
         Args:
@@ -95,7 +98,7 @@ def unpack_command(arguments: list[str]) -> int:
         print(f"next: --data {labels if labels.exists() else result.folder}")
         return 1 if result.bad else 0
 
-    return int(tyro.cli(unpack, args=arguments, prog="mocokit unpack"))
+    return parse(unpack, arguments, prog="mocokit unpack", example="mocokit unpack shards photos")
 
 
 def _print_summary(result: "PackResult", left_out: str) -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_option, take_preset, tell
+from mocokit.cli.arguments import OwnMethod, parse, take_option, take_preset, tell
 
 if TYPE_CHECKING:
     from mocokit.config.schema import Config
@@ -27,7 +27,7 @@ def plan_command(arguments: list[str]) -> int:
     name, preset, rest = take_preset(arguments, "plan", flags)
 
     @dataclass(frozen=True, kw_only=True)
-    class Planned:
+    class Planned(OwnMethod):
         config: Annotated[Config, tyro.conf.arg(name="")]
         around: Annotated[Surroundings, tyro.conf.arg(name="")]
         devices: str = "8xH100"
@@ -38,7 +38,14 @@ def plan_command(arguments: list[str]) -> int:
         """Number of training images, used without --data; ImageNet's by default."""
 
     default = Planned(config=preset, around=Surroundings())
-    asked = tyro.cli(Planned, args=rest, default=default, prog=f"mocokit plan {name}")
+    asked = parse(
+        Planned,
+        rest,
+        default=default,
+        prog=f"mocokit plan {name}",
+        description="Compute memory, time, energy and money of a run beforehand.",
+        example="mocokit plan moco-v2 --devices 8xH100 --num-images 1000000",
+    )
     if asked.measure and method_from:
         raise ValueError("measure=True: steps are measured in a process that does not know --method-from; leave it out")
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)

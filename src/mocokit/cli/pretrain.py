@@ -1,13 +1,49 @@
 """The commands `mocokit pretrain`, `resume`, `presets` and `demo`."""
 
+import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-from mocokit.cli.arguments import load_method, take_name, take_option, take_preset
+from mocokit.cli.arguments import (
+    DEFAULT_PRESET,
+    OwnMethod,
+    asks_for_help,
+    load_method,
+    parse,
+    take_name,
+    take_option,
+    take_preset,
+)
 from mocokit.cli.knn import print_knn
 
 if TYPE_CHECKING:
     from mocokit.run.pretrain import RunResult
+
+RESUME_HELP = """\
+usage: mocokit resume RUN [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]
+
+Continue a run that was stopped or killed from its newest readable checkpoint, with its own settings.
+
+  RUN                 folder of the run
+  --accept-changes    continue although an older mocokit, whose numbers differ, began the run; it says which ones
+  --method-from STR   the method of your own that the run was started with, for example my_method:SPEC
+  -h, --help          show this page
+
+example:
+  mocokit resume runs/a
+"""
+
+PRESETS_HELP = """\
+usage: mocokit presets [NAME]
+
+List the presets with a line on each, or print all settings of one as TOML.
+
+  NAME         preset to print; none: list all
+  -h, --help   show this page
+
+example:
+  mocokit presets moco-v2
+"""
 
 
 def pretrain_command(arguments: list[str]) -> int:
@@ -16,22 +52,27 @@ def pretrain_command(arguments: list[str]) -> int:
 
     from mocokit.config.presets import SUMMARIES
     from mocokit.config.schema import Config
+    from mocokit.methods import SPECS
 
     flags = "--data D --out RUN [--epochs N ...]   (--help after a preset: all flags)"
     name, preset, rest = take_preset(arguments, "pretrain", flags)
 
     @dataclass(frozen=True, kw_only=True)
-    class Pretrain:
+    class Pretrain(OwnMethod):
         config: Annotated[Config, tyro.conf.arg(name="")]
         out: str
         """Run folder to make."""
 
-    asked = tyro.cli(
+    shown = name if name in SUMMARIES else DEFAULT_PRESET
+    asked = parse(
         Pretrain,
-        args=rest,
+        rest,
         default=Pretrain(config=preset, out=tyro.MISSING),
         prog=f"mocokit pretrain {name}",
-        description=f"Pre-train with preset {name}: {SUMMARIES[name]}. Defaults below are the preset's.",
+        description=f"Pre-train with preset {shown}: {SUMMARIES[shown]}. Defaults below are the preset's;\n"
+        "`mocokit presets` lists all presets. --method NAME, one of " + ", ".join(SPECS) + ", changes\n"
+        "the settings of the method.",
+        example=f"mocokit pretrain {shown} --data photos --out runs/a --epochs 100",
     )
 
     from mocokit.run.pretrain import pretrain
@@ -42,16 +83,25 @@ def pretrain_command(arguments: list[str]) -> int:
 def resume_command(arguments: list[str]) -> int:
     """Continue a run with its own settings."""
     run, rest = take_name(arguments, "RUN", "resume RUN [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]")
+    if asks_for_help(rest):
+        _print_page(RESUME_HELP)
     method_from, rest = take_option(rest, "--method-from")
     accept_changes = "--accept-changes" in rest
     rest = [argument for argument in rest if argument != "--accept-changes"]
     if method_from is not None:
         load_method(method_from)
     if rest:
-        raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings")
+        near = difflib.get_close_matches(rest[0].partition("=")[0], ["--method-from", "--accept-changes"], cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings{hint}")
     from mocokit.run.pretrain import resume
 
     return _close(resume(run, accept_changes=accept_changes))
+
+
+def _print_page(text: str) -> NoReturn:
+    print(text, end="")
+    raise SystemExit(0)
 
 
 def _close(result: "RunResult") -> int:
@@ -71,6 +121,11 @@ def _close(result: "RunResult") -> int:
 
 def presets_command(arguments: list[str]) -> int:
     """List the presets, or print one."""
+    if asks_for_help(arguments):
+        _print_page(PRESETS_HELP)
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise ValueError(f"presets: {' '.join(arguments)} is not understood; usage: mocokit presets [NAME]")
+
     from mocokit.config.presets import SUMMARIES, get_preset
     from mocokit.config.toml import to_toml
     from mocokit.run.build_views import describe_views
@@ -90,7 +145,6 @@ def presets_command(arguments: list[str]) -> int:
 
 def demo_command(arguments: list[str]) -> int:
     """Pre-train and evaluate on the embedded sample."""
-    import tyro
 
     def demo(*, out: str = "runs/demo", epochs: int | None = None, seed: int = 0) -> int:
         """Pre-train on the embedded sample with the CPU, then compare kNN accuracies on its test part.
@@ -111,4 +165,4 @@ def demo_command(arguments: list[str]) -> int:
             print(f"\nview pairs: {result.folder / 'views.png'}; metrics: {result.folder / 'metrics.jsonl'}")
         return code
 
-    return int(tyro.cli(demo, args=arguments, prog="mocokit demo"))
+    return parse(demo, arguments, prog="mocokit demo", example="mocokit demo --epochs 10 --out runs/demo")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import parse, take_name
 from mocokit.settings import choose, require
 
 if TYPE_CHECKING:
@@ -65,15 +65,24 @@ class ReproduceCost:
 
 def reproduce_command(arguments: list[str]) -> int:
     """Run `mocokit reproduce` with these arguments and return the exit code."""
-    import tyro
+    name, rest = take_name(arguments, "TABLE", USAGE)
+    if name == "cost":
+        example = "mocokit reproduce cost --dry-run"
+        return _cost(parse(ReproduceCost, rest, prog="mocokit reproduce cost", example=example))
+    asked = parse(
+        Reproduce,
+        rest,
+        prog=f"mocokit reproduce {name}",
+        description="Reproduce a table of the papers: run it at small scale, or print the commands that fill it on\n"
+        "ImageNet. TABLE is temperature, ablation, sota, mechanisms or cost; `mocokit reproduce cost --help` has\n"
+        "flags of its own.",
+        example="mocokit reproduce ablation --trials 1 --epochs 4 --dry-run",
+    )
 
     from mocokit.reproduction.tables import TABLES
 
-    name, rest = take_name(arguments, "TABLE", USAGE)
     table = choose("table", name, {**TABLES, "cost": None})
-    if table is None:
-        return _cost(tyro.cli(ReproduceCost, args=rest, prog="mocokit reproduce cost"))
-    asked = tyro.cli(Reproduce, args=rest, prog=f"mocokit reproduce {name}")
+    assert table is not None
     require(asked.trials is None or asked.trials >= 1, "trials", asked.trials, "must be at least 1")
     cells = table.choose_cells(asked.only)
     return _small(table, cells, asked) if asked.scale == "small" else _imagenet(table, cells, asked)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mocokit.cli.arguments import take_option, take_preset
+from mocokit.cli.arguments import OwnMethod, parse, take_option, take_preset
 
 
 def slurm_command(arguments: list[str]) -> int:
@@ -18,7 +18,7 @@ def slurm_command(arguments: list[str]) -> int:
     name, preset, rest = take_preset(arguments, "slurm", flags)
 
     @dataclass(frozen=True, kw_only=True)
-    class Slurm:
+    class Slurm(OwnMethod):
         config: Annotated[Config, tyro.conf.arg(name="")]
         out: str
         """Run folder to make, on a file system that all nodes share."""
@@ -35,7 +35,14 @@ def slurm_command(arguments: list[str]) -> int:
         write: str = ""
         """File to write the script to; empty: print it."""
 
-    asked = tyro.cli(Slurm, args=rest, default=Slurm(config=preset, out=tyro.MISSING), prog=f"mocokit slurm {name}")
+    asked = parse(
+        Slurm,
+        rest,
+        default=Slurm(config=preset, out=tyro.MISSING),
+        prog=f"mocokit slurm {name}",
+        description="Write an sbatch script that trains, requeues itself before its time limit, and resumes.",
+        example="mocokit slurm moco-v2 --data /data/photos --out /runs/a --nodes 2 --write run.sbatch",
+    )
 
     from mocokit.plan.slurm import slurm_script
 

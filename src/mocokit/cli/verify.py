@@ -2,13 +2,15 @@
 
 from typing import Annotated
 
+from mocokit.cli.arguments import parse
+
 
 def verify_command(arguments: list[str]) -> int:
     """Replay recorded runs, or compare the augmentations with Pillow's and torchvision's."""
     import tyro
 
     def verify(
-        traces: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+        traces: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TRACE.npz ...]")] = (),
         *,
         rtol: float = 1e-12,
         micro_groups: int = 0,
@@ -31,7 +33,7 @@ def verify_command(arguments: list[str]) -> int:
             return _print_parity(data, device)
         return _print_replay(traces, rtol=rtol, micro_groups=micro_groups)
 
-    return int(tyro.cli(verify, args=arguments, prog="mocokit verify"))
+    return parse(verify, arguments, prog="mocokit verify", example="mocokit verify --augment --data photos")
 
 
 def _print_replay(traces: tuple[str, ...], *, rtol: float, micro_groups: int) -> int:

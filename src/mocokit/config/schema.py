@@ -106,10 +106,13 @@ class AugmentConfig:
     jitter_p: float | None = None
     """Probability of the color jitter; None: the recipe's."""
     brightness: float | None = None
-    """Strength of the brightness jitter; None: the recipe's. The next three settings work alike."""
+    """Strength of the brightness jitter; None: the recipe's."""
     contrast: float | None = None
+    """Strength of the contrast jitter; None: the recipe's."""
     saturation: float | None = None
+    """Strength of the saturation jitter; None: the recipe's."""
     hue: float | None = None
+    """Strength of the hue jitter (turns of the colour circle, to 0.5); None: the recipe's."""
     grayscale_p: float | None = None
     """Probability of grayscale; None: the recipe's."""
     blur_p: float | None = None

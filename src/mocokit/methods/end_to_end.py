@@ -92,6 +92,7 @@ class EndToEndSettings(MethodSettings):
     """End-to-end: negatives from the batch, both encoders trained."""
 
     name: Annotated[Literal["end-to-end"], flag("--method")] = "end-to-end"
+    """The method; another one has settings of its own, which `--method NAME --help` lists."""
     shuffle: bool = True
     """Shuffling BN: keys are normalised beside other images than their queries."""
 

@@ -155,6 +155,7 @@ class MemoryBankSettings(MethodSettings):
     """Memory bank: negatives from stored features of all images."""
 
     name: Annotated[Literal["memory-bank"], flag("--method")] = "memory-bank"
+    """The method; another one has settings of its own, which `--method NAME --help` lists."""
     num_negatives: int = 65536
     """Features drawn from the bank each step, K."""
     feature_momentum: float = 0.5

@@ -160,6 +160,7 @@ class MoCoSettings(PatchSettings):
     """MoCo v1 and v2: a queue of keys from a momentum encoder."""
 
     name: Annotated[Literal["moco"], flag("--method")] = "moco"
+    """The method; another one has settings of its own, which `--method NAME --help` lists."""
     queue_size: int = 65536
     """Number of negative keys K (MoCo v1 sec. 4)."""
     key_momentum: float = 0.999

@@ -123,6 +123,7 @@ class MoCoV3Settings(PatchSettings):
     """MoCo v3: negatives from the batch, momentum keys and a predictor."""
 
     name: Annotated[Literal["moco-v3"], flag("--method")] = "moco-v3"
+    """The method; another one has settings of its own, which `--method NAME --help` lists."""
     key_momentum: float = 0.999
     """m of the key encoder's moving average."""
     key_momentum_cos: bool = False

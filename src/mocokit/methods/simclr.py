@@ -92,6 +92,7 @@ class SimClrSettings(MethodSettings):
     """SimCLR: negatives from the batch, one trained encoder."""
 
     name: Annotated[Literal["simclr"], flag("--method")] = "simclr"
+    """The method; another one has settings of its own, which `--method NAME --help` lists."""
 
 
 def build(settings: SimClrSettings, inputs: MethodInputs) -> SimClr:

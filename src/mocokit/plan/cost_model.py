@@ -30,6 +30,7 @@ class Surroundings:
     """Nodes, network, storage and prices around the devices; the user can change every number."""
 
     gpus_per_node: int = 8
+    """Devices of a node, which share its network and storage."""
     network: float = 50e9
     """Bytes per second between nodes, one direction; 400 Gbit/s."""
     image_bytes: float = 110e3
