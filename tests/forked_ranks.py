@@ -50,6 +50,16 @@ class RunningRanks:
         return pid
 
     @property
+    def pids(self) -> list[int]:
+        """Process ids of the ranks."""
+        return [process.pid or 0 for process in self._processes]
+
+    @property
+    def returncodes(self) -> list[int | None]:
+        """Exit codes of the ranks, negative for a signal; None for one that still runs."""
+        return [process.exitcode for process in self._processes]
+
+    @property
     def returncode(self) -> int:
         """Exit code of the first rank that failed, negative for a signal; 0 if none did. All must have ended."""
         codes = [process.exitcode for process in self._processes]

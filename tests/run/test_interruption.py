@@ -110,25 +110,37 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(long_run: Config, tm
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("hit", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("hit", [0, 1])
 def test_a_signal_to_one_rank_alone_ends_all_with_the_same_word_and_exit_code(
     hit: int, long_run: Config, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start([*PRESET, *flags_of(long_run), "--out", str(run)], ranks=2)
     wait_for_step(run, 3)
-    os.kill(_process_of_rank(hit, process.pid), signal.SIGUSR1)
+    os.kill(process.pids[hit], signal.SIGUSR1)
     _, output = finish(process)
+    _expect_a_stop(run, output)
+    assert process.returncodes == [128 + signal.SIGUSR1] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_torchrun_lets_rank_0_speak_though_another_rank_ends_first(long_run: Config, tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to the other ranks as soon as one has ended with another exit code than 0."""
+    run = tmp_path / "run"
+    process = start_process([*PRESET, *flags_of(long_run), "--out", str(run)], ranks=2)
+    wait_for_step(run, 3)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    hit = next(int(rank) for rank in ranks if "\0RANK=1\0" in Path(f"/proc/{rank}/environ").read_text())
+    os.kill(hit, signal.SIGUSR1)
+    _, output = finish(process)
+    _expect_a_stop(run, output)
+    codes = [line.split(":")[1].split()[0] for line in output.splitlines() if line.strip().startswith("exitcode")]
+    assert set(codes) == {str(128 + signal.SIGUSR1)}, output
+
+
+def _expect_a_stop(run: Path, output: str) -> None:
     step = final_state(run)["step"]
     assert 3 <= step < 40
-    assert output.count(f"stopped at step {step} of 40; continue with: mocokit resume {run}") == 1
+    assert output.count(f"stopped at step {step} of 40; continue with: mocokit resume {run}") == 1, output
     assert "done:" not in output
-    codes = [line.split(":")[1].split()[0] for line in output.splitlines() if line.strip().startswith("exitcode")]
-    assert set(codes) <= {str(128 + signal.SIGUSR1)}, output
-    assert codes, output
-
-
-def _process_of_rank(rank: int, launcher: int) -> int:
-    """Return the process id of a rank that torchrun, the process `launcher`, has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return next(int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text())
