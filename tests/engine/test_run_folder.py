@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def test_names_that_are_not_utf8_reach_the_log(tmp_path: Path) -> None:
     LOGGER.warning("bad image %s", os.fsdecode(b"caf\xe9.jpg"))
     folder.stop_log()
     assert r"bad image caf\udce9.jpg" in folder.log.read_text(encoding="utf-8")
+
+
+def test_the_environment_tells_of_each_start(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create(to_toml(tiny()))
+    first = tomllib.loads(folder.environment.read_text())
+    folder.record_resume(7)
+    folder.record_resume(12)
+    told = tomllib.loads(folder.environment.read_text())
+    assert [entry["step"] for entry in told["resumed"]] == [7, 12]
+    assert told["resumed"][1] == {"step": 12, **first}
+    assert {name: value for name, value in told.items() if name != "resumed"} == first

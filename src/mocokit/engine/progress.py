@@ -65,6 +65,8 @@ class ProgressView:
             f"contrast_acc {values['contrast_acc']:.1%}  {values['images_per_s']:,.0f} img/s  "
             f"data wait {values['data_wait_share']:.0%}"
         )
+        if values.get("skipped_steps"):
+            numbers += f"  skipped {values['skipped_steps']:.0f} steps"
         if self._live:
             self._progress.update(self._task, numbers=numbers)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or step == self.total_steps:

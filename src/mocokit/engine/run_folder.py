@@ -16,7 +16,7 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from mocokit import distributed
-from mocokit.engine.checkpoint import remove_partial
+from mocokit.engine.checkpoint import remove_partial, write_text_atomically
 from mocokit.engine.machine import describe_machine
 from mocokit.settings import require
 
@@ -107,9 +107,13 @@ class RunFolder:
         self._require_empty()
         self.checkpoints.mkdir(parents=True)
         self.config.write_text(config, encoding="utf-8")
-        command = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv]
-        environment = {**describe_machine(), "world_size": distributed.world_size(), "command": command}
-        self.environment.write_text(tomli_w.dumps(environment), encoding="utf-8")
+        self.environment.write_text(tomli_w.dumps(_describe_start()), encoding="utf-8")
+
+    def record_resume(self, step: int) -> None:
+        """Add to the environment what the run goes on with after `step` steps, as an entry of `[[resumed]]`."""
+        before = self.environment.read_text(encoding="utf-8") if self.environment.exists() else ""
+        entry = tomli_w.dumps({"resumed": [{"step": step, **_describe_start()}]})
+        write_text_atomically(self.environment, before + "\n" + entry)
 
     def read_config(self) -> str:
         """Return the config that the user asked for, in TOML.
@@ -139,3 +143,8 @@ class RunFolder:
         for handler in [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]:
             LOGGER.removeHandler(handler)
             handler.close()
+
+
+def _describe_start() -> dict[str, object]:
+    command = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv]
+    return {**describe_machine(), "world_size": distributed.world_size(), "command": command}

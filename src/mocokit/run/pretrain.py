@@ -172,6 +172,8 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
         folder.start_log()
         try:
             start_step, problems = _restore(folder, parts, accept_changes=accept_changes) if resume else (0, [])
+            if resume:
+                distributed.on_main(lambda: folder.record_resume(start_step))
             return _train(config, folder, parts, signals, start_step, problems)
         except Exception as error:
             LOGGER.error("%s: %s", type(error).__name__, error)
