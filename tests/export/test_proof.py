@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mocokit.cli import main
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
+from mocokit.evaluate.frozen import weights_digest
 from mocokit.export.proof import BATCH_SIZES, ExportMismatchError, prove
 from mocokit.export.targets import Exported
 from mocokit.run.export import export_run
@@ -82,8 +83,10 @@ def test_the_card_tells_run_data_protocol_and_difference(finished_run: FinishedR
 
     run = tmp_path / "run"
     shutil.copytree(finished_run("resnet18"), run)
-    row = {"protocol": "knn k=20/T=0.07", "features": "pre-trained", "accuracy": 0.5125}
-    (run / "evaluation.json").write_text(json.dumps([row]))
+    weights = weights_digest(load_backbone(run).backbone)[:12]
+    row = {"protocol": "knn k=20/T=0.07", "features": "pre-trained", "accuracy": 0.5125, "weights": weights}
+    earlier = {**row, "accuracy": 0.25, "weights": "0123456789ab"}  # evaluated before the run was resumed
+    (run / "evaluation.json").write_text(json.dumps([earlier, row]))
     export_run(run, to="timm", out=tmp_path / "net.safetensors")
     facts = json.loads((tmp_path / "net.safetensors.json").read_text())
     resolved = tomllib.loads((run / "resolved.toml").read_text())

@@ -10,6 +10,7 @@ from typing import Any
 
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
+from mocokit.evaluate.frozen import weights_digest
 from mocokit.export.proof import Proof
 from mocokit.export.targets import Exported
 
@@ -37,11 +38,13 @@ def describe(loaded: LoadedBackbone, exported: Exported, *, target: str, proof: 
         images: Description of the images of the proof.
 
     """
+    weights = weights_digest(loaded.backbone)[:12]
+    rows = _evaluation(loaded.path.parent / "evaluation.json")
     return {
         "target": target,
         "backbone": asdict(loaded.card),
         "run": describe_run(loaded),
-        "evaluation": _evaluation(loaded.path.parent / "evaluation.json"),
+        "evaluation": [row for row in rows if row.get("weights", weights) == weights],  # not those of an earlier step
         "proof": {
             "images": images,
             "largest_difference": proof.differences,
