@@ -15,7 +15,7 @@ import torch
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.baselines import FeatureExtractor
 from mocokit.evaluate.feature_cache import FeatureCache
-from mocokit.evaluate.features import Features, LabelledImages
+from mocokit.evaluate.features import Features, LabelledImages, are_finite, require_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,16 @@ class EvalContext:
         return len(self.train.class_names)
 
     def features_of(self, images: LabelledImages) -> Features:
-        """Return the features and labels of some images of `train` or `test`, such as `train.only(indices)`."""
+        """Return the features and labels of some images of `train` or `test`, such as `train.only(indices)`.
+
+        Raises:
+            ValueError: A feature is NaN or infinite.
+
+        """
         start = time.perf_counter()
         features = self.extractor.features(images, self.cache, device=self.device)
         self.seconds_saved.append(features.extract_s - (time.perf_counter() - start))
+        require_finite(holds=are_finite(features))
         return features
 
 

@@ -211,3 +211,22 @@ def embed_pixels(pixels: nn.Module) -> Callable[[Tensor], Tensor]:
         return rows.flatten(1)
 
     return embed
+
+
+def are_finite(features: Features) -> bool:
+    """Return True if no feature is NaN or infinite; it needs no copy of the rows."""
+    return features.rows.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(features.rows))).all())
+
+
+def require_finite(*, holds: bool) -> None:
+    """Raise ValueError unless `holds`; of rows with a NaN, argmax and topk would return the first without a word."""
+    if not holds:
+        raise ValueError(
+            "features: some are NaN or infinite, so no accuracy means anything; the weights or BatchNorm's statistics "
+            "are damaged: evaluate an earlier checkpoint"
+        )
+
+
+def count_hits(scores: Tensor, labels: Tensor) -> int:
+    """Return how many rows of scores (M, L) are largest at their label (M,); a row with a NaN or infinity never is."""
+    return int(((scores.argmax(dim=1) == labels) & torch.isfinite(scores).all(dim=1)).sum())

@@ -15,7 +15,7 @@ from mocokit.data.loading.loader import WholeEpochs
 from mocokit.engine.lars import Lars
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.fast_linear import best_pair
-from mocokit.evaluate.features import LabelledImages, embed_with, extract_features
+from mocokit.evaluate.features import LabelledImages, count_hits, embed_with, extract_features
 from mocokit.evaluate.linear import build_classifier, build_training_loader
 from mocokit.evaluate.protocols import FineTuneProtocol
 from mocokit.evaluate.splits import balanced_subset, hold_out
@@ -170,5 +170,5 @@ def score_network(
 ) -> tuple[float, float]:
     """Return the accuracy (0..1) and the mean cross-entropy of a trained network on images without augmentation."""
     scores = extract_features(embed_with(network, nn.Identity(), precision), images, device=device)  # (M, L)
-    accuracy = float((scores.rows.argmax(dim=1) == scores.labels).float().mean())
+    accuracy = count_hits(scores.rows, scores.labels) / len(scores.labels)
     return accuracy, float(F.cross_entropy(scores.rows, scores.labels))

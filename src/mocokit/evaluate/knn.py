@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mocokit import distributed
-from mocokit.evaluate.features import Features, LabelledImages, extract_features
+from mocokit.evaluate.features import Features, LabelledImages, are_finite, extract_features, require_finite
 
 
 class KnnProtocol(NamedTuple):
@@ -58,7 +58,12 @@ def knn_accuracy(
         device: Device that compares the chunks.
         bank_is_shard: True if `bank` is this rank's part of the bank; every rank returns the accuracy on the whole.
 
+    Raises:
+        ValueError: A feature is NaN or infinite; on all ranks, if they share the bank.
+
     """
+    is_bad = not (are_finite(bank) and are_finite(queries))
+    require_finite(holds=not (distributed.any_rank(is_bad) if bank_is_shard else is_bad))
     k = max(protocol.k for protocol in protocols)
     num_classes = int(bank.labels.max()) + 1 if len(bank.labels) else 0
     similarity, classes = nearest_classes(bank, queries.rows, k, device=device)  # (Q, k), (Q, k)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocokit.data.loading.loader import WholeEpochs, build_loader
 from mocokit.data.single_view import SingleViews
 from mocokit.engine.optimizer import set_lr
-from mocokit.evaluate.features import Features, LabelledImages
+from mocokit.evaluate.features import Features, LabelledImages, count_hits
 from mocokit.evaluate.frozen import frozen
 from mocokit.evaluate.protocols import LinearProtocol
 from mocokit.nets.backbones import build_seeded
@@ -103,5 +103,5 @@ def accuracy_of(head: Callable[[Tensor], Tensor], features: Features, *, device:
     """Return the share of rows (0..1) that `head` gives the largest score for their own class."""
     hits = 0
     for rows, labels in zip(features.rows.split(SCORE_CHUNK), features.labels.split(SCORE_CHUNK), strict=True):
-        hits += int((head(rows.to(device)).argmax(dim=1).cpu() == labels).sum())
+        hits += count_hits(head(rows.to(device)).cpu(), labels)
     return hits / len(features.rows)
