@@ -185,13 +185,15 @@ with distributed.session("cpu"), StopSignal() as signals:
     assert abs(board.means()["loss"] - 8 / 12) < 1e-12, "the mean over images, not over ranks"
 
     distributed.barrier()
+    start = time.perf_counter()
     clock = StepClock()
     clock.trained(rows)
     clock.waited(0.2 * rank)  # rank 1 waits for its images, rank 0 for rank 1
     time.sleep(0.4)
     values = clock.read()
-    assert 12 / 0.6 < values["images_per_s"] <= 12 / 0.4, values
-    assert 0.2 / 0.6 < values["data_wait_share"] <= 0.5, values
+    most_s = time.perf_counter() - start  # 0.4 s, more on a busy machine
+    assert 12 / most_s <= values["images_per_s"] <= 12 / 0.4, values
+    assert 0.2 / most_s <= values["data_wait_share"] <= 0.5, values
 
     def fail():
         assert distributed.is_main()
