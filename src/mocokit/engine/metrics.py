@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mocokit import distributed
-from mocokit.engine.metrics_lines import MetricsLine, repair
+from mocokit.engine.metrics_lines import repair
 
 
 class MeterBoard:
@@ -150,8 +150,10 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, from_step: int) -> None:
         self._file: RawIOBase | None = None
-        self.before: list[MetricsLine] = []
-        """Lines of the run so far; empty on the other ranks."""
+        self.latest: dict[str, float] = {}
+        """Newest value of each metric of the run so far; empty on the other ranks."""
+        self.is_evaluated = False
+        """True if there is a line of an evaluation at `from_step`."""
         self.problems: list[str] = []
         """Sentences about lines of the file that are damaged."""
         if not distributed.is_main():
@@ -159,7 +161,9 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = folder / "metrics.jsonl"
-        self.before, self.problems = repair(self._path, from_step=from_step)
+        lines, self.problems = repair(self._path, from_step=from_step)
+        self.latest = {name: value for line in lines for name, value in line.values.items()}
+        self.is_evaluated = any(line.kind == (from_step, False) for line in lines)
         self._file = self._path.open("ab", buffering=0)  # unbuffered: `close` has nothing to write, so it can't fail
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 

@@ -81,8 +81,7 @@ class Recorder:
         self.total_steps = total_steps
         self.clock = StepClock()
         self.metrics = MetricsLog(folder.path, from_step=start_step)
-        before = {name: value for line in self.metrics.before for name, value in line.values.items()}
-        self.latest: dict[str, float] = distributed.all_gather_objects(before)[0]
+        self.latest: dict[str, float] = distributed.all_gather_objects(self.metrics.latest)[0]
         """Newest value of each metric."""
         self.saver = Saver(
             folder=folder,
@@ -107,8 +106,7 @@ class Recorder:
         """
         if distributed.any_rank(distributed.is_main() and exported_step != step):
             self.saver.export_again(step)
-        done = any(line.kind == (step, False) for line in self.metrics.before)
-        if distributed.any_rank(distributed.is_main() and not done):
+        if distributed.any_rank(distributed.is_main() and not self.metrics.is_evaluated):
             self._evaluate(step)
 
     def count(self, views: ViewBatch, rows: Rows, *, step: int, finite: Tensor) -> None:
