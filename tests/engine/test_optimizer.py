@@ -152,7 +152,7 @@ def _scaler() -> torch.amp.GradScaler:
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_a_scaled_step_is_skipped_and_told_if_its_gradient_is_bad(name: str, clip_norm: float, poison: float) -> None:
     net, _ = _net()
-    optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001)
+    optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001, None)
     scaler = _scaler()
     before = [parameter.clone() for parameter in net.parameters()]
     for halvings in (1, 2, 3):
@@ -173,7 +173,7 @@ def test_a_scaled_step_is_the_unscaled_one_bit_by_bit(name: str, clip_norm: floa
     nets = {}
     for scaler in (_scaler(), NO_SCALER):
         net, _ = _net()
-        optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001)
+        optimizer = OPTIMIZERS[name](net, 0.1, 0.9, 1e-2, 0.001, None)
         for seed in range(4):
             inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(seed))
             scaler.scale(net(inputs).square().sum()).backward()
