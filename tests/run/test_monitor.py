@@ -35,8 +35,8 @@ def _accuracies(run: Path) -> list[tuple[int, float]]:
         ({"run.knn_max_images": 2}, r"run.knn_max_images=2: only 1 images vote, fewer than the run.knn_k=5 neighbours"),
         ({"run.knn_max_images": 20, "run.knn_k": 19}, r"run.knn_max_images=20: only 18 images vote"),
         ({"run.knn_max_images": 4, "data.test": "PHOTOS"}, r"run.knn_max_images=4: 4 images vote and 0 are classified"),
-        ({"data.test": "FLAT"}, r"data.test: these images have no labels"),
-        ({"data.test": "OTHER"}, r"test: classes \['zebra'\] are not among those of the training images"),
+        ({"data.test": "FLAT"}, r"data.test=.*: no labels"),
+        ({"data.test": "OTHER"}, r"data.test=.*: classes \[.zebra.\] are not among those of the training images"),
         ({"data.test": "/nowhere"}, r"/nowhere: no such file or folder"),
     ],
 )
