@@ -1,9 +1,15 @@
 """`mocokit import`: another project's backbone, or an official run to resume."""
 
+from typing import TYPE_CHECKING, Literal
+
 from mocokit.cli.arguments import parse, take_name, take_option
+from mocokit.settings import require
+
+if TYPE_CHECKING:
+    from mocokit.foreign.import_backbone import ImportResult
 
 USAGE = (
-    "import CHECKPOINT OUT.safetensors [--arch A]   (a backbone, of any project)\n"
+    "import CHECKPOINT OUT.safetensors [--prefix P] [--padding N] [--heads N] ...   (a backbone, of any project)\n"
     "       mocokit import CHECKPOINT RUN --data D [--preset P] [--epochs N ...]   (an official run, to resume)"
 )
 
@@ -18,31 +24,48 @@ def import_command(arguments: list[str]) -> int:
 
 
 def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
-    """Write the checkpoint's backbone as a file; print its layout and the parts that were left out."""
-    from mocokit.config.schema import DataConfig
+    """Write the checkpoint's backbone as a file; print what was found out, assumed and left out."""
 
     def read(
         *,
-        arch: str = "",
-        image_size: int = 0,
-        mean: tuple[float, float, float] = DataConfig.mean,  # type: ignore[assignment]
-        std: tuple[float, float, float] = DataConfig.std,  # type: ignore[assignment]
+        arch: str | None = None,
+        prefix: str | None = None,
+        ignore: tuple[str, ...] = (),
+        padding: Literal[1, 2] | None = None,
+        heads: int | None = None,
+        image_size: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> int:
         """Write the backbone of another project's checkpoint as a file that every mocokit command takes.
 
         Args:
-            arch: Backbone; empty: inferred from names and shapes.
-            image_size: Side of its training images (pixels); 0: 224, or 32 for the small stem.
-            mean: Mean of each channel, in 0..1, that its images were normalised with.
-            std: Standard deviation of each channel, in 0..1.
+            arch: Backbone; None: inferred from names and shapes.
+            prefix: Start of the backbone's names, if the file holds several networks; None: found.
+            ignore: Patterns of names to leave out, such as 'extra.*'.
+            padding: Padding of a 3x3 first convolution; None: from the checkpoint's settings.
+            heads: Heads of a ViT; None: from the checkpoint's settings, or its fixed positions.
+            image_size: Side of its training images (pixels); None: from positions or settings, else 224 or 32.
+            mean: Mean of each channel, in 0..1, that its images were normalised with; None: from the checkpoint, else
+                ImageNet's.
+            std: Standard deviation of each channel, in 0..1; None: likewise.
 
         """
         from mocokit.foreign.import_backbone import import_backbone
 
-        found = import_backbone(checkpoint, out, arch=arch or None, image_size=image_size or None, mean=mean, std=std)
-        print(f"{found.layout}: {found.card.arch}, stem {found.card.stem}, {found.card.image_size} px -> {out}")
-        for part, count in found.left_out.items():
-            print(f"left out: {part} ({count} tensors)")
+        found = import_backbone(
+            checkpoint,
+            out,
+            arch=arch,
+            prefix=prefix,
+            ignore=ignore,
+            padding=padding,
+            heads=heads,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+        )
+        _print_findings(found, out)
         return 0
 
     return parse(
@@ -56,13 +79,28 @@ def _import_backbone(checkpoint: str, out: str, arguments: list[str]) -> int:
     )
 
 
+def _print_findings(found: "ImportResult", out: str) -> None:
+    """Print the backbone, where its weights were found, what was assumed, and what was left out."""
+    taken = f"weights: {found.path.rstrip('.') or 'the whole file'}"
+    if found.wrappers:
+        taken += f", without {', '.join(found.wrappers)} in their names"
+    head = f"{found.layout}: {found.card.arch}, stem {found.card.stem}, {found.card.image_size} px -> {out}"
+    print("; ".join([head, taken, *map(str, found.facts)]))
+    for other in found.others:
+        print(f"not taken: {other} (--prefix {other})")
+    for part, count in found.left_out.items():
+        print(f"left out: {part} ({count} tensors)")
+
+
 def _import_run(checkpoint: str, out: str, arguments: list[str]) -> int:
     """Make a run folder from an official checkpoint; its settings are the defaults of the flags."""
     from mocokit.config.schema import Config
     from mocokit.run.import_run import import_run, read_official_run
 
     preset, rest = take_option(arguments, "--preset")  # first, because it sets the other flags' defaults
-    run = read_official_run(checkpoint, preset=preset or "")
+    padding, rest = take_option(rest, "--padding")
+    require(padding in (None, "1", "2"), "padding", padding, "1 or 2")
+    run = read_official_run(checkpoint, preset=preset or "", padding=int(padding) if padding else None)
     config = parse(
         Config,
         rest,

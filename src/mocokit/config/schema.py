@@ -161,7 +161,7 @@ class ModelConfig:
 
     arch: Annotated[str, flag("--arch")] = "resnet50"
     """Backbone: a torchvision ResNet, vit_small_patch16_224 or its like, or any model of timm as timm/NAME."""
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: Literal["imagenet", "small", "small_pad2"] = "imagenet"
     """First layers: ImageNet's (7x7 stride 2, max-pool), or 3x3 stride 1 for small images."""
     mlp: Annotated[bool, flag("--mlp")] = True
     """Two-layer MLP head (the paper's column "MLP"); off: one fc layer."""

@@ -49,6 +49,11 @@ UNREADABLE = (
 """Errors that `load_tensors` raises for a file that is cut, damaged, not a checkpoint, or would run code."""
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+LFS_ADVICE = "a git-lfs pointer, not the weights themselves; fetch them with: git lfs install && git lfs pull"
+
+
 class CheckpointError(ValueError):
     """Error of a checkpoint that can't be read; the message names the file and the reason."""
 
@@ -198,6 +203,26 @@ def _verify(path: Path) -> None:
             raise ValueError("damaged: its SHA-256 is not the one it was written with")
 
 
+def require_plain_archive(path: Path) -> None:
+    """Raise ValueError if a zip archive could unpack to more memory than the file has bytes.
+
+    A hostile archive of a few bytes could fill the memory, if its entries are compressed, or many entries share the
+    same bytes. torch.save does neither: it stores entries uncompressed, one after the other.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its parts are compressed, which torch.save never does")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its parts are larger than the file")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return True if the file is the text that git leaves in place of a large file where git-lfs is not installed."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def load_tensors(path: Path) -> object:
     """Return the object in a file of torch.save, on the CPU, without running code from it.
 
@@ -206,15 +231,7 @@ def load_tensors(path: Path) -> object:
 
     """
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        size = path.stat().st_size
-        # A hostile archive of a few bytes could fill the memory, if its entries are compressed, or many entries share
-        # the same bytes. torch.save does neither: it stores entries uncompressed, one after the other.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("its parts are compressed, which torch.save never does")
-        if sum(member.file_size for member in members) > size:
-            raise ValueError("its parts are larger than the file")
+        require_plain_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -226,6 +243,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     """
     try:
+        if is_lfs_pointer(path):
+            raise ValueError(LFS_ADVICE)
         _verify(path)
         state = load_tensors(path)
     except UNREADABLE as error:

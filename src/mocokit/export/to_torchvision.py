@@ -8,6 +8,7 @@ from torch import nn
 
 from mocokit.engine.backbone_file import BackboneCard, LoadedBackbone
 from mocokit.export.targets import Exported, require_suffix
+from mocokit.nets.backbones import SMALL_PADDING
 from mocokit.nets.timm_models import at_image_size, find_timm
 
 VITS = {
@@ -67,10 +68,12 @@ def _torchvision_model(card: BackboneCard) -> tuple[nn.Module, list[str]]:
     lines = [f"net = torchvision.models.{card.arch}()"]
     net.fc = nn.Identity()
     lines.append("net.fc = torch.nn.Identity()")
-    if card.stem == "small":
-        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    if card.stem in SMALL_PADDING:
+        padding = SMALL_PADDING[card.stem]
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=padding, bias=False)
         net.maxpool = nn.Identity()
-        lines.append("net.conv1, net.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()")
+        lines.append(f"net.conv1 = torch.nn.Conv2d(3, 64, 3, padding={padding}, bias=False)")
+        lines.append("net.maxpool = torch.nn.Identity()")
     return net, lines
 
 

@@ -5,17 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mocokit.data.augment.recipes import EVAL_CROP_RATIO
-from mocokit.engine.backbone_file import BackboneCard, save_backbone
-from mocokit.foreign.architecture import compare, infer_architecture, infer_stem, rename_backbone
-from mocokit.foreign.layouts import Recognised, recognise
-from mocokit.foreign.reading import read_checkpoint
-from mocokit.nets.backbones import build_backbone
-from mocokit.nets.pixels import IMAGENET_MEAN, IMAGENET_STD
+from mocokit.engine.backbone_file import BackboneCard, save_weights
+from mocokit.foreign.evidence import Fact
+from mocokit.foreign.find_backbone import find_backbone
 from mocokit.settings import require
-
-IMAGE_SIZES = {"imagenet": 224, "small": 32}
-"""Stem -> image size (pixels), if the user gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +16,18 @@ class ImportResult:
     """Content of an imported checkpoint."""
 
     layout: str
-    """Name of the project's layout."""
+    """Name of the project."""
     card: BackboneCard
+    path: str
+    """Place of the backbone's weights in the checkpoint."""
+    facts: tuple[Fact, ...]
+    """What the weights do not tell, and where each answer comes from."""
+    wrappers: tuple[str, ...]
+    """Parts that were taken out of names, such as "module" and "_orig_mod"."""
     left_out: dict[str, int]
     """Part that is not the backbone, such as "head" -> number of its tensors."""
+    others: tuple[str, ...]
+    """Places of other networks in the file that were not taken."""
 
 
 def import_backbone(
@@ -34,60 +35,71 @@ def import_backbone(
     out: str | Path,
     *,
     arch: str | None = None,
+    prefix: str | None = None,
+    ignore: Sequence[str] = (),
+    padding: int | None = None,
+    heads: int | None = None,
     image_size: int | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ImportResult:
-    """Write the backbone of a checkpoint of MoCo, lightly, solo-learn, VISSL, mmselfsup, DINO, torchvision or timm.
+    """Write the backbone of another project's checkpoint as a backbone file.
 
     Args:
         checkpoint: File of torch or safetensors; no code in it is run.
         out: Backbone file to make (.safetensors).
         arch: Backbone; None: inferred from names and shapes.
-        image_size: Side of its training images (pixels); None: 224, or 32 for the small stem.
-        mean: Mean of each channel, in 0..1, that its images were normalised with.
-        std: Standard deviation of each channel, in 0..1.
+        prefix: Start of the backbone's names; None: found.
+        ignore: Patterns of names that are left out.
+        padding: Padding of a 3x3 first convolution, 1 or 2; None: from the checkpoint's settings.
+        heads: Heads of a ViT; None: from the checkpoint's settings or its fixed positions.
+        image_size: Side of its training images (pixels); None: from positions or settings, else 224, or 32 for the
+            small stem.
+        mean: Mean of each channel, in 0..1, that its images were normalised with; None: from the checkpoint, else
+            ImageNet's.
+        std: Standard deviation of each channel, in 0..1; None: likewise.
 
     Raises:
-        ValueError: The file can't be read, would run code, has unknown keys, or does not fit the backbone.
+        ValueError: The file can't be read, would run code, fits no backbone, or does not tell padding or heads.
 
     """
     source = Path(checkpoint).expanduser()
     path = Path(out).expanduser()
     require(path.suffix == ".safetensors", "out", out, "a backbone file must end in .safetensors")
     require(not path.exists(), "out", out, "exists; choose another name")
-    content = read_checkpoint(source)
     try:
-        found = recognise(content)
-        arch, stem = _architecture(found, arch)
+        found = find_backbone(
+            source,
+            arch=arch,
+            prefix=prefix,
+            ignore=ignore,
+            padding=padding,
+            heads=heads,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+        )
     except ValueError as error:
-        raise ValueError(f"checkpoint={source}: {error}") from error
-    backbone = build_backbone(arch, stem=stem)
-    state = backbone.state_dict() | rename_backbone(found.backbone)  # the file may lack BatchNorm counters
-    backbone.load_state_dict(state)
+        named = str(error).startswith("checkpoint=")
+        raise ValueError(str(error) if named else f"checkpoint={source}: {error}") from error
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     card = BackboneCard(
-        arch=arch,
-        stem=stem,
-        image_size=image_size or IMAGE_SIZES[stem],
-        eval_crop_ratio=EVAL_CROP_RATIO,
-        mean=tuple(mean),
-        std=tuple(std),
+        arch=found.arch,
+        stem=found.stem,
+        image_size=found.image_size,
+        eval_crop_ratio=found.eval_crop_ratio,
+        mean=found.mean,
+        std=found.std,
         step=0,
-        origin=f"{source.name} ({found.layout.name}), sha256 {digest}",
+        origin=f"{source.name} ({found.project}, {found.path or 'no prefix'}), sha256 {digest}",
     )
-    save_backbone(path, backbone, card)
-    return ImportResult(layout=found.layout.name, card=card, left_out=found.left_out)
-
-
-def _architecture(found: Recognised, arch: str | None) -> tuple[str, str]:
-    """Return (arch, stem), inferred unless `arch` is given; raise ValueError if the weights do not fit `arch`."""
-    state = rename_backbone(found.backbone)
-    if arch is None:
-        inferred, stem = infer_architecture(state)
-        return found.layout.renamed_archs.get(inferred, inferred), stem
-    stem = infer_stem(state) if not arch.startswith(("timm/", "vit_")) else "imagenet"
-    difference = compare(state, arch, stem)
-    message = f"the weights of {found.layout.name} are not of this backbone; {difference}"
-    require(len(difference) == 0, "arch", arch, message)
-    return arch, stem
+    save_weights(path, found.weights, card)
+    return ImportResult(
+        layout=found.project,
+        card=card,
+        path=found.path,
+        facts=found.facts,
+        wrappers=found.wrappers,
+        left_out=found.left_out,
+        others=found.others,
+    )

@@ -13,9 +13,12 @@ from mocokit.settings import choose
 
 M = TypeVar("M", bound=nn.Module)
 
-STEMS = ("imagenet", "small")
+STEMS = ("imagenet", "small", "small_pad2")
 """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, no max-pool, for images of about 32 px (SimCLR app.
-B.9)."""
+B.9). `small_pad2`: the same with a padding of 2, as solo-learn has it for CIFAR: features of 34 x 34 at 32 px."""
+
+SMALL_PADDING = {"small": 1, "small_pad2": 2}
+"""Stem -> padding of its 3x3 convolution."""
 
 
 def narrow_resnet10(width: int) -> ResNet:
@@ -66,8 +69,9 @@ def build_backbone(arch: str, *, stem: str = "imagenet") -> nn.Module:
         return declare_feature_dim(net, int(net.head_hidden_size))
     choose("model.arch", arch, dict.fromkeys([*sorted(BACKBONES), *VITS, "timm/NAME"]))
     net = BACKBONES[arch]()
-    if stem == "small":
-        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+    if stem in SMALL_PADDING:
+        padding = SMALL_PADDING[stem]
+        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, kernel_size=3, stride=1, padding=padding, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = cast(nn.MaxPool2d, nn.Identity())
     return declare_feature_dim(net, net.fc.in_features)

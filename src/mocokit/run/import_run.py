@@ -18,9 +18,10 @@ from mocokit.engine.backbone_file import save_backbone
 from mocokit.engine.checkpoint import save_checkpoint
 from mocokit.engine.precision import pick_device
 from mocokit.engine.run_folder import RunFolder
-from mocokit.foreign.architecture import infer_architecture
-from mocokit.foreign.layouts import OFFICIAL, State, find_weights, recognise
+from mocokit.foreign.find_backbone import find_backbone
+from mocokit.foreign.projects import OFFICIAL
 from mocokit.foreign.reading import read_checkpoint
+from mocokit.foreign.weights import State, find_groups
 from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
 from mocokit.run.build import Parts, build_run
@@ -42,12 +43,13 @@ class OfficialRun:
     config that it put there."""
 
 
-def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRun:
+def read_official_run(checkpoint: str | Path, *, preset: str = "", padding: int | None = None) -> OfficialRun:
     """Read an official checkpoint.
 
     Args:
         checkpoint: checkpoint_XXXX.pth.tar.
         preset: Preset for settings that are not in the file; empty: moco-v2 for an MLP head, else moco-v1.
+        padding: Padding of a 3x3 first convolution, 1 or 2, which the file does not tell.
 
     Raises:
         ValueError: The file can't be read, is not official, or lacks queue, epoch or optimizer.
@@ -56,17 +58,16 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
     path = Path(checkpoint).expanduser()
     content = read_checkpoint(path)
     try:
-        found = recognise(content)
-        if found.layout is not OFFICIAL or not {"epoch", "optimizer"} <= set(content):
+        found = find_backbone(content, padding=padding)
+        if found.project != OFFICIAL or not {"epoch", "optimizer"} <= set(content):
             raise ValueError(
                 "only official MoCo v1/v2 checkpoints with queue, epoch and optimizer can be continued, this is "
-                f"{found.layout.name}; import its backbone into a .safetensors file"
+                f"{found.project}; import its backbone into a .safetensors file"
             )
-        state = find_weights(content)
+        state = next(group.state for group in find_groups(content) if group.path == "state_dict")
         if not {"queue", "queue_ptr"} <= set(state):
             raise ValueError("lacks module.queue or module.queue_ptr")
         settings = {**_head_settings(state), **_optimizer_settings(content["optimizer"])}
-        arch, stem = infer_architecture(found.backbone)
         if "mocokit" in content:
             return OfficialRun(path=path, content=content, state=state, config=from_toml(content["mocokit"]["config"]))
         base = get_preset(preset or ("moco-v2" if settings["model.mlp"] else "moco-v1"))
@@ -74,7 +75,7 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "") -> OfficialRu
         require(same_head, "preset", preset, "its head is not the file's; leave --preset out")
         # The file does not hold the batch size. A batch of keys must fit into the queue.
         batch = min(base.data.global_batch_size, state["queue"].shape[1])
-        settings |= {"model.arch": arch, "model.stem": stem, "data.global_batch_size": batch}
+        settings |= {"model.arch": found.arch, "model.stem": found.stem, "data.global_batch_size": batch}
         return OfficialRun(path=path, content=content, state=state, config=replace_settings(base, settings))
     except ValueError as error:
         raise ValueError(f"checkpoint={path}: {error}") from error
@@ -133,7 +134,7 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
     state = {**state_of(parts, config), "step": step}
     folder.create(to_toml(config))
     save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
-    origin = f"{run.path.name} ({OFFICIAL.name})"
+    origin = f"{run.path.name} ({OFFICIAL})"
     save_backbone(folder.backbone, parts.method.encoder_q.backbone, replace(parts.card, step=step, origin=origin))
     return int(step)
 

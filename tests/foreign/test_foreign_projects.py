@@ -1,0 +1,123 @@
+"""Each project's checkpoint, built as theirs, gives its features after import, or a refusal that says why."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_checkpoints import MLP, Row, lightning, named, resnet
+from foreign_projects import TABLE, solo, solo_cifar_alone
+from import_table import OUT, try_row
+
+import mocokit
+
+OFTEN = {
+    *("MSN, ViT", "MAE, ViT-Ti, --heads 3", "any, lightly's ResNetGenerator", "DINO"),
+    *("MoCo v2+, CIFAR-10, OmegaConf settings", "MAE, ViT-Ti", "any, CIFAR-10, without settings or flag"),
+    *("ViT-S after main_lincls.py", "ViT-S with trained positions, without flag", "MoCo v3, ViT-S", "MoCo v2"),
+    *("ViT-S/14, 4 registers", "ViT-g/14 (SwiGLU)", "ViT-S/14, blocks in chunks", "SupCon, CIFAR-10"),
+    *("SimCLR, small stem", "a compiled backbone", "a whole module", "ResNet-18, before torch 1.6", "ViT-Ti"),
+}
+"""Rows that `make test` tries; the others are slow, and alike."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=() if row.method in OFTEN else pytest.mark.slow) for row in TABLE],
+    ids=lambda row: f"{row.project}-{row.method}",
+)
+def test_a_checkpoint_gives_its_features_or_says_why_not(row: Row, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries that build the networks
+        result = try_row(row, tmp_path)
+    if row.refused:
+        assert row.refused in result
+        assert not (tmp_path / "ours.safetensors").exists()
+    else:
+        assert result.startswith("imported as")
+        share = 0.0 if result.endswith("equal") else float(result.rpartition(" ")[2])
+        assert share < 1e-4
+
+
+def test_the_table_in_docs_has_all_rows() -> None:
+    lines = [line.split(" | ") for line in OUT.read_text().splitlines() if line.startswith("| ")][1:]
+    written = [(project.removeprefix("| "), method, file, result.split()[0]) for project, method, file, result in lines]
+    assert written == [(row.project, row.method, row.file, "refused:" if row.refused else "imported") for row in TABLE]
+
+
+def test_lightnings_own_trainer_writes_what_is_imported(tmp_path: Path) -> None:
+    """Settings of argparse and OmegaConf, callbacks, loops and the optimizer are in the file too."""
+    import argparse
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pytorch_lightning as pl
+
+        class Module(pl.LightningModule):
+            def __init__(self, options: argparse.Namespace) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+                self.model = resnet()
+
+            def training_step(self, batch: torch.Tensor) -> Any:
+                return self.model(batch).square().mean()
+
+            def configure_optimizers(self) -> torch.optim.Optimizer:
+                return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+        module = Module(argparse.Namespace(image_size=48, mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2]))
+        trainer = pl.Trainer(
+            max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+        )
+        trainer.fit(module, [torch.randn(2, 3, 32, 32)])
+    trainer.save_checkpoint(tmp_path / "theirs.ckpt")
+    card = mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors").card
+    assert (card.image_size, card.mean, card.std, card.eval_crop_ratio) == (48, (0.4, 0.5, 0.6), (0.2,) * 3, 1.0)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        want = module.model.eval()(images)
+        assert torch.equal(mocokit.load_backbone(tmp_path / "ours.safetensors").backbone(images), want)
+
+
+@pytest.mark.parametrize(
+    ("settings", "padding"),
+    [
+        ({"data": {"dataset": "cifar100"}, "method": "byol"}, 2),
+        ({"dataset": "cifar10", "method": "barlow_twins"}, 2),
+        ({"cifar": True, "encoder": "resnet18"}, 2),
+        ({"conv1_padding": 1, "dataset": "cifar10"}, 1),
+        ({"data": {"dataset": "stl10"}}, None),
+        ({}, None),
+    ],
+)
+def test_the_padding_comes_from_solo_learns_settings(
+    settings: dict[str, Any], padding: int | None, tmp_path: Path
+) -> None:
+    net = resnet(stem="small", padding=padding or 1)
+    torch.save(solo(net, settings=settings, parts={"projector": MLP}), tmp_path / "theirs.ckpt")
+    if padding is None:
+        with pytest.raises(ValueError, match="--padding 2 for solo-learn"):
+            mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
+        return
+    mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(mocokit.load_backbone(tmp_path / "ours.safetensors").backbone(images), net(images))
+
+
+def test_the_padding_comes_from_solo_learns_args_json_beside_the_file(tmp_path: Path) -> None:
+    checkpoint = solo_cifar_alone()
+    path = checkpoint.save(tmp_path)
+    (tmp_path / "args.json").write_text(json.dumps({"data": {"dataset": "cifar10"}, "method": "mocov2plus"}))
+    found = mocokit.import_backbone(path, tmp_path / "ours.safetensors")
+    assert (found.card.stem, found.card.mean) == ("small_pad2", (0.4914, 0.4822, 0.4465))
+    assert "padding: 2 (solo-learn's for CIFAR, by the checkpoint's settings)" in map(str, found.facts)
+
+
+def test_a_small_stem_with_a_max_pool_is_refused(tmp_path: Path) -> None:
+    net = resnet(stem="small")
+    torch.save(lightning(named(encoder=net), first_conv=False, maxpool1=True), tmp_path / "theirs.ckpt")
+    with pytest.raises(ValueError, match=r"its 3x3 stem is followed by a max-pool"):
+        mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
