@@ -27,8 +27,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
 from fuzz_images import deep_images, mend_png, photographs, tiffs
 from PIL import __version__ as pillow_version
@@ -46,6 +48,8 @@ from mocokit.data.sources.sources import FileSource
 from mocokit.data.value_range import measure_ranges
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
+from mocokit.foreign.evidence import Hints
+from mocokit.foreign.find_backbone import find_backbone
 from mocokit.foreign.reading import read_checkpoint
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
@@ -210,10 +214,29 @@ def _index() -> bytes:
     return file.getvalue()
 
 
+def _pickle_name(archive: bytes) -> str:
+    return next(name for name in zipfile.ZipFile(io.BytesIO(archive)).namelist() if name.endswith("data.pkl"))
+
+
 def _checkpoint() -> bytes:
     file = io.BytesIO()
     torch.save({"step": 3, "method": {"w": torch.arange(6.0).view(2, 3)}, "names": ["a", 1.5, None, True]}, file)
     return file.getvalue()
+
+
+def _foreign() -> tuple[bytes, bytes]:
+    """Return a small ViT with records of classes as torch writes it today, and as it did before 1.6."""
+    size: dict[str, Any] = {"embed_dim": 8, "depth": 1, "num_heads": 2, "img_size": 32, "num_classes": 0}
+    state = timm.create_model("vit_tiny_patch16_224", **size).state_dict()
+    content = {
+        "state_dict": {f"module.backbone.{name}": value for name, value in state.items()},
+        "args": argparse.Namespace(num_heads=2, lr=[0.1, 0.2], function=getattr),
+        "seen": {np.float64(3), (1, 2)},
+    }
+    files = (io.BytesIO(), io.BytesIO())
+    torch.save(content, files[0])
+    torch.save(content, files[1], _use_new_zipfile_serialization=False)
+    return files[0].getvalue(), files[1].getvalue()
 
 
 def _backbone() -> bytes:
@@ -237,12 +260,14 @@ def build_readers() -> dict[str, Reader]:
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
     index = _index()
     checkpoint = _checkpoint()
-    pickled = next(name for name in zipfile.ZipFile(io.BytesIO(checkpoint)).namelist() if name.endswith("data.pkl"))
+    pickled = _pickle_name(checkpoint)
     lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
     odd_lists = tuple(text.decode().encode(code) for text in lists for code in ("utf-8-sig", "utf-16", "utf-16-be"))
     wide = (b"id;file;label\n1;a.jpg;x\n2;b c.jpg;y\n", b"image,MEL,NV\na.jpg,1,0\n", b"a.jpg,3,x\nb c.jpg,4,y\n")
     tars = _special_tars(images[0])
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
+    foreign = _foreign()
+    foreign_pickle = _pickle_name(foreign[0])
     return {
         "image": Reader(".img", images, _decode),
         "TIFF": Reader(".tif", tiffs(), _decode),
@@ -272,7 +297,10 @@ def build_readers() -> dict[str, Reader]:
         "checkpoint, pickle": Reader(
             ".pt", (_part(checkpoint, pickled),), load_checkpoint, _in_zip(checkpoint, pickled)
         ),
-        "foreign checkpoint": Reader(".pth", (_part(checkpoint, pickled), checkpoint), read_checkpoint),
+        "foreign checkpoint": Reader(".pth", foreign, _find_backbone),
+        "foreign checkpoint, pickle": Reader(
+            ".pth", (_part(foreign[0], foreign_pickle),), _find_backbone, _in_zip(foreign[0], foreign_pickle)
+        ),
         "foreign safetensors": Reader(".safetensors", (_backbone(),), read_checkpoint),
         "backbone": Reader(".safetensors", (_backbone(),), load_backbone),
         "config": Reader(".toml", config, lambda path: from_toml(path.read_text(encoding="utf-8"))),
@@ -281,6 +309,10 @@ def build_readers() -> dict[str, Reader]:
 
 def _gzip_of_tar(raw: bytes) -> bytes:
     return gzip.compress(_mend_tar(raw), 1)
+
+
+def _find_backbone(path: Path) -> None:
+    find_backbone(path, Hints(heads=2))
 
 
 def _load_index(path: Path) -> ShardIndex:

@@ -61,17 +61,23 @@ def test_lightnings_own_trainer_writes_what_is_imported(tmp_path: Path) -> None:
                 self.save_hyperparameters()
                 self.model = resnet()
 
-            def training_step(self, batch: torch.Tensor) -> Any:
-                return self.model(batch).square().mean()
+            def training_step(self, batch: list[torch.Tensor]) -> Any:
+                return self.model(batch[0]).square().mean()
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
                 return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
         module = Module(argparse.Namespace(image_size=48, mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2]))
         trainer = pl.Trainer(
-            max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+            max_steps=1,
+            enable_model_summary=False,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=tmp_path,
         )
-        trainer.fit(module, [torch.randn(2, 3, 32, 32)])
+        data = torch.utils.data.TensorDataset(torch.randn(2, 3, 32, 32))
+        trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
     trainer.save_checkpoint(tmp_path / "theirs.ckpt")
     card = mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors").card
     assert (card.image_size, card.mean, card.std, card.eval_crop_ratio) == (48, (0.4, 0.5, 0.6), (0.2,) * 3, 1.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def _some_heads(width: int) -> int:
 def is_small(state: State) -> bool:
     """Return True for a ResNet whose first kernel is 3x3."""
     first = state.get("conv1.weight")
-    return first is not None and first.shape[-1] == 3
+    return first is not None and first.ndim == 4 and first.shape[-1] == 3
 
 
 def compare(state: Mapping[str, Tensor], arch: str, stem: str) -> Difference:
@@ -121,7 +121,7 @@ def compare(state: Mapping[str, Tensor], arch: str, stem: str) -> Difference:
     )
 
 
-@cache
+@lru_cache(maxsize=64)
 def wanted_shapes(arch: str, stem: str) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of a backbone's state, without allocating its weights."""
     with torch.device("meta"):

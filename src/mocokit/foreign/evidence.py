@@ -4,6 +4,7 @@ What nothing tells is asked for where it changes features (padding, heads), and 
 images (their size, mean and standard deviation). Each answer comes with its source.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,28 @@ SOLO_NORMALISATION = {
 
 IMAGE_SIZES = ("image_size", "img_size", "crop_size", "input_size", "input_height", "imsize", "resolution")
 """Names that projects give the side of their images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """Everything that a user may tell about a checkpoint; what is None is found in the file."""
+
+    arch: str | None = None
+    """Backbone; None: inferred from names and shapes."""
+    prefix: str | None = None
+    """Start of the backbone's names; None: found, by the order of `preference` if several networks fit."""
+    ignore: Sequence[str] = ()
+    """Patterns (`*` and `?`) of names that are left out, for parts that are not known."""
+    padding: int | None = None
+    """Padding of a 3x3 first convolution, 1 or 2; None: from the checkpoint's settings."""
+    heads: int | None = None
+    """Heads of a ViT; None: from the checkpoint's settings or its fixed positions."""
+    image_size: int | None = None
+    """Side of its training images (pixels); None: from positions or settings, else 224, or 32 for a small stem."""
+    mean: Sequence[float] | None = None
+    """Mean of each channel, in 0..1, that its images were normalised with; None: the checkpoint's, else ImageNet's."""
+    std: Sequence[float] | None = None
+    """Standard deviation of each channel, in 0..1; None: likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,5 +240,5 @@ def _is_channels(value: object) -> bool:
 def _three(values: Iterable[float]) -> tuple[float, ...]:
     """Return the values of R, G and B in 0..1; numbers above 1 are in 0..255."""
     numbers = tuple(float(value) for value in values)
-    require(len(numbers) == 3, "mean", numbers, "three numbers, one for each of R, G and B")
+    require(len(numbers) == 3 and all(map(math.isfinite, numbers)), "mean", numbers, "one number for each of R, G, B")
     return tuple(round(number / 255, 6) for number in numbers) if max(numbers) > 1 else numbers

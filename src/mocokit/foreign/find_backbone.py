@@ -13,11 +13,19 @@ import torch
 
 from mocokit.data.augment.recipes import EVAL_CROP_RATIO
 from mocokit.foreign.architecture import SMALL_PADDINGS, Fit, fit_architecture, fit_to, wanted_shapes
-from mocokit.foreign.evidence import Evidence, Fact, find_heads, find_image_size, find_normalisation, find_padding
+from mocokit.foreign.evidence import (
+    Evidence,
+    Fact,
+    Hints,
+    find_heads,
+    find_image_size,
+    find_normalisation,
+    find_padding,
+)
 from mocokit.foreign.naming import has_shortcut_names, rename_backbone
 from mocokit.foreign.projects import name_project, preference
 from mocokit.foreign.reading import read_checkpoint
-from mocokit.foreign.weights import Group, State, find_groups, plain_settings, shorten
+from mocokit.foreign.weights import WRAPPERS, Group, State, find_groups, plain_settings, shorten
 from mocokit.settings import require
 
 ANCHORS = re.compile(r"(|.*\.)(?:layer1\.0\.conv1|patch_embed\.proj|patch_embed\.projection|conv_proj)\.weight")
@@ -61,7 +69,7 @@ class ForeignBackbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     facts: tuple[Fact, ...]
-    """What weights do not tell, and where each answer comes from."""
+    """Answers to what weights do not tell, each with its source."""
     wrappers: tuple[str, ...]
     """Parts that were taken out of names, such as "module" and "_orig_mod"."""
     left_out: dict[str, int]
@@ -70,61 +78,45 @@ class ForeignBackbone:
     """Places of other networks in the file that were not taken."""
 
 
-def find_backbone(
-    source: str | Path | Mapping[str, Any],
-    *,
-    arch: str | None = None,
-    prefix: str | None = None,
-    ignore: Sequence[str] = (),
-    padding: int | None = None,
-    heads: int | None = None,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> ForeignBackbone:
+def find_backbone(source: str | Path | Mapping[str, Any], hints: Hints | None = None) -> ForeignBackbone:
     """Return the backbone in another project's checkpoint.
 
     Args:
         source: File of torch or safetensors, or its content; no code in a file is run.
-        arch: Backbone; None: inferred from names and shapes.
-        prefix: Start of the backbone's names; None: found, by the order of `preference` if several networks fit.
-        ignore: Patterns (`*` and `?`) of names that are left out, for parts that are not known.
-        padding: Padding of a 3x3 first convolution, 1 or 2; None: from the checkpoint's settings.
-        heads: Heads of a ViT; None: from the checkpoint's settings or its fixed positions.
-        image_size: Side of its training images (pixels); None: from positions or settings, else 224 or 32.
-        mean: Mean of each channel, in 0..1, that its images were normalised with; None: from the checkpoint, else
-            ImageNet's.
-        std: Standard deviation of each channel, in 0..1; None: likewise.
+        hints: Facts that the user knows; None: none.
 
     Raises:
         ValueError: The file can't be read, no backbone fits, several do, or nothing tells padding or heads.
 
     """
-    if not isinstance(source, Mapping):
+    hints = hints or Hints()
+    if isinstance(source, Mapping):
+        content = dict(source)
+        settings = plain_settings(content)
+    else:
         path = Path(source).expanduser()
         content = read_checkpoint(path)
         settings = {**plain_settings(content), **_neighbour_settings(path)}
-    else:
-        content = dict(source)
-        settings = plain_settings(content)
-    chosen, fit, others = _choose(_find_candidates(content, ignore), arch, prefix)
+    groups = _find_groups(content, hints.ignore)
+    candidates = _find_candidates(groups, "" if hints.arch is None else hints.prefix)
+    chosen, fit, others = _choose(candidates, hints.arch, hints.prefix)
     group = chosen.group
     evidence = Evidence(project=name_project(group.state, chosen.prefix), settings=settings, state=group.state)
-    stem, found_arch, facts = _resolve(fit, evidence, chosen, padding=padding, heads=heads, arch=arch)
-    size = find_image_size(evidence, image_size, fit.vit, small=fit.small)
-    normalisation, chosen_mean, chosen_std = find_normalisation(evidence, mean, std)
+    stem, arch, facts = _resolve(fit, evidence, chosen, hints)
+    size = find_image_size(evidence, hints.image_size, fit.vit, small=fit.small)
+    normalisation, mean, std = find_normalisation(evidence, hints.mean, hints.std)
     side = size.value
     assert isinstance(side, int)
     return ForeignBackbone(
         project=evidence.project,
         path=chosen.path,
-        arch=found_arch,
+        arch=arch,
         stem=stem,
-        weights=_checked_weights(fit, found_arch, stem),
+        weights=_checked_weights(fit, arch, stem, chosen.path),
         image_size=side,
         eval_crop_ratio=1.0 if fit.small or side <= SMALL_IMAGE_PX else EVAL_CROP_RATIO,
-        mean=chosen_mean,
-        std=chosen_std,
+        mean=mean,
+        std=std,
         facts=(*facts, size, normalisation),
         wrappers=group.wrappers,
         left_out=_count_left_out(chosen, fit, others),
@@ -143,8 +135,8 @@ def _neighbour_settings(path: Path) -> dict[str, object]:
         raise ValueError(f"{neighbour}: not readable as JSON ({error}); remove it, or mend it") from error
 
 
-def _find_candidates(content: Mapping[str, Any], ignore: Sequence[str]) -> list[Candidate]:
-    """Return all places where a ResNet's or a ViT's names begin.
+def _find_groups(content: Mapping[str, Any], ignore: Sequence[str]) -> list[Group]:
+    """Return the dictionaries of tensors, without the names that a pattern of `ignore` matches.
 
     Raises:
         ValueError: The checkpoint holds no weights, or mocokit wrote it.
@@ -156,16 +148,32 @@ def _find_candidates(content: Mapping[str, Any], ignore: Sequence[str]) -> list[
     groups = [group for group in groups if group.state]
     if not groups:
         raise ValueError(f"holds no weights; its keys are {shorten(list(map(str, content)))}")
+    return groups
+
+
+def _find_candidates(groups: list[Group], given: str | None) -> list[Candidate]:
+    """Return all places where a ResNet's or a ViT's names begin; if there are none, where names begin with `given`."""
     candidates = dict[tuple[str, str], Candidate]()
     for group in groups:
         for name in group.state:
             match = ANCHORS.fullmatch(name) or CHILD_ANCHOR.fullmatch(name)
             if match and (ANCHORS.fullmatch(name) or f"{match[1]}0.weight" in group.state):
                 candidates[group.path, match[1]] = Candidate(group=group, prefix=match[1])
-    if not candidates:  # compare the largest dictionary as it is, for the message
-        largest = max(groups, key=lambda group: len(group.state))
-        return [Candidate(group=largest, prefix="")]
-    return list(candidates.values())
+    if candidates:
+        return list(candidates.values())
+    start = with_dot(given or "")
+    for group in groups:  # another architecture, which the user names
+        inside = start.removeprefix(f"{group.path}.")
+        if any(name.startswith(inside) for name in group.state):
+            return [Candidate(group=group, prefix=inside)]
+    largest = max(groups, key=lambda group: len(group.state))
+    return [Candidate(group=largest, prefix="")]  # to compare it as it is, for the message
+
+
+def with_dot(prefix: str) -> str:
+    """Return the start of names that a user gave, ending in a dot and without wrappers."""
+    parts = [part for part in prefix.split(".") if part and part not in WRAPPERS]
+    return "".join(f"{part}." for part in parts)
 
 
 def _without(group: Group, ignore: Sequence[str]) -> Group:
@@ -212,7 +220,7 @@ def _named(candidates: list[Candidate], prefix: str | None) -> list[Candidate]:
     """Return the candidates whose place is `prefix`, or begins with it; all of them for None."""
     if prefix is None:
         return candidates
-    wanted = re.sub(r"(?<=.)(?<!\.)$", ".", prefix.replace("module.", "").replace("_orig_mod.", ""))
+    wanted = with_dot(prefix)
     exact = [one for one in candidates if wanted in (one.path, one.prefix)]
     found = exact or [one for one in candidates if one.path.startswith(wanted) or one.path.endswith(f".{wanted}")]
     places = ", ".join(repr(candidate.path) for candidate in candidates)
@@ -251,14 +259,14 @@ def _is_same_network(one: Fit, other: Fit) -> bool:
     )
 
 
-def _resolve(
-    fit: Fit, evidence: Evidence, chosen: Candidate, *, padding: int | None, heads: int | None, arch: str | None
-) -> tuple[str, str, list[Fact]]:
+def _resolve(fit: Fit, evidence: Evidence, chosen: Candidate, hints: Hints) -> tuple[str, str, list[Fact]]:
     """Return stem, backbone, and the facts that decided them."""
+    padding = hints.padding
+    heads = hints.heads
     if fit.vit is not None:
         require(padding is None, "padding", padding, "only a ResNet with a 3x3 first convolution has a choice of it")
-        if arch is not None and heads is None:
-            return "imagenet", arch, [Fact(name="heads", value=f"as {arch} has", source="given")]
+        if hints.arch is not None and heads is None:
+            return "imagenet", hints.arch, [Fact(name="heads", value=f"as {hints.arch} has", source="given")]
         fact = find_heads(evidence, heads, fit.vit, fit.weights)
         assert isinstance(fact.value, int)
         return "imagenet", fit.vit.arch(fact.value), [fact]
@@ -272,7 +280,7 @@ def _resolve(
     return SMALL_PADDINGS[fact.value], fit.arch, [fact]
 
 
-def _checked_weights(fit: Fit, arch: str, stem: str) -> State:
+def _checked_weights(fit: Fit, arch: str, stem: str, path: str) -> State:
     """Return the backbone's complete state dict.
 
     Raises:
@@ -284,9 +292,9 @@ def _checked_weights(fit: Fit, arch: str, stem: str) -> State:
         if name.endswith("num_batches_tracked"):
             continue
         if not value.is_floating_point():
-            raise ValueError(f"{name} holds {value.dtype}, not floating-point weights")
+            raise ValueError(f"{path}{name} holds {value.dtype}, not floating-point weights")
         if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} has values that are NaN or infinite; take an earlier checkpoint")
+            raise ValueError(f"{path}{name} has values that are NaN or infinite; take an earlier checkpoint")
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in fit.weights.values()}
     if sum(value.numel() * value.element_size() for value in fit.weights.values()) > sum(storages.values()):
         raise ValueError("its tensors share their memory, which no trained backbone's do")

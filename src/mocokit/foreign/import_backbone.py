@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mocokit.engine.backbone_file import BackboneCard, save_weights
-from mocokit.foreign.evidence import Fact
+from mocokit.foreign.evidence import Fact, Hints
 from mocokit.foreign.find_backbone import find_backbone
 from mocokit.settings import require
 
@@ -21,7 +21,7 @@ class ImportResult:
     path: str
     """Place of the backbone's weights in the checkpoint."""
     facts: tuple[Fact, ...]
-    """What the weights do not tell, and where each answer comes from."""
+    """Answers to what weights do not tell, each with its source."""
     wrappers: tuple[str, ...]
     """Parts that were taken out of names, such as "module" and "_orig_mod"."""
     left_out: dict[str, int]
@@ -63,22 +63,25 @@ def import_backbone(
         ValueError: The file can't be read, would run code, fits no backbone, or does not tell padding or heads.
 
     """
-    source = Path(checkpoint).expanduser()
-    path = Path(out).expanduser()
-    require(path.suffix == ".safetensors", "out", out, "a backbone file must end in .safetensors")
-    require(not path.exists(), "out", out, "exists; choose another name")
+    hints = Hints(
+        arch=arch,
+        prefix=prefix,
+        ignore=ignore,
+        padding=padding,
+        heads=heads,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+    )
+    return _import(Path(checkpoint).expanduser(), Path(out).expanduser(), hints)
+
+
+def _import(source: Path, out: Path, hints: Hints) -> ImportResult:
+    """Write the backbone of `source` to `out`."""
+    require(out.suffix == ".safetensors", "out", out, "a backbone file must end in .safetensors")
+    require(not out.exists(), "out", out, "exists; choose another name")
     try:
-        found = find_backbone(
-            source,
-            arch=arch,
-            prefix=prefix,
-            ignore=ignore,
-            padding=padding,
-            heads=heads,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-        )
+        found = find_backbone(source, hints)
     except ValueError as error:
         named = str(error).startswith("checkpoint=")
         raise ValueError(str(error) if named else f"checkpoint={source}: {error}") from error
@@ -93,7 +96,7 @@ def import_backbone(
         step=0,
         origin=f"{source.name} ({found.project}, {found.path or 'no prefix'}), sha256 {digest}",
     )
-    save_weights(path, found.weights, card)
+    save_weights(out, found.weights, card)
     return ImportResult(
         layout=found.project,
         card=card,

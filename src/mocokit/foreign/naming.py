@@ -71,6 +71,8 @@ def _place_class_position(state: State) -> State:
     positions = state.get("pos_embed")
     if registers is None or positions is None or positions.ndim != 3 or "cls_token" not in state:
         return state
+    if registers.ndim != 3 or state["cls_token"].shape != positions[:, :1].shape:
+        return state
     if round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:  # a whole grid, without the class token: timm's own
         return state
     return state | {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
@@ -91,7 +93,7 @@ def _name_children(state: State) -> State:
             "this ResNet in nn.Sequential has no ReLU after its first BatchNorm, as lightly's ResNetGenerator, "
             "which no backbone of mocokit computes; give lightly a torchvision ResNet instead"
         )
-    if first == 3 and state["0.weight"].shape[-1] != 3:
+    if first == 3 and state["0.weight"].shape[2:] != (3, 3):
         raise ValueError("this ResNet in nn.Sequential has no max-pool after its 7x7 stem, unlike mocokit's")
     children = {"0": "conv1", "1": "bn1", **{str(first + number): name for number, name in enumerate(LAYERS)}}
     renamed = State()

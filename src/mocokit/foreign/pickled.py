@@ -91,8 +91,8 @@ PUSH = frozenset(
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class DataReader:
-    """Interpreter of one pickle.
+class _Machine:
+    """Stack and memo of the interpreter, and the values that it makes.
 
     Args:
         builders: Functions for names beyond `BUILDERS`.
@@ -105,6 +105,70 @@ class DataReader:
         self.load_persistent = load_persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+
+    def _pop(self, count: int) -> list[Any]:
+        """Take the last `count` elements off the stack, which must not include a mark."""
+        if count > len(self.stack):
+            raise PickleError("damaged pickle: its stack is empty")
+        taken = self.stack[len(self.stack) - count :]
+        if any(value is MARK for value in taken):
+            raise PickleError("damaged pickle: a mark where a value belongs")
+        del self.stack[len(self.stack) - count :]
+        return taken
+
+    def _pop_to_mark(self) -> list[Any]:
+        """Take the elements above the last mark off the stack, and the mark."""
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is MARK:
+                taken = self.stack[place + 1 :]
+                del self.stack[place:]
+                return taken
+        raise PickleError("damaged pickle: no mark")
+
+    def _named(self, module: Any, attribute: Any) -> Inert:
+        """Return the record of a name in the file."""
+        if not (isinstance(module, str) and isinstance(attribute, str)):
+            raise PickleError("damaged pickle: a name that is no text")
+        module = "builtins" if module == "__builtin__" else module  # Python 2's name
+        name = f"{module}.{attribute}"
+        function = module == "builtins" and attribute.split(".")[0] in DANGEROUS_FUNCTIONS
+        if function or module.split(".")[0] in DANGEROUS_MODULES:
+            raise DangerousPickleError(name)
+        return Inert(name)
+
+    def _build(self, function: Any, arguments: Any) -> Any:
+        """Return the value of a call in the file: built by a function of ours, or a record."""
+        if not isinstance(arguments, tuple):
+            raise PickleError("damaged pickle: arguments that are no tuple")
+        if not isinstance(function, Inert):
+            raise PickleError("damaged pickle: a call of something that is no name")
+        builder = self.builders.get(function.name)
+        if builder is None or function.arguments:
+            return Inert(function.name, arguments)
+        return builder(*arguments)
+
+    def _set_items(self, values: list[Any]) -> None:
+        """Put the alternating keys and values into the dictionary on the stack's top."""
+        if len(values) % 2:
+            raise PickleError("damaged pickle: a key without a value")
+        target = self.stack[-1]
+        items = target.items if isinstance(target, Inert) else target
+        if not isinstance(items, dict):
+            raise PickleError("damaged pickle: items of something that is no dictionary")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            items[_plain_key(key)] = value
+
+    def _extend(self, values: list[Any]) -> None:
+        """Append the values to the list on the stack's top."""
+        target = self.stack[-1]
+        elements = target.elements if isinstance(target, Inert) else target
+        if not isinstance(elements, list):
+            raise PickleError("damaged pickle: elements of something that is no list")
+        elements.extend(values)
+
+
+class DataReader(_Machine):
+    """Interpreter of one pickle: a method `_do_NAME` for each opcode that is more than a constant."""
 
     def read(self, file: BinaryIO) -> Any:
         """Return the object of the pickle that starts here; the file stands behind it afterwards.
@@ -137,25 +201,6 @@ class DataReader:
             if step is None:
                 raise PickleError(f"uses the opcode {name}, which no checkpoint needs")
             step(argument)
-
-    def _pop(self, count: int) -> list[Any]:
-        """Take the last `count` elements off the stack, which must not include a mark."""
-        if count > len(self.stack):
-            raise PickleError("damaged pickle: its stack is empty")
-        taken = self.stack[len(self.stack) - count :]
-        if any(value is MARK for value in taken):
-            raise PickleError("damaged pickle: a mark where a value belongs")
-        del self.stack[len(self.stack) - count :]
-        return taken
-
-    def _pop_to_mark(self) -> list[Any]:
-        """Take the elements above the last mark off the stack, and the mark."""
-        for place in range(len(self.stack) - 1, -1, -1):
-            if self.stack[place] is MARK:
-                taken = self.stack[place + 1 :]
-                del self.stack[place:]
-                return taken
-        raise PickleError("damaged pickle: no mark")
 
     # One method an opcode, in the order of pickletools' documentation.
 
@@ -264,47 +309,6 @@ class DataReader:
     def _do_binpersid(self, _: None) -> None:
         (key,) = self._pop(1)
         self.stack.append(self.load_persistent(key))
-
-    def _named(self, module: Any, attribute: Any) -> Inert:
-        """Return the record of a name in the file."""
-        if not (isinstance(module, str) and isinstance(attribute, str)):
-            raise PickleError("damaged pickle: a name that is no text")
-        module = "builtins" if module == "__builtin__" else module  # Python 2's name
-        name = f"{module}.{attribute}"
-        function = module == "builtins" and attribute.split(".")[0] in DANGEROUS_FUNCTIONS
-        if function or module.split(".")[0] in DANGEROUS_MODULES:
-            raise DangerousPickleError(name)
-        return Inert(name)
-
-    def _build(self, function: Any, arguments: Any) -> Any:
-        """Return the value of a call in the file: built by a function of ours, or a record."""
-        if not isinstance(arguments, tuple):
-            raise PickleError("damaged pickle: arguments that are no tuple")
-        if not isinstance(function, Inert):
-            raise PickleError("damaged pickle: a call of something that is no name")
-        builder = self.builders.get(function.name)
-        if builder is None or function.arguments:
-            return Inert(function.name, arguments)
-        return builder(*arguments)
-
-    def _set_items(self, values: list[Any]) -> None:
-        """Put the alternating keys and values into the dictionary on the stack's top."""
-        if len(values) % 2:
-            raise PickleError("damaged pickle: a key without a value")
-        target = self.stack[-1]
-        items = target.items if isinstance(target, Inert) else target
-        if not isinstance(items, dict):
-            raise PickleError("damaged pickle: items of something that is no dictionary")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            items[_plain_key(key)] = value
-
-    def _extend(self, values: list[Any]) -> None:
-        """Append the values to the list on the stack's top."""
-        target = self.stack[-1]
-        elements = target.elements if isinstance(target, Inert) else target
-        if not isinstance(elements, list):
-            raise PickleError("damaged pickle: elements of something that is no list")
-        elements.extend(values)
 
 
 def _plain_key(key: Any) -> Hashable:

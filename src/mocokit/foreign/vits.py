@@ -120,10 +120,14 @@ def read_shape(state: State) -> VitShape:
     patch = state["patch_embed.proj.weight"]
     hidden = state["blocks.0.mlp.fc1.weight"]
     positions = state["pos_embed"]
-    if patch.ndim != 4 or patch.shape[1] != 3 or hidden.ndim != 2 or positions.ndim != 3:
-        raise ValueError(f"no backbone of mocokit has a patch embedding of shape {tuple(patch.shape)}")
+    back = state["blocks.0.mlp.fc2.weight"]
+    tokens = state.get("reg_token", positions[:, :0])
+    if [value.ndim for value in (patch, hidden, back, positions, tokens)] != [4, 2, 2, 3, 3] or patch.shape[1] != 3:
+        raise ValueError(f"no backbone of mocokit has a patch embedding of shape {tuple(patch.shape)} or such parts")
     width = len(patch)
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    if not width or not len(hidden) or patch.shape[-1] != patch.shape[-2]:
+        raise ValueError(f"no backbone of mocokit has a patch embedding of shape {tuple(patch.shape)}")
+    registers = tokens.shape[1]
     grid, covers_class = _grid(positions.shape[1], registers)
     arguments: dict[str, float] = {
         "embed_dim": width,
@@ -135,7 +139,7 @@ def read_shape(state: State) -> VitShape:
         "no_embed_class": not covers_class,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
     }
-    gated = state["blocks.0.mlp.fc2.weight"].shape[-1] * 2 == len(hidden)
+    gated = back.shape[1] * 2 == len(hidden)
     return VitShape(arguments=arguments, layer_scale="blocks.0.ls1.gamma" in state, gated=gated)
 
 

@@ -18,6 +18,7 @@ from mocokit.engine.backbone_file import save_backbone
 from mocokit.engine.checkpoint import save_checkpoint
 from mocokit.engine.precision import pick_device
 from mocokit.engine.run_folder import RunFolder
+from mocokit.foreign.evidence import Hints
 from mocokit.foreign.find_backbone import find_backbone
 from mocokit.foreign.projects import OFFICIAL
 from mocokit.foreign.reading import read_checkpoint
@@ -58,13 +59,13 @@ def read_official_run(checkpoint: str | Path, *, preset: str = "", padding: int 
     path = Path(checkpoint).expanduser()
     content = read_checkpoint(path)
     try:
-        found = find_backbone(content, padding=padding)
+        found = find_backbone(content, Hints(padding=padding))
         if found.project != OFFICIAL or not {"epoch", "optimizer"} <= set(content):
             raise ValueError(
                 "only official MoCo v1/v2 checkpoints with queue, epoch and optimizer can be continued, this is "
                 f"{found.project}; import its backbone into a .safetensors file"
             )
-        state = next(group.state for group in find_groups(content) if group.path == "state_dict")
+        state = next(group.state for group in find_groups(content) if f"{group.path}.encoder_q.".endswith(found.path))
         if not {"queue", "queue_ptr"} <= set(state):
             raise ValueError("lacks module.queue or module.queue_ptr")
         settings = {**_head_settings(state), **_optimizer_settings(content["optimizer"])}
