@@ -12,13 +12,14 @@ from foreign_projects import TABLE, solo, solo_cifar_alone
 from import_table import OUT, try_row
 
 import mocokit
+from mocokit.foreign.evidence import Hints
+from mocokit.foreign.find_backbone import find_backbone
 
 OFTEN = {
-    *("MSN, ViT", "MAE, ViT-Ti, --heads 3", "any, lightly's ResNetGenerator", "DINO"),
-    *("MoCo v2+, CIFAR-10, OmegaConf settings", "MAE, ViT-Ti", "any, CIFAR-10, without settings or flag"),
-    *("ViT-S after main_lincls.py", "ViT-S with trained positions, without flag", "MoCo v3, ViT-S", "MoCo v2"),
-    *("ViT-S/14, 4 registers", "ViT-g/14 (SwiGLU)", "ViT-S/14, blocks in chunks", "SupCon, CIFAR-10"),
-    *("SimCLR, small stem", "a compiled backbone", "a whole module", "ResNet-18, before torch 1.6", "ViT-Ti"),
+    *("MSN, ViT", "MAE, ViT-Ti, --heads 3", "any, lightly's ResNetGenerator", "BYOL"),
+    *("MoCo v2+, CIFAR-10, OmegaConf settings", "MAE, ViT-Ti", "ViT-S after main_lincls.py", "MoCo v3, ViT-S"),
+    *("ViT-S with trained positions, without flag", "MoCo v2", "ViT-S/14, 4 registers", "ViT-g/14 (SwiGLU)"),
+    *("ViT-S/14, blocks in chunks", "SupCon, CIFAR-10", "a whole module", "ViT-Ti"),
 }
 """Rows that `make test` tries; the others are slow, and alike."""
 
@@ -47,6 +48,7 @@ def test_the_table_in_docs_has_all_rows() -> None:
     assert written == [(row.project, row.method, row.file, "refused:" if row.refused else "imported") for row in TABLE]
 
 
+@pytest.mark.slow
 def test_lightnings_own_trainer_writes_what_is_imported(tmp_path: Path) -> None:
     """Settings of argparse and OmegaConf, callbacks, loops and the optimizer are in the file too."""
     import argparse
@@ -98,19 +100,25 @@ def test_lightnings_own_trainer_writes_what_is_imported(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_padding_comes_from_solo_learns_settings(
-    settings: dict[str, Any], padding: int | None, tmp_path: Path
-) -> None:
-    net = resnet(stem="small", padding=padding or 1)
-    torch.save(solo(net, settings=settings, parts={"projector": MLP}), tmp_path / "theirs.ckpt")
+def test_the_padding_comes_from_solo_learns_settings(settings: dict[str, Any], padding: int | None) -> None:
+    content = solo(resnet(stem="small", padding=padding or 1), settings=settings, parts={"projector": MLP})
     if padding is None:
         with pytest.raises(ValueError, match="--padding 2 for solo-learn"):
-            mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
-        return
-    mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(mocokit.load_backbone(tmp_path / "ours.safetensors").backbone(images), net(images))
+            find_backbone(content)
+        assert find_backbone(content, Hints(padding=2)).stem == "small_pad2"
+    else:
+        assert find_backbone(content).stem == {1: "small", 2: "small_pad2"}[padding]
+
+
+@pytest.mark.parametrize("wrapper", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}"])
+def test_wrappers_are_taken_out_at_any_place(wrapper: str) -> None:
+    net = resnet()
+    inside = {f"backbone.{wrapper.format(name)}": value for name, value in net.state_dict().items()}
+    outside = {wrapper.format(f"net.{name}"): value for name, value in net.state_dict().items()}
+    for state in (inside, outside):
+        found = find_backbone(state)
+        assert set(found.wrappers) == set(wrapper.split(".")[:-1])
+        assert all(torch.equal(value, found.weights[name]) for name, value in net.state_dict().items())
 
 
 def test_the_padding_comes_from_solo_learns_args_json_beside_the_file(tmp_path: Path) -> None:

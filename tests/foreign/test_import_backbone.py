@@ -168,7 +168,9 @@ def test_torchvisions_vit_is_timms(tmp_path: Path) -> None:
         assert torch.allclose(ours, net(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "arch", ["resnet34", "resnet50", pytest.param("wide_resnet50_2", marks=pytest.mark.slow), "resnext50_32x4d"]
+)
 def test_the_architecture_is_inferred_from_shapes(arch: str, tmp_path: Path) -> None:
     torch.save(_resnet(arch).state_dict(), tmp_path / "theirs.pth")
     assert import_backbone(tmp_path / "theirs.pth", tmp_path / "ours.safetensors").card.arch == arch
