@@ -114,15 +114,20 @@ def test_torchvision_misses_nothing_but_fc(exports: Exports) -> None:
     assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
 
 
-def test_the_small_stem_goes_to_torchvision_and_not_to_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = build_backbone("resnet18", stem="small").eval()
-    save_backbone(tmp_path / "small.safetensors", net, replace(CARD, arch="resnet18", stem="small"))
+@pytest.mark.parametrize("stem", ["small", "small_pad2"])
+def test_the_small_stems_go_to_torchvision_and_not_to_timm(
+    stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = build_backbone("resnet18", stem=stem).eval()
+    save_backbone(tmp_path / "small.safetensors", net, replace(CARD, arch="resnet18", stem=stem))
     monkeypatch.chdir(tmp_path)
     result = export_run("small.safetensors", to="torchvision", out="net.pth")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(_features(result.exported.usage, images), net(images))
-    with pytest.raises(ValueError, match=r"to=timm: timm has no resnet18 with stem small; use --to torchvision, onnx"):
+    with pytest.raises(
+        ValueError, match=rf"to=timm: timm has no resnet18 with stem {stem}; use --to torchvision, onnx"
+    ):
         export_run("small.safetensors", to="timm", out="net.safetensors")
     assert not Path("net.safetensors").exists()
 

@@ -24,17 +24,60 @@ def test_weights_load_into_torchvision_with_only_fc_missing(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", sorted(BACKBONES))
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("stem", ["imagenet", "small", "small_pad2"])
 def test_features_are_as_wide_as_declared(arch: str, stem: str) -> None:
     backbone = build_backbone(arch, stem=stem).eval()
     with torch.no_grad():
         assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, feature_dim(backbone))
 
 
-def test_the_small_stem_keeps_the_resolution() -> None:
-    backbone = build_backbone("resnet18", stem="small").eval()
-    assert backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
+@pytest.mark.parametrize(("stem", "side"), [("small", 32), ("small_pad2", 34)])
+def test_the_small_stems_keep_the_resolution(stem: str, side: int) -> None:
+    backbone = build_backbone("resnet18", stem=stem).eval()
+    assert backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32)).shape[-1] == side
     assert isinstance(backbone.maxpool, torch.nn.Identity)
+
+
+def test_a_vit_takes_options_behind_its_name() -> None:
+    arch = (
+        "timm/vit_small_patch14_reg4_dinov2:depth=1,embed_dim=64,num_heads=4,img_size=28,mlp_ratio=2.0,qkv_bias=False"
+    )
+    backbone = build_backbone(arch)
+    theirs = timm.create_model(
+        "vit_small_patch14_reg4_dinov2",
+        num_classes=0,
+        depth=1,
+        embed_dim=64,
+        num_heads=4,
+        img_size=28,
+        mlp_ratio=2,
+        qkv_bias=False,
+    ).eval()
+    theirs.load_state_dict(backbone.state_dict())
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(images), theirs(images))
+    assert build_backbone("vit_small_patch16_224_h12:depth=1").get_submodule("blocks.0.attn").num_heads == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("heads=3", r"'heads' is no option; there are embed_dim, depth, num_heads"),
+        ("depth=two", r"'depth=two' is no int"),
+        ("depth=1000000000", r"'depth=1000000000' is not in 1..128"),
+        ("num_heads=0", r"'num_heads=0' is not in 1..128"),
+        ("qkv_bias=maybe", r"'qkv_bias=maybe' is no bool"),
+        ("mlp_ratio=nan", r"'mlp_ratio=nan' is not in 0..16"),
+        ("num_heads=7", r"can't be built with \{'num_heads': 7\}"),
+        ("", r"'' is no option"),
+    ],
+)
+def test_options_that_make_no_vit_are_refused(options: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"model.arch='.*{message}"):
+        build_backbone(f"vit_tiny_patch16_224:{options}")
+    with pytest.raises(ValueError, match=r"model.arch='timm/resnet18': does not take \{'depth': 3\}"):
+        build_backbone("timm/resnet18:depth=3")
 
 
 @pytest.mark.parametrize("arch", [*VITS, "timm/mobilenetv3_small_100"])

@@ -67,8 +67,9 @@ def _read_option(arch: str, text: str) -> tuple[str, float]:
         number = {"True": True, "False": False}[value] if kind is bool else kind(value)
     except (ValueError, KeyError) as error:
         raise ValueError(f"model.arch={arch!r}: {text!r} is no {kind.__name__}") from error
-    if not 0 <= number <= largest:
-        raise ValueError(f"model.arch={arch!r}: {text!r} is not in 0..{largest:g}")
+    smallest = 1 if kind is int and name != "reg_tokens" else 0
+    if not smallest <= number <= largest:
+        raise ValueError(f"model.arch={arch!r}: {text!r} is not in {smallest}..{largest:g}")
     return name, number
 
 
