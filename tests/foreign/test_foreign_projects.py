@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_checkpoints import MLP, Row, lightning, named, resnet
+from foreign_checkpoints import MLP, Row, different, lightning, named, resnet
 from foreign_projects import TABLE, solo, solo_cifar_alone
 from import_table import OUT, try_row
+from torch import nn
 
 import mocokit
 from mocokit.foreign.evidence import Hints
@@ -135,3 +136,26 @@ def test_a_small_stem_with_a_max_pool_is_refused(tmp_path: Path) -> None:
     torch.save(lightning(named(encoder=net), first_conv=False, maxpool1=True), tmp_path / "theirs.ckpt")
     with pytest.raises(ValueError, match=r"its 3x3 stem is followed by a max-pool"):
         mocokit.import_backbone(tmp_path / "theirs.ckpt", tmp_path / "ours.safetensors")
+
+
+def test_a_module_among_the_settings_is_not_the_trained_one(tmp_path: Path) -> None:
+    """Lightning's save_hyperparameters() keeps the backbone that the module was given."""
+    net = resnet()
+    torch.save(lightning(named(backbone=net, projection_head=MLP), backbone=different(net)), tmp_path / "theirs.ckpt")
+    found = find_backbone(tmp_path / "theirs.ckpt")
+    assert found.path == "state_dict.backbone."
+    assert torch.equal(found.weights["conv1.weight"], net.state_dict()["conv1.weight"])
+
+
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / "theirs.pt"))
+    with pytest.raises(ValueError, match="a TorchScript program, which is never run; save the state dict"):
+        find_backbone(tmp_path / "theirs.pt")
+
+
+def test_every_dictionary_of_weights_is_told() -> None:
+    net = resnet()
+    content = {"model": dict(net.state_dict()), "model_ema": dict(different(net).state_dict()), "head": named(fc=MLP)}
+    found = find_backbone(content)
+    assert (found.path, found.others) == ("model.", ("model_ema.",))
+    assert found.left_out == {"model_ema": 120, "head": 4}

@@ -119,7 +119,7 @@ def find_backbone(source: str | Path | Mapping[str, Any], hints: Hints | None = 
         std=std,
         facts=(*facts, size, normalisation),
         wrappers=group.wrappers,
-        left_out=_count_left_out(chosen, fit, others),
+        left_out=_count_left_out(chosen, fit, others, groups),
         others=tuple(other.path or "(no prefix)" for other in others),
     )
 
@@ -306,8 +306,8 @@ def _checked_weights(fit: Fit, arch: str, stem: str, path: str) -> State:
     }
 
 
-def _count_left_out(chosen: Candidate, fit: Fit, others: list[Candidate]) -> dict[str, int]:
-    """Return part -> number of tensors, of everything in the network's dictionary that is not the backbone."""
+def _count_left_out(chosen: Candidate, fit: Fit, others: list[Candidate], groups: list[Group]) -> dict[str, int]:
+    """Return part -> number of tensors, of everything in the checkpoint's networks that is not the backbone."""
     counts = Counter[str]()
     for name in chosen.group.state:
         if not name.startswith(chosen.prefix):
@@ -316,4 +316,8 @@ def _count_left_out(chosen: Candidate, fit: Fit, others: list[Candidate]) -> dic
     for other in others:
         if other.group is not chosen.group:
             counts[other.path.rstrip(".")] += sum(name.startswith(other.prefix) for name in other.group.state)
+    holders = [chosen.group, *(other.group for other in others)]
+    for group in groups:
+        if not any(group is holder for holder in holders):
+            counts[group.path or "(no prefix)"] += len(group.state)
     return dict(counts)

@@ -51,6 +51,9 @@ def read_torch_file(path: Path) -> Any:
 
 def _read_archive(path: Path) -> Any:
     """Read a zip archive: `NAME/data.pkl`, and a member `NAME/data/KEY` for each storage."""
+    with zipfile.ZipFile(path) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise PickleError("a TorchScript program, which is never run; save the state dict of its module")
     require_plain_archive(path)
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") <= 1]

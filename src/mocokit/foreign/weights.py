@@ -18,6 +18,9 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 NO_MODEL = re.compile(r"optim|sched|scaler|loops|callbacks|message_hub|rng|_metadata|momentum_buffer", re.IGNORECASE)
 """Names of entries that hold tensors but no network."""
 
+SETTINGS = re.compile(r"hyper_?parameters|hparams|args|opt|cfg|config|meta", re.IGNORECASE)
+"""Names of entries that hold settings. A module among them is the one that training began with."""
+
 MAX_DEPTH = 12
 MAX_ENTRIES = 50_000
 """Bounds for walks through what a stranger wrote; real checkpoints nest 6 deep and hold some thousand settings."""
@@ -61,7 +64,8 @@ def _dictionaries(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
         seen.add(id(value))
         yield path, entry
         for key, inner in entry.items():
-            if isinstance(inner, dict | Inert) and not NO_MODEL.search(str(key)):
+            skipped = NO_MODEL.search(str(key)) or SETTINGS.fullmatch(str(key))
+            if isinstance(inner, dict | Inert) and not skipped:
                 waiting.append((f"{path}.{key}" if path else str(key), inner, depth + 1))
 
 
