@@ -57,7 +57,8 @@ def test_a_file_system_without_locks_is_a_warning(
         assert "this file system has no locks" in caplog.text
 
 
-def test_names_that_are_not_utf8_reach_the_log(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_reach_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", False)  # pytest-xdist can't send such a captured line
     folder = RunFolder(tmp_path)
     folder.start_log()
     LOGGER.warning("bad image %s", os.fsdecode(b"caf\xe9.jpg"))
