@@ -16,9 +16,11 @@ from mocokit.evaluate.baselines import build_extractors, view_of
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
+from mocokit.evaluate.features import LabelledImages
 from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
-from mocokit.evaluate.splits import open_labelled, train_and_test
+from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 
 LOGGER = logging.getLogger("mocokit")
 
@@ -42,6 +44,7 @@ def evaluate(
     num_workers: int = -1,
     device_name: str = "auto",
     precision_name: str = "fp32",
+    max_bad_share: float = MAX_BAD_SHARE,
     say: Callable[[str], None] = lambda _text: None,
     on_rows: Callable[[list[Row]], None] = lambda _rows: None,
 ) -> list[Row]:
@@ -59,11 +62,15 @@ def evaluate(
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         precision_name: Number format of the backbone: fp32 or bf16.
+        max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
         say: Called with a line of progress.
         on_rows: Called with the new rows of each protocol and kind of features.
 
     Returns:
         The new rows. The files also keep the rows of earlier calls on the same weights.
+
+    Raises:
+        ValueError: A name is unknown, the images have no labels, or too many of them can't be read.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
@@ -71,11 +78,10 @@ def evaluate(
     device = pick_device(device_name, local_rank=0)
     precision = Precision(precision_name, device)
     folder = results_folder(run)
-    weights = weights_digest(loaded.backbone)[:12]
-    places = {"data": absolute_location(str(data)), "test": absolute_location(str(test)) if test else ""}
     num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers))
+    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers), max_bad_share=max_bad_share)
     cache = FeatureCache(folder / "features")
+    facts = {"weights": weights_digest(loaded.backbone)[:12], **_identities(data, test, opened, cache)}
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     rows = list[Row]()
     for seed in seeds:
@@ -83,11 +89,29 @@ def evaluate(
         extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
         contexts = [build(extractor=one, train=train_images, test=test_images, seed=seed) for one in extractors]
         for context, scores in _run_all(found, contexts):
-            new = [_row(score, context, weights=weights, **places) for score in scores]
+            new = [_row(score, context, **facts) for score in scores]
             rows += new
             save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
             on_rows(new)
     return rows
+
+
+def _identities(
+    data: str | Path,
+    test: str | Path | None,
+    opened: tuple[LabelledImages, LabelledImages | None],
+    cache: FeatureCache,
+) -> dict[str, str]:
+    """Return the locations and identities that rows record; warn of test images that are training images."""
+    train, tested = opened
+    identities = [cache.identity(images.reader.source) for images in (train, tested) if images is not None]
+    warn_of_overlap(train, tested, identities)
+    return {
+        "data": absolute_location(str(data)),
+        "test": absolute_location(str(test)) if test else "",
+        "data_id": identities[0].digest,
+        "test_id": identities[1].digest if tested is not None else "",
+    }
 
 
 def _run_all(
@@ -114,7 +138,8 @@ def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
     return lambda text: say(f"{prefix}: {text}")
 
 
-def _row(score: Score, context: EvalContext, *, weights: str, data: str, test: str) -> Row:
+def _row(score: Score, context: EvalContext, **facts: str) -> Row:
+    """Return the row of a score; `facts` are the row's weights, locations and identities."""
     assert score.labels is not None, "run_protocol sets it"
     suffix = "" if context.precision.name == "fp32" else f",{context.precision.name}"
     return Row(
@@ -124,11 +149,10 @@ def _row(score: Score, context: EvalContext, *, weights: str, data: str, test: s
         seed=context.seed,
         minutes=score.seconds / 60,
         train_images=score.labels,
-        test_images=len(context.test.indices),
+        test_images=context.test.num_readable,
         chosen=score.chosen,
-        weights=weights,
-        data=data,
-        test=test,
+        unreadable=len(context.train.tally.bad) + len(context.test.tally.bad),
+        **facts,
     )
 
 

@@ -1,16 +1,22 @@
 """Split labelled images for training, choosing and testing: balanced subsets, id lists and held-out parts, by seed."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from mocokit.data.sources.identity import DataIdentity
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.overlap import find_overlap
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 from mocokit.randomness import Purpose, generator
+
+LOGGER = logging.getLogger("mocokit")
 
 
 def balanced_subset(images: LabelledImages, count: int, *, seed: int) -> list[int]:
@@ -85,7 +91,7 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
 
 
 def open_labelled(
-    data: str | Path, test: str | Path | None, view: EvaluationView
+    data: str | Path, test: str | Path | None, view: EvaluationView, *, max_bad_share: float = MAX_BAD_SHARE
 ) -> tuple[LabelledImages, LabelledImages | None]:
     """Open the training images, and the test images if `test` is given.
 
@@ -93,8 +99,27 @@ def open_labelled(
         ValueError: One of the two has no labels, or `test` has a class that is missing from `data`.
 
     """
-    images = choose_images(_reader(data), view)
-    return images, None if test is None else choose_images(_reader(test), view, class_names=images.class_names)
+    images = choose_images(_reader(data), view, role="training", max_bad_share=max_bad_share)
+    if test is None:
+        return images, None
+    names = images.class_names
+    return images, choose_images(_reader(test), view, class_names=names, role="test", max_bad_share=max_bad_share)
+
+
+def warn_of_overlap(train: LabelledImages, test: LabelledImages | None, identities: Sequence[DataIdentity]) -> None:
+    """Log a warning if test images are training images too.
+
+    Args:
+        train: Training images.
+        test: Test images; None: held out of the training images, which tells nothing.
+        identities: Identity of the source of `train`, then of `test`.
+
+    """
+    if test is None:
+        return
+    overlap = find_overlap(train.reader.source, test.reader.source, *identities)
+    if overlap.shared:
+        LOGGER.warning("test: %s; the accuracy on them tells nothing about new images", overlap)
 
 
 def train_and_test(
@@ -105,14 +130,19 @@ def train_and_test(
         return images, test
     held = draw_indices(len(images.indices), max(1, len(images.indices) // 10), seed=seed)
     rest = np.setdiff1d(images.indices, held).tolist()
-    return images.only(rest), images.only(held)
+    return images.part("training", rest), images.part("test", held)
 
 
 def open_train_and_test(
-    data: str | Path, test: str | Path | None, view: EvaluationView, *, seed: int
+    data: str | Path,
+    test: str | Path | None,
+    view: EvaluationView,
+    *,
+    seed: int,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> tuple[LabelledImages, LabelledImages]:
     """Open both sets and split them by one seed; raises the errors of `open_labelled`."""
-    return train_and_test(*open_labelled(data, test, view), seed=seed)
+    return train_and_test(*open_labelled(data, test, view, max_bad_share=max_bad_share), seed=seed)
 
 
 def _reader(location: str | Path) -> ImageReader:

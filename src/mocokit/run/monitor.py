@@ -58,11 +58,13 @@ def build_monitor(
     drawn = draw_indices(len(reader.source), max_images, seed=seed)
     if test is not None:
         asked = draw_indices(len(test.source), max_images // 5, seed=seed)
-        queries = choose_images(test, view, indices=asked, class_names=reader.source.class_names)
-        bank = choose_images(reader, view, indices=drawn)
+        names = reader.source.class_names
+        queries = choose_images(test, view, indices=asked, class_names=names, role="test", max_bad_share=1.0)
     else:
-        queries = choose_images(reader, view, indices=drawn[::10])
-        bank = choose_images(reader, view, indices=[index for row, index in enumerate(drawn) if row % 10])
+        queries = choose_images(reader, view, indices=drawn[::10], role="test", max_bad_share=1.0)
+        drawn = [index for row, index in enumerate(drawn) if row % 10]
+    # Unreadable images don't end the run here: it has its own count of them, data.max_bad_share.
+    bank = choose_images(reader, view, indices=drawn, role="training", max_bad_share=1.0)
     trained = method.encoder_q.backbone
     whole = trained
     is_sharded = bool(sharded_modules(method))
@@ -79,6 +81,9 @@ def build_monitor(
     embed = embed_with(whole, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
-        return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
+        accuracy = knn_of(embed, bank, queries, [protocol], device=device)[protocol]
+        for images in (bank, queries):
+            images.tally.tell()
+        return {"knn_acc": accuracy}
 
     return Monitor(gather=gather, evaluate=evaluate)

@@ -6,6 +6,7 @@ evaluation uses them.
 
 import csv
 import gzip
+import logging
 import math
 import os
 import struct
@@ -20,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.sources.limits import MAX_IDX_BYTES, read_regular_file, require_entries
+from mocokit.data.sources.own_output import is_own_output
 from mocokit.settings import require
+
+LOGGER = logging.getLogger("mocokit")
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -172,7 +176,10 @@ def open_folder(root: Path) -> FileSource:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Yield the image files below `root`; visit each real folder once, since links can form a loop."""
+    """Yield the image files below `root`; visit each real folder once, since links can form a loop.
+
+    Folders below it that mocokit wrote, such as run folders, are left out.
+    """
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -180,6 +187,10 @@ def _walk(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
+        if Path(folder) != root and is_own_output([*subfolders, *files]):
+            LOGGER.warning("data=%s: %s was written by mocokit; its pictures are left out", root, folder)
+            subfolders.clear()
+            continue
         for file in files:
             path = Path(folder, file)
             if is_image_name(path.relative_to(root).as_posix()):
