@@ -10,6 +10,7 @@ from torch import nn
 
 from mocokit.data.loading.loader import choose_workers
 from mocokit.data.sources.open_source import absolute_location
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.evaluate.baselines import build_extractors, view_of
@@ -17,7 +18,6 @@ from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.features import LabelledImages
-from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
 from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE
@@ -68,9 +68,6 @@ def evaluate(
 
     Returns:
         The new rows. The files also keep the rows of earlier calls on the same weights.
-
-    Raises:
-        ValueError: A name is unknown, the images have no labels, or too many of them can't be read.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]

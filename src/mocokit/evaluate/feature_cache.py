@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from mocokit.data.batch import BadImage
 from mocokit.data.sources.identity import DataIdentity, identify
 from mocokit.data.sources.sources import ImageSource
+from mocokit.engine.agreement import digest_tensors
 from mocokit.engine.checkpoint import write_atomically
 from mocokit.evaluate.features import Features, LabelledImages
-from mocokit.evaluate.frozen import digest_tensors
 
 LOGGER = logging.getLogger("mocokit")
 
