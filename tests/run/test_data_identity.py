@@ -17,6 +17,7 @@ from mocokit.data.sources.sources import ImageSource
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import list_checkpoints, load_checkpoint
 from tests.conftest import TINY
+from tests.run_process import finish, start
 
 Tiny = Callable[..., Config]
 
@@ -200,3 +201,33 @@ def test_the_monitor_tells_test_images_that_are_training_images_and_unreadable_o
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "68 of 80 test images (85 %) are also training images" in log
     assert log.count("12 of 80 test images can't be read (12 of 16 of class cat)") == 1, "not again each epoch"
+
+
+def test_a_run_folder_inside_its_own_images_is_no_image(tiny: Tiny, own_photos: Path) -> None:
+    settings = {"data.source": str(own_photos), "optim.epochs": 1}
+    mocokit.pretrain(tiny(**settings), out=own_photos / "cat" / "run")
+    assert (own_photos / "cat" / "run" / "views.png").is_file()
+    assert mocokit.resume(own_photos / "cat" / "run").step == 5
+
+
+SCRIPT = """
+import os, sys
+os.environ["LOCAL_RANK"] = "0"  # as if each rank had a machine of its own
+from mocokit import distributed
+from mocokit.data.sources.open_source import open_source
+from mocokit.run.data_identity import identify_images
+with distributed.session("cpu"):
+    print(identify_images(open_source(sys.argv[1 + distributed.rank()])).num_images)
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_machines_with_other_images_are_told_apart(own_photos: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(SCRIPT)
+    program = (str(tmp_path / "look.py"),)
+    code, said = finish(start([str(photos), str(own_photos)], ranks=2, program=program))
+    assert code == 0, said
+    _exchange_one(own_photos)
+    code, said = finish(start([str(photos), str(own_photos)], ranks=2, program=program))
+    assert code != 0 and "the machine of rank 1 has other images than that of rank 0" in said
