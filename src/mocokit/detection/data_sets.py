@@ -164,7 +164,7 @@ def read_voc_annotation(path: Path) -> tuple[tuple[int, int], list[VocObject]]:
         tree = ET.ElementTree(ET.fromstring(text))
         size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         objects = [_parse_object(element) for element in tree.iter("object")]
-    except (ET.ParseError, OSError, ValueError) as error:
+    except (ET.ParseError, OSError, ValueError, OverflowError) as error:  # OverflowError: a size of inf
         raise ValueError(f"data={path}: not a VOC annotation ({error})") from error
     return (size[0], size[1]), objects
 

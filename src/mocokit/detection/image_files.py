@@ -20,6 +20,8 @@ def stored_size(path: Path) -> tuple[int, int]:
 
     """
     try:
+        if not path.is_file():  # also a pipe, which never ends
+            raise FileNotFoundError("no such file")
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # about large sizes; the decoder has its own limit
             sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mocokit.data.batch import BadImage
+from mocokit.settings import require
 
 LOGGER = logging.getLogger("mocokit")
 
@@ -40,6 +41,7 @@ class ReadTally:
         *,
         max_share: float,
     ) -> None:
+        require(0 <= max_share <= 1, "max_bad_share", max_share, "must be a share of the images, 0 to 1")
         self.role = role
         self.indices = indices
         self.labels = labels

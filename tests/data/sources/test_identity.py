@@ -164,6 +164,12 @@ def test_a_file_that_vanished_since_it_was_listed_is_other_data(own_photos: Path
     assert describe_change(before, identify(source)) == "80 images now: 1 with other content (brick/009.jpg)"
 
 
+def test_a_pipe_among_the_files_is_not_opened(own_photos: Path) -> None:
+    os.mkfifo(own_photos / "cat" / "pipe.jpg")
+    identity = _identify(own_photos)
+    assert identity.sizes[identity.names.index("cat/pipe.jpg")] == content.MISSING
+
+
 class Squares(ImageSource):
     """Images that are computed; one of them can be exchanged."""
 

@@ -14,6 +14,7 @@ Times of modification are left out: a copy of the files has new ones and is the 
 """
 
 import hashlib
+import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from mocokit.data.sources.archives import TarSource, ZipSource
 from mocokit.data.sources.limits import ARCHIVE_ERRORS
 from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.shards import ShardSource, is_url
-from mocokit.data.sources.sources import FileSource, IdxSource, ImageSource
+from mocokit.data.sources.sources import FileSource, IdxSource, ImageSource, RawImage
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ UNREADABLE = 1
 """Stands for the content hash of a sampled image that can't be read."""
 
 _THREADS = 16
-_CHUNK = 1024
+_CHUNK = 64
+"""Files that a thread looks at before it asks for more."""
 
 _Span = tuple[Path, int, int]
 """(file, offset, size) of a stored image"""
@@ -106,15 +108,19 @@ def _in_threads(function: Callable[[T], int], items: Sequence[T]) -> list[int]:
 
 
 def _size(path: Path) -> int:
+    """Return the size of a regular file; a device or a pipe, which never ends, counts as missing."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except (OSError, ValueError):  # ValueError: a path with a NUL character
         return MISSING
+    return status.st_size if stat.S_ISREG(status.st_mode) else MISSING
 
 
 def _hash_span(place: _Span) -> int:
     """Return the content hash of `size` bytes from `offset` on in a file; UNREADABLE if they can't be read."""
     path, offset, size = place
+    if size < 0:
+        return UNREADABLE
     try:
         with path.open("rb") as file:
             return _hash_pieces(file, offset, size)
@@ -126,7 +132,7 @@ def _hash_pieces(file: BinaryIO, offset: int, size: int) -> int:
     """Return the hash of a stored image: of all its bytes, or of its start, middle and end if it is large."""
     if size <= WHOLE_BYTES:
         file.seek(offset)
-        return _hash(file.read(max(size, 0)))
+        return _hash(file.read(size))
     piece = WHOLE_BYTES // 3
     digest = hashlib.blake2b(digest_size=8)
     for start in (0, (size - piece) // 2, size - piece):
@@ -175,8 +181,11 @@ def _shard_contents(source: ShardSource, names: Sequence[str]) -> Contents:
     shards, offsets, sizes, checksums = source.index.members
     if (checksums >= 0).all():
         return sizes, _from_checksums(checksums)
-    if any(is_url(shard) for shard in source.shards):
-        return sizes, _hash_reads(source, draw_sample(names, SAMPLED_READS))[1]
+    if is_remote(source):
+        sampled = draw_sample(names, SAMPLED_READS)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="identity") as threads:
+            hashes = list(threads.map(lambda index: _hash_raw(source.read(index)), sampled))
+        return sizes, _spread(sampled, hashes, len(names))
     columns = zip(shards.tolist(), offsets.tolist(), sizes.tolist(), strict=True)
     return _hash_spans([(Path(source.shards[shard]), offset, size) for shard, offset, size in columns], names)
 
@@ -189,7 +198,7 @@ def _hash_spans(places: Sequence[_Span], names: Sequence[str]) -> Contents:
 
 
 def _hash_reads(source: ImageSource, sampled: Sequence[int]) -> Contents:
-    """Return the contents of images that are read whole; sizes are those of the sample."""
+    """Return the contents of images that are read whole, one by one; sizes are those of the sample."""
     sizes = np.full(len(source), UNKNOWN, np.int64)
     hashes = list[int]()
     for index in sampled:
@@ -198,12 +207,20 @@ def _hash_reads(source: ImageSource, sampled: Sequence[int]) -> Contents:
         except OSError:
             hashes.append(UNREADABLE)
             continue
-        if isinstance(raw, bytes):
-            hashes.append(_hash_pieces(BytesIO(raw), 0, len(raw)))
-        else:
-            hashes.append(_hash(repr(raw.shape).encode() + raw.tobytes()))
+        hashes.append(_hash_raw(raw))
         sizes[index] = len(raw) if isinstance(raw, bytes) else raw.nbytes
     return sizes, _spread(sampled, hashes, len(source))
+
+
+def _hash_raw(raw: RawImage) -> int:
+    if isinstance(raw, bytes):
+        return _hash_pieces(BytesIO(raw), 0, len(raw))
+    return _hash(repr(raw.shape).encode() + raw.tobytes())
+
+
+def is_remote(source: ImageSource) -> bool:
+    """Return True if reading an image of the source is a request to a server."""
+    return isinstance(source, ShardSource) and any(is_url(shard) for shard in source.shards)
 
 
 def has_checksums(source: ImageSource) -> bool:
@@ -224,7 +241,7 @@ def hash_images(source: ImageSource, positions: Sequence[int]) -> list[int]:
         return _in_threads(_hash_span, [(path, 0, _size(path)) for path in paths])
     if isinstance(source, TarSource):
         return _in_threads(_hash_span, [(source.path, *source.spans[index]) for index in positions])
-    if isinstance(source, ShardSource) and not any(is_url(shard) for shard in source.shards):
+    if isinstance(source, ShardSource) and not is_remote(source):
         columns = zip(*(column[list(positions)].tolist() for column in source.index.members[:3]), strict=True)
         return _in_threads(_hash_span, [(Path(source.shards[shard]), offset, size) for shard, offset, size in columns])
     hashes = _hash_reads(source, positions)[1]

@@ -125,15 +125,15 @@ def load_identity(raw: bytes, *, like: DataIdentity) -> DataIdentity | None:
                 return None
             loaded = DataIdentity(
                 names=_split(arrays["names"]),
-                sizes=arrays["sizes"],
-                contents=arrays["contents"],
+                sizes=arrays["sizes"].astype(np.int64),
+                contents=arrays["contents"].astype(np.uint64),
                 labels=arrays["labels"].astype(np.int64),
                 class_names=_split(arrays["class_names"]),
             )
     except ARCHIVE_ERRORS:
         return None
     count = len(loaded.names)
-    fits = len(loaded.sizes) == len(loaded.contents) == count and len(loaded.labels) in (0, count)
+    fits = loaded.sizes.shape == loaded.contents.shape == (count,) and loaded.labels.shape in ((0,), (count,))
     labels_fit = not loaded.labels.size or 0 <= loaded.labels.min() <= loaded.labels.max() < len(loaded.class_names)
     return loaded if fits and labels_fit else None
 

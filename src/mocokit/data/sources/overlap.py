@@ -1,6 +1,7 @@
 """Find test images that are training images too, byte for byte.
 
-Only images of equal size are opened, and MAX_HASHED at most. An image that was encoded again is not found.
+Only images of equal size are opened, and MAX_HASHED at most (SAMPLED_READS behind a url). An image that was
+encoded again is not found.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.sources.content import NOT_SAMPLED, UNREADABLE, has_checksums, hash_images
+from mocokit.data.sources.content import NOT_SAMPLED, SAMPLED_READS, UNREADABLE, has_checksums, hash_images, is_remote
 from mocokit.data.sources.identity import DataIdentity
 from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.sources import IdxSource, ImageSource
@@ -59,7 +60,8 @@ def find_overlap(
         found = [index for index, pair in enumerate(pairs) if pair in keys and pair[1] != NOT_SAMPLED]
         chosen = same_size
     else:
-        chosen, partners = _choose(same_size, test_identity.sizes, train_identity.sizes)
+        limit = SAMPLED_READS if is_remote(train) or is_remote(test) else MAX_HASHED
+        chosen, partners = _choose(same_size, test_identity.sizes, train_identity.sizes, limit)
         hashes = set(hash_images(train, partners.tolist())) - {UNREADABLE}
         found = [
             index
@@ -77,12 +79,12 @@ def _is_comparable(train: ImageSource, test: ImageSource) -> bool:
 
 
 def _choose(
-    same_size: NDArray[np.int64], test_sizes: NDArray[np.int64], train_sizes: NDArray[np.int64]
+    same_size: NDArray[np.int64], test_sizes: NDArray[np.int64], train_sizes: NDArray[np.int64], limit: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return positions of test images, and of all training images of their sizes, MAX_HASHED together."""
+    """Return positions of test images, and of all training images of their sizes, `limit` together."""
     drawn = same_size[permutation(0, Purpose.SUBSET, len(same_size))]
     while True:
         partners = np.flatnonzero(np.isin(train_sizes, test_sizes[drawn]))
-        if len(drawn) + len(partners) <= MAX_HASHED or len(drawn) <= 1:
-            return np.sort(drawn), partners[:MAX_HASHED]
+        if len(drawn) + len(partners) <= limit or len(drawn) <= 1:
+            return np.sort(drawn), partners[:limit]
         drawn = drawn[: len(drawn) // 2]
