@@ -79,6 +79,18 @@ def test_only_a_sample_is_opened_if_many_sizes_are_equal(tmp_path: Path, monkeyp
     assert "test images looked at (100 %)" in str(found)
 
 
+def test_a_part_is_compared_if_all_images_have_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(200):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / "train" / f"{number:03d}.bmp")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    monkeypatch.setattr(overlap, "MAX_HASHED", 150)
+    found = _overlap(tmp_path / "train", tmp_path / "test")
+    assert found.at_least and found.looked_at == 75
+    assert 10 < found.shared < 50, "75 of 75 are shared, and 75 of 200 training images were looked at"
+    assert str(found).startswith(f"at least {found.shared} of 75 test images looked at (")
+
+
 def test_images_of_idx_files_are_compared_by_their_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (30, 6, 6), dtype=np.uint8)
     for name, rows in (("a", pixels[:20]), ("b", pixels[15:])):

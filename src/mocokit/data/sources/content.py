@@ -77,7 +77,7 @@ def contents_of(source: ImageSource, names: Sequence[str]) -> Contents:
         return _hash_spans(places, names)
     if isinstance(source, ShardSource):
         return _shard_contents(source, names)
-    if isinstance(source, IdxSource | ImageList):
+    if is_in_memory(source):
         return _hash_reads(source, range(len(source)))
     return _hash_reads(source, draw_sample(names, SAMPLED_READS))
 
@@ -216,6 +216,11 @@ def _hash_raw(raw: RawImage) -> int:
     if isinstance(raw, bytes):
         return _hash_pieces(BytesIO(raw), 0, len(raw))
     return _hash(repr(raw.shape).encode() + raw.tobytes())
+
+
+def is_in_memory(source: ImageSource) -> bool:
+    """Return True if the source holds all pixels in memory, so that hashing them reads nothing."""
+    return isinstance(source, IdxSource | ImageList)
 
 
 def is_remote(source: ImageSource) -> bool:

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.sources.archives import TarSource, ZipSource
-from mocokit.data.sources.content import NOT_SAMPLED, UNKNOWN, contents_of
+from mocokit.data.sources.content import NOT_SAMPLED, UNKNOWN, contents_of, is_in_memory
 from mocokit.data.sources.limits import ARCHIVE_ERRORS
-from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.shards import ShardSource
-from mocokit.data.sources.sources import FileSource, IdxSource, ImageSource
+from mocokit.data.sources.sources import FileSource, ImageSource
 
 FORMAT = 1
 """Version of the identity. Raise it if a change of code gives another one for the same images."""
@@ -84,7 +83,7 @@ def identify(source: ImageSource) -> DataIdentity:
 
 def image_names(source: ImageSource) -> tuple[str, ...]:
     """Return a name for each image that does not depend on the folder that the data is in."""
-    if isinstance(source, IdxSource | ImageList):
+    if is_in_memory(source):
         return tuple(map(str, range(len(source))))
     if isinstance(source, FileSource | ZipSource | TarSource | ShardSource):
         return relative_names(source.names)
