@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import random
 import resource
 import signal
@@ -39,7 +40,9 @@ from mocokit.data.decode.decode import decode
 from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
 from mocokit.data.sources.identity import DataIdentity, describe_change, load_identity
 from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.plain_pickle import load_plain_pickle
 from mocokit.data.sources.shard_index import ShardIndex, load_index
+from mocokit.data.sources.suffixes import reads_avif
 from mocokit.detection.data_sets import read_voc_annotation
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
@@ -164,6 +167,7 @@ def _images() -> tuple[bytes, ...]:
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("PPM", {}),
+        *([("AVIF", {"speed": 10})] if reads_avif() else []),
     ]
     files = []
     for kind, options in kinds:
@@ -190,6 +194,45 @@ def _archives(images: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
             member.size = len(raw)
             t.addfile(member, io.BytesIO(raw))
     return stored.getvalue(), packed.getvalue(), tar.getvalue()
+
+
+def _tar(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, raw in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.LNKTYPE if target in members else tarfile.SYMTYPE
+            member.linkname = target
+            archive.addfile(member)
+    return file.getvalue()
+
+
+def _special_tars(image: bytes) -> dict[str, bytes]:
+    """Return a tar file with links, one of tar files, a WebDataset shard, and CIFAR in two versions, all very small."""
+    files = {"cat/1.jpg": image, "dog/2.jpg": image[:99]}
+    links = {"cat/3.jpg": "cat/1.jpg", "dog/4.jpg": "../cat/3.jpg", "dog/5.jpg": "/etc/passwd"}
+    row = bytes(range(256)) * 12
+    batch = {"data": np.frombuffer(row * 2, np.uint8).reshape(2, 3072), "labels": [0, 1], "filenames": ["a", "b"]}
+    names = pickle.dumps({"label_names": ["cat", "dog"]}, protocol=2)
+    return {
+        "links": _tar(files, links),
+        "inner": _tar({"n01.tar": _tar(files, links), "n02.tar": _tar({"5.jpg": image})}),
+        "shard": _tar({"v.01.jpg": image, "v.02.jpg": image, "v.01.cls": b"3", "v.02.json": b'{"label": 7}'}),
+        "json": _tar({"1.jpg": image, "1.json": b'{"label": 7, "size": [4, 5]}'}),
+        "pickles": _tar(
+            {"cifar-10-batches-py/data_batch_1": pickle.dumps(batch, 2), "cifar-10-batches-py/meta": names}
+        ),
+        "binary": _tar({"cifar-100-binary/train.bin": b"\1\2" + row, "cifar-100-binary/test.bin": b"\1\2" + row}),
+    }
+
+
+def _pickles() -> tuple[bytes, ...]:
+    batch = {"data": np.arange(12, dtype=np.uint8).reshape(2, 6), b"labels": [0, 300], "names": ["a", b"b", None, 1.5]}
+    return tuple(pickle.dumps(batch, protocol=protocol) for protocol in (2, 4, 5))
 
 
 def _index() -> bytes:
@@ -234,6 +277,9 @@ def build_readers() -> dict[str, Reader]:
     checkpoint = _checkpoint()
     pickled = next(name for name in zipfile.ZipFile(io.BytesIO(checkpoint)).namelist() if name.endswith("data.pkl"))
     lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
+    odd_lists = tuple(text.decode().encode(code) for text in lists for code in ("utf-8-sig", "utf-16", "utf-16-be"))
+    wide = (b"id;file;label\n1;a.jpg;x\n2;b c.jpg;y\n", b"image,MEL,NV\na.jpg,1,0\n", b"a.jpg,3,x\nb c.jpg,4,y\n")
+    tars = _special_tars(images[0])
     config = tuple(to_toml(get_preset(name)).encode() for name in ("moco-v1", "moco-v2-small"))
     return {
         "image": Reader(".img", images, _decode),
@@ -245,6 +291,13 @@ def build_readers() -> dict[str, Reader]:
         "gzip of IDX": Reader("-images-idx3-ubyte.gz", (gzip.compress(idx),), _read_images),
         "list .txt": Reader(".txt", lists, _read_images),
         "list .csv": Reader(".csv", lists[1:], _read_images),
+        "list of odd encodings": Reader(".txt", odd_lists, _read_images),
+        "table of odd columns": Reader(".csv", (*wide, *odd_lists), _read_images),
+        "tar with links": Reader(".tar", (tars["links"], tars["inner"]), _read_images, _mend_tar),
+        "tar of tars": Reader(".tar", (tars["inner"],), _read_images, _mend_tar),
+        "WebDataset shard": Reader(".tar", (tars["shard"], tars["json"]), _read_images, _mend_tar),
+        "CIFAR": Reader(".tar.gz", (tars["pickles"], tars["binary"]), _read_images, _gzip_of_tar),
+        "plain pickle": Reader(".pkl", _pickles(), lambda path: load_plain_pickle(path.read_bytes())),
         "shard index": Reader(".npz", (index,), _load_index),
         "shard index, names": Reader(".npz", (_part(index, "names.npy"),), _load_index, _in_zip(index, "names.npy")),
         "shard index, members": Reader(
@@ -264,6 +317,10 @@ def build_readers() -> dict[str, Reader]:
         "backbone": Reader(".safetensors", (_backbone(),), load_backbone),
         "config": Reader(".toml", config, lambda path: from_toml(path.read_text(encoding="utf-8"))),
     }
+
+
+def _gzip_of_tar(raw: bytes) -> bytes:
+    return gzip.compress(_mend_tar(raw), 1)
 
 
 def _load_index(path: Path) -> ShardIndex:

@@ -1,6 +1,6 @@
 """Fuzz every reader guided by coverage: atheris keeps inputs that reach new lines of mocokit, and changes them further.
 
-    python experiments/fuzz_guided.py --seconds 120        # for each of 18 readers
+    python experiments/fuzz_guided.py --seconds 120        # for each of 25 readers
 
 Readers, valid files and allowed outcomes are those of fuzz.py, which changes files blindly. Each reader runs in a
 process of its own. The result file has the number of inputs, the coverage, the memory and the findings.

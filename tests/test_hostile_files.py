@@ -141,7 +141,7 @@ def test_a_list_can_not_make_the_loader_read_a_device_or_a_pipe(tmp_path: Path) 
             source.read(index)
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xfe\x00bad", b'"' + b"x" * 200_000 + b'"\n'])
+@pytest.mark.parametrize("raw", [b"\xff\x00bad", b"\xff\xfeodd", b"\xff\xfe\0\0", b'"' + b"x" * 200_000 + b'"\n'])
 def test_a_list_that_is_no_text_is_an_error(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "l.csv").write_bytes(raw)
     with pytest.raises(ValueError, match="not a list in UTF-8 text"):

@@ -99,6 +99,8 @@ IMAGENET: dict[str, dict[str, object]] = {
     "data": {
         "source": "",
         "test": "",
+        "label_column": "",
+        "path_column": "",
         "image_size": 224,
         "first_image_size": 0,
         "global_batch_size": 256,

@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -119,3 +120,58 @@ def test_a_name_that_two_images_have_is_an_error(photos: Path, tmp_path: Path) -
     (tmp_path / "ids.txt").write_text(min(twins))
     with pytest.raises(ValueError, match="several images have that name"):
         read_id_list(tmp_path / "ids.txt", open_source(photos))
+
+
+def _say(lines: list[str], data: Path, test: Path | None = None) -> tuple[LabelledImages, LabelledImages]:
+    return open_train_and_test(data, test, VIEW, seed=0, on_data=lines.append)
+
+
+def test_a_test_folder_of_one_class_has_that_class(photos: Path, tmp_path: Path) -> None:
+    for place in ("test/grass", "deep/test/v1/grass/part1"):
+        shutil.copytree(photos / "grass", tmp_path / place)
+    for folder in ("test", "deep"):
+        lines = list[str]()
+        _, test = _say(lines, photos, tmp_path / folder)
+        assert {test.class_names[test.labels[index]] for index in test.indices} == {"grass"}
+        assert lines[1] == f"test: 16 images in 1 class (grass 16); from {tmp_path / folder}"
+
+
+def test_a_test_folder_of_one_unknown_class_is_blamed_by_its_path(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "grass", tmp_path / "test" / "lawn")
+    with pytest.raises(ValueError, match=rf"^test={tmp_path}/test: no labels \(all in the folder lawn\); give class"):
+        _say([], photos, tmp_path / "test")
+    shutil.copytree(photos / "cat", tmp_path / "test" / "cat")
+    with pytest.raises(ValueError, match=rf"^test={tmp_path}/test: classes \['lawn'\] are not among those of the"):
+        _say([], photos, tmp_path / "test")
+
+
+def test_training_images_without_labels_say_why(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "grass", tmp_path / "grass")
+    with pytest.raises(ValueError, match=r"^data=.*: no labels \(all in the folder grass\)"):
+        _say([], tmp_path)
+    for number in range(4):
+        shutil.copy(photos / "cat" / next((photos / "cat").iterdir()).name, tmp_path / f"loose{number}.jpg")
+    with pytest.raises(ValueError, match=r"no labels \(since 4 lie beside the folders grass: loose0.jpg"):
+        _say([], tmp_path)
+
+
+def test_a_stray_image_does_not_cost_the_labels(own_photos: Path) -> None:
+    shutil.copy(next((own_photos / "cat").iterdir()), own_photos / "grid.jpg")
+    lines = list[str]()
+    train, _ = _say(lines, own_photos)
+    assert len(train.labels) == 80
+    assert lines[0].endswith("left out: 1 image beside the folders (grid.jpg)")
+
+
+def test_the_test_part_of_a_split_is_tested_on_unless_another_is_named(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "d" / "train")
+    for name in ("cat", "grass"):
+        shutil.copytree(photos / name, tmp_path / "d" / "val" / name)
+    lines = list[str]()
+    train, test = _say(lines, tmp_path / "d")
+    assert (len(train.indices), len(test.indices)) == (80, 32)
+    assert test.location == str(tmp_path / "d" / "val")
+    assert lines[0].startswith(
+        "data: 80 images in 5 classes (brick 16, cat 16, coffee 16, grass 16, rocket 16) (train/, "
+    )
+    assert _say([], tmp_path / "d", tmp_path / "d" / "train")[1].location == str(tmp_path / "d" / "train")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +152,31 @@ def test_too_many_bad_images_stop_the_run_with_examples(tiny: Tiny, own_photos: 
         ValueError, match=r"max_bad_share=0.01: \d+ of 80 images can't be used, for example .*empty file"
     ):
         mocokit.pretrain(tiny(**{"data.source": str(own_photos)}), out=tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    count = int(re.findall(r"(\d+) of 80 images can't be used", log)[-1])
+    named = set(re.findall(r"bad image (\S+): empty file", log))
+    assert len(named) == count, "the message says that log.txt names each"
+
+
+def test_the_log_tells_the_images_and_names_the_files_left_out(
+    tiny: Tiny, own_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own_photos / "cat", tmp_path / "test" / "cat")
+    for number in range(3):
+        (own_photos / "cat" / f"IMG_{number}.heic").write_bytes(b"x")
+    settings = {"data.source": str(own_photos), "data.test": str(tmp_path / "test"), "run.knn_every": 2, "run.knn_k": 5}
+    with pytest.raises(ValueError, match=r"^data.max_bad_share=0.01: 3 of 83 images are left out: 3 .heic files"):
+        mocokit.pretrain(tiny(**settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    mocokit.pretrain(tiny(**settings, **{"data.max_bad_share": 0.05, "optim.epochs": 1}), out=tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for line in (
+        "data: 80 images in 5 classes (brick 16, cat 16, ",
+        "; left out: 3 .heic files (not read; convert them",
+    ):
+        assert line in log
+        assert line in capsys.readouterr().err or line.startswith(";")
+    assert [f"left out: cat/IMG_{number}.heic: " in log for number in range(3)] == [True] * 3
 
 
 def test_a_cut_checkpoint_is_passed_over_on_resume(tiny: Tiny, tmp_path: Path) -> None:

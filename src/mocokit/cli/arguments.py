@@ -16,6 +16,27 @@ SHORT_FLAGS = {
 """Flags that stand for others: the paper's column "cos"."""
 
 
+def tell(line: str) -> None:
+    """Print a line about the images on standard error, on the main rank."""
+    from mocokit import distributed
+
+    if distributed.started_as_main():
+        print(line, file=sys.stderr)
+
+
+def with_label_column(data: str, test: str, label_column: str, path_column: str) -> tuple[str, str | None]:
+    """Return the locations of `data` and `test` with the columns to read; None for an empty `test`.
+
+    The columns count for `test` too if it is a list.
+    """
+    from mocokit.data.sources.open_source import with_columns
+
+    data = with_columns(data, label_column=label_column, path_column=path_column)
+    if test.lower().endswith((".csv", ".tsv")):
+        test = with_columns(test, label_column=label_column, path_column=path_column)
+    return data, test or None
+
+
 def take_name(arguments: list[str], what: str, usage: str) -> tuple[str, list[str]]:
     """Return the first argument, which names `what`, and the rest.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_preset
+from mocokit.cli.arguments import take_preset, tell
 
 if TYPE_CHECKING:
     from mocokit.plan.bench import BenchResult
@@ -34,7 +34,7 @@ def bench_command(arguments: list[str]) -> int:
 
     from mocokit.plan.bench import bench
 
-    result = bench(asked.config, seconds=asked.seconds)
+    result = bench(asked.config, seconds=asked.seconds, on_data=tell)
     text = json.dumps({**asdict(result), "bound": result.bound}, indent=1)
     if asked.json == "-":
         print(text)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_name, tell, with_label_column
 
 if TYPE_CHECKING:
     from mocokit.evaluate.results import Row
@@ -19,7 +19,12 @@ class Flags:
     data: str
     """Labelled images to train on."""
     test: str = ""
-    """Labelled images to test on; empty: a held-out tenth of `data`."""
+    """Labelled images to test on; empty: the test part of `data` if that is a split (train/, val/), else a held-out
+    tenth."""
+    label_column: str = ""
+    """Column of the labels of a .csv or .tsv list, by its header or number; CIFAR-100: coarse."""
+    path_column: str = ""
+    """Column of its paths."""
     seeds: int = 1
     """Number of seeds; each draws its own subsets, crops and initial weights. The table has means and deviations."""
     epochs_scale: float = 1.0
@@ -129,11 +134,12 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
     from mocokit.evaluate.evaluation import evaluate, results_folder
     from mocokit.evaluate.results import text_table
 
+    data, test = with_label_column(flags.data, flags.test, flags.label_column, flags.path_column)
     with _live_line() as (say, on_rows):
         rows = evaluate(
             run,
-            data=flags.data,
-            test=flags.test or None,
+            data=data,
+            test=test,
             protocols=protocols,
             baselines=baselines,
             seeds=range(flags.seeds),
@@ -144,10 +150,11 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
             max_bad_share=flags.max_bad_share,
             say=say,
             on_rows=on_rows,
+            on_data=tell,
         )
     if not rows:
         return 1  # the log tells why each protocol was skipped
-    tested = flags.test or f"a tenth of {flags.data}, held out"
+    tested = flags.test or rows[0].test or f"a tenth of {flags.data}, held out"
     print(f"\naccuracy (%) on {rows[0].test_images:,} test images ({tested})\n\n{text_table(rows)}")
     _print_choices(rows)
     folder = results_folder(run)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_name, tell
 
 USAGE = "export RUN --to torchvision|timm|detectron2|huggingface|onnx|safetensors|official OUT [--data D]"
 
@@ -25,7 +25,7 @@ def export_command(arguments: list[str]) -> int:
         """
         from mocokit.run.export import export_run
 
-        result = export_run(run, to=to, out=out, data=data or None)
+        result = export_run(run, to=to, out=out, data=data or None, on_data=tell)
         print(f"wrote {', '.join(map(str, (*result.exported.files, *result.card_files)))}")
         for reader, difference in result.proof.differences.items():
             print(f"largest difference from mocokit's features: {difference:.1e} ({reader}, {result.images})")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mocokit.cli.arguments import take_name
+from mocokit.cli.arguments import take_name, tell, with_label_column
 
 if TYPE_CHECKING:
     from mocokit.evaluate.report_knn import KnnRow
@@ -18,6 +18,8 @@ def knn_command(arguments: list[str]) -> int:
         *,
         data: str,
         test: str = "",
+        label_column: str = "",
+        path_column: str = "",
         baselines: bool = False,
         workers: int = -1,
         device: str = "auto",
@@ -28,7 +30,10 @@ def knn_command(arguments: list[str]) -> int:
 
         Args:
             data: Labelled images that vote.
-            test: Labelled images to classify; empty: a held-out tenth of `data`.
+            test: Labelled images to classify; empty: the test part of `data` if that is a split (train/, val/), else
+                a held-out tenth.
+            label_column: Column of the labels of a .csv or .tsv list, by its header or number; CIFAR-100: coarse.
+            path_column: Column of its paths.
             baselines: Also measure raw pixels and the same network with random weights.
             workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
             device: auto, cpu, cuda or cuda:N.
@@ -39,15 +44,17 @@ def knn_command(arguments: list[str]) -> int:
         from mocokit import distributed
         from mocokit.evaluate.report_knn import compare_with_baselines
 
+        bank, queries = with_label_column(data, test, label_column, path_column)
         rows = compare_with_baselines(
             run,
-            bank=data,
-            queries=test or None,
+            bank=bank,
+            queries=queries,
             baselines=baselines,
             num_workers=workers,
             device_name=device,
             seed=seed,
             max_bad_share=max_bad_share,
+            on_data=tell,
         )
         if distributed.started_as_main():
             print_knn(rows)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
+from mocokit.cli.arguments import tell, with_label_column
+
 if TYPE_CHECKING:
     from mocokit.data.packing.pack import PackResult
 
@@ -20,6 +22,8 @@ def pack_command(arguments: list[str]) -> int:
         quality: int = 90,
         shard_mb: int = 256,
         workers: int = -1,
+        label_column: str = "",
+        path_column: str = "",
     ) -> int:
         """Pack images into tar shards with an index, which WebDataset reads too.
 
@@ -31,6 +35,8 @@ def pack_command(arguments: list[str]) -> int:
             quality: JPEG quality of shrunk images, 1..100.
             shard_mb: Maximal size of a shard (MiB).
             workers: Processes that decode and encode; 0: this process; -1: one per core.
+            label_column: Column of the labels of a .csv or .tsv list, by its header or number; CIFAR-100: coarse.
+            path_column: Column of its paths.
 
         """
         from mocokit.data.loading.loader import count_cores
@@ -40,13 +46,14 @@ def pack_command(arguments: list[str]) -> int:
 
         with _progress_bar("packing") as on_progress:
             result = pack_images(
-                data,
+                with_label_column(data, "", label_column, path_column)[0],
                 out,
                 short_side_px=short_side,
                 quality=quality,
                 shard_bytes=shard_mb * 2**20,
                 max_image_px=MAX_IMAGE_PX,
                 on_progress=on_progress,
+                on_data=tell,
                 workers=workers if workers >= 0 else count_cores(),
             )
         _print_summary(result, "skipped")

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from mocokit.cli.arguments import take_option, take_preset
+from mocokit.cli.arguments import take_option, take_preset, tell
 
 if TYPE_CHECKING:
     from mocokit.config.schema import Config
@@ -16,7 +16,8 @@ def plan_command(arguments: list[str]) -> int:
     import tyro
 
     from mocokit.config.schema import Config
-    from mocokit.data.sources.open_source import open_source
+    from mocokit.data.sources.left_out import describe_source
+    from mocokit.data.sources.open_source import open_source, with_columns
     from mocokit.plan.cost_model import Surroundings, plan
 
     flags = "--devices 8xH100 [--data D] [--num-images N] [any flag of pretrain]"
@@ -41,8 +42,11 @@ def plan_command(arguments: list[str]) -> int:
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)
     if found is None:
         raise ValueError(f"devices={asked.devices}: write number and kind, such as 8xH100")
-    source = asked.config.data.source
-    num_images = len(open_source(source)) if source else asked.num_images
+    num_images = asked.num_images
+    if data := asked.config.data.source:
+        source = open_source(with_columns(data, path_column=asked.config.data.path_column))
+        num_images = len(source)
+        tell(f"data: {describe_source(source)}")
     _print_plan(
         plan(asked.config, device=found[2], world_size=int(found[1]), num_images=num_images, around=asked.around)
     )

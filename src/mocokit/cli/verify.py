@@ -55,13 +55,17 @@ def _print_parity(data: str, device: str) -> int:
     import PIL
     import torchvision
 
+    from mocokit.cli.arguments import tell
     from mocokit.data.augment.recipes import AUG_PLUS
     from mocokit.data.parity import draw_parity, parity_images, pixel_parity
+    from mocokit.data.sources.left_out import describe_source
     from mocokit.data.sources.open_source import open_source
     from mocokit.engine.precision import pick_device
     from mocokit.run.demo import sample_path
 
-    images = parity_images(open_source(data or sample_path("test")), count=200, seed=0)
+    source = open_source(data or sample_path("test"))
+    tell(f"data: {describe_source(source)}")
+    images = parity_images(source, count=200, seed=0)
     pixels = pixel_parity(images, device=pick_device(device, local_rank=0), seed=0)
     print(f"views against Pillow {PIL.__version__} and torchvision {torchvision.__version__}, in levels of 0..255")
     print(f"{'done by':18}{'operation':30}{'views':>6}{'max error':>11}{'mean error':>12}{'allowed':>9}")

@@ -21,10 +21,16 @@ class DataConfig:
     """Source of the images, and how they are read."""
 
     source: Annotated[str, flag("--data")] = ""
-    """Training images: a folder tree, .txt/.csv/.tsv list, .zip, .tar, IDX file, or tar shards (the folder that
-    `mocokit pack` makes, or shards-{000..127}.tar; also s3://, gs://, https://); labels are not needed."""
+    """Training images: a folder tree, .txt/.csv/.tsv list, .zip, .tar, IDX file, CIFAR as distributed, or tar shards
+    (the folder that `mocokit pack` makes, or shards-{000..127}.tar; also s3://, gs://, https://); labels are not
+    needed."""
     test: Annotated[str, flag("--test")] = ""
-    """Labelled images for the kNN monitor; empty: a tenth of the training images when they have labels."""
+    """Labelled images for the kNN monitor; empty: the test part of a split (train/, val/), else a tenth of the training
+    images, when they have labels."""
+    label_column: Annotated[str, flag("--label-column")] = ""
+    """Column of the labels of a .csv or .tsv list, by its header or number; CIFAR-100: fine or coarse."""
+    path_column: Annotated[str, flag("--path-column")] = ""
+    """Column of the paths of a .csv or .tsv list."""
     image_size: Annotated[int, flag("--image-size")] = 224
     """Side of a view (pixels)."""
     first_image_size: int = 0

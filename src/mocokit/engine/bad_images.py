@@ -31,19 +31,18 @@ class BadImageCounter:
         """Exchange new bad images between ranks; return those that no rank had seen before the last call.
 
         All ranks must call it: it is a collective, and they all get the same list, in order of the image's index.
-
-        Raises:
-            ValueError: More than `max_share` of the data set is bad.
-
         """
         found = {image.index: image for part in distributed.all_gather_objects(self._new) for image in part.values()}
         new = [image for index, image in sorted(found.items()) if index not in self._known]
         self._known.update(found)
         self._new.clear()
-        if new and len(self._known) > self.max_share * self.num_images:
+        return new
+
+    def require_few(self) -> None:
+        """Raise ValueError if more than `max_share` of the data set is bad, as far as all ranks know."""
+        if len(self._known) > self.max_share * self.num_images:
             examples = "; ".join(f"{image.name} ({image.reason})" for image in list(self._known.values())[:3])
             raise ValueError(
                 f"data.max_bad_share={self.max_share}: {len(self._known)} of {self.num_images} images can't be used, "
                 f"for example {examples}; remove or repair them (log.txt names each), or allow a larger share"
             )
-        return new

@@ -157,14 +157,14 @@ class Recorder:
             raise health.NonFiniteLossError(bad_step, describe_newest(self.folder))
         for image in self.bad_images.exchange():
             self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
+        self.bad_images.require_few()  # after the log names them all
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
         values["epoch"] = step / self.steps_per_epoch
         self.latest.update(values)
         self.metrics.write(step, values)
         self.view.metrics(step, values)
         for line in health.warnings_of_metrics(values, step=step):
-            kind = line.split(":")[0]
-            if kind not in self._warned:
+            if (kind := line.split(":")[0]) not in self._warned:
                 self._warned.add(kind)
                 self._tell(line, level=logging.WARNING)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.left_out import log_line
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import load_backbone
@@ -31,7 +32,7 @@ ALL = (*STANDARD, "linear/moco", "finetune/lr-grid@100%")
 """STANDARD and the two protocols that train on all images for many epochs."""
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of it
     run: str | Path,
     *,
     data: str | Path,
@@ -47,13 +48,14 @@ def evaluate(
     max_bad_share: float = MAX_BAD_SHARE,
     say: Callable[[str], None] = lambda _text: None,
     on_rows: Callable[[list[Row]], None] = lambda _rows: None,
+    on_data: Callable[[str], object] = log_line,
 ) -> list[Row]:
-    """Evaluate a run, and update `evaluation.json` and `evaluation.md` in its folder after each protocol.
+    """Evaluate a run, update its `evaluation.json` and `evaluation.md` after each protocol, and return the new rows.
 
     Args:
         run: Run folder or backbone file.
         data: Labelled images to train on.
-        test: Labelled images to test on; None: a held-out tenth of `data`.
+        test: Labelled images to test on; None: the test part of `data` if that is a split, else a held-out tenth.
         protocols: Names (see `find_protocol`) or own objects (see `EvalProtocol`); skipped if there are too few labels.
         backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also evaluate raw pixels and a random-init backbone, for the protocols that suit them.
@@ -65,9 +67,7 @@ def evaluate(
         max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
         say: Called with a line of progress.
         on_rows: Called with the new rows of each protocol and kind of features.
-
-    Returns:
-        The new rows. The files also keep the rows of earlier calls on the same weights.
+        on_data: Called with a line about each set of images: see describe_source.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
@@ -76,9 +76,10 @@ def evaluate(
     precision = Precision(precision_name, device)
     folder = results_folder(run)
     num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers), max_bad_share=max_bad_share)
+    view = view_of(loaded.card, num_workers=num_workers)
+    opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
     cache = FeatureCache(folder / "features")
-    facts = {"weights": weights_digest(loaded.backbone)[:12], **_identities(data, test, opened, cache)}
+    facts = {"weights": weights_digest(loaded.backbone)[:12], **_identities(data, opened, cache)}
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     rows = list[Row]()
     for seed in seeds:
@@ -94,18 +95,18 @@ def evaluate(
 
 
 def _identities(
-    data: str | Path,
-    test: str | Path | None,
-    opened: tuple[LabelledImages, LabelledImages | None],
-    cache: FeatureCache,
+    data: str | Path, opened: tuple[LabelledImages, LabelledImages | None], cache: FeatureCache
 ) -> dict[str, str]:
-    """Return the locations and identities that rows record; warn of test images that are training images."""
+    """Return locations and identities for the rows of results; warn of test images that are training images.
+
+    Location and identity of a held-out part are empty.
+    """
     train, tested = opened
     identities = [cache.identity(images.reader.source) for images in (train, tested) if images is not None]
     warn_of_overlap(train, tested, identities)
     return {
         "data": absolute_location(str(data)),
-        "test": absolute_location(str(test)) if test else "",
+        "test": absolute_location(tested.location) if tested is not None else "",
         "data_id": identities[0].digest,
         "test_id": identities[1].digest if tested is not None else "",
     }

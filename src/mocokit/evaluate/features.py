@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from mocokit.data.batch import BadImage
 from mocokit.data.loading.loader import build_loader, in_batches
+from mocokit.data.sources.layout import labels_among
+from mocokit.data.sources.left_out import note_of
+from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE, ReadTally
@@ -57,6 +60,8 @@ class LabelledImages:
     view: EvaluationView
     tally: ReadTally
     """Count of the images that could not be read; subsets share it."""
+    location: str = ""
+    """Where the images are, as the user or the data set named it; empty: unknown."""
 
     @property
     def num_readable(self) -> int:
@@ -81,6 +86,8 @@ def choose_images(
     class_names: Sequence[str] | None = None,
     role: str = "",
     max_bad_share: float = MAX_BAD_SHARE,
+    setting: str = "data",
+    location: str = "",
 ) -> LabelledImages:
     """Return the labelled images of the reader's source.
 
@@ -92,21 +99,14 @@ def choose_images(
             this source.
         role: Name of the set in messages, "training" or "test"; empty: labelled images.
         max_bad_share: Largest share of the images that may be unreadable.
+        setting: Setting that messages blame.
+        location: Where the images are, for messages and results.
 
     Raises:
         ValueError: The source has no labels, or has a class that is missing from `class_names`.
 
     """
-    source = reader.source
-    if source.labels is None:
-        raise ValueError("data: no labels; give class folders, a list with labels, or IDX files with their labels")
-    labels = source.labels
-    names = source.class_names if class_names is None else tuple(class_names)
-    if class_names is not None:
-        unknown = sorted(set(source.class_names) - set(class_names))
-        if unknown:
-            raise ValueError(f"test: classes {unknown[:5]} are not among those of the training images")
-        labels = tuple(class_names.index(source.class_names[label]) for label in labels)
+    labels, names = _labels(reader.source, class_names, f"{setting}={location}" if location else setting)
     chosen = tuple(range(len(labels)) if indices is None else indices)
     return LabelledImages(
         reader=reader,
@@ -115,7 +115,39 @@ def choose_images(
         class_names=names,
         view=view,
         tally=ReadTally(role or "labelled", chosen, labels, names, max_share=max_bad_share),
+        location=location,
     )
+
+
+def _labels(
+    source: ImageSource, class_names: Sequence[str] | None, place: str
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return (class number of each image, class names), with the numbers of `class_names` if they are given.
+
+    Raises:
+        ValueError: The source has no labels, or has a class that is missing from `class_names`.
+
+    """
+    own = source.labels
+    if class_names is not None and (own is None or set(source.class_names) - set(class_names)):
+        # One class folder is no layout of classes by itself, but it is one if the training images have that class.
+        among = labels_among(getattr(source, "names", ()), class_names)
+        if among is not None:
+            return among, tuple(class_names)
+    if own is None:
+        why = f" ({note_of(source)})" if note_of(source) else ""
+        raise ValueError(
+            f"{place}: no labels{why}; give class folders (two or more), a list with labels, or IDX files with theirs"
+        )
+    if class_names is None:
+        return own, source.class_names
+    unknown = sorted(set(source.class_names) - set(class_names))
+    if unknown:
+        raise ValueError(
+            f"{place}: classes {unknown[:5]} are not among those of the training images ({list(class_names[:5])}"
+            f"{', ...' if len(class_names) > 5 else ''})"
+        )
+    return tuple(class_names.index(source.class_names[label]) for label in own), tuple(class_names)
 
 
 def draw_indices(size: int, count: int, *, seed: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Measure the kNN accuracy of a run beside its baselines; under torchrun, the images are sharded over the ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import nn
 from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
 from mocokit.data.sources.identity import identify
+from mocokit.data.sources.left_out import log_line
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
@@ -42,19 +44,22 @@ def compare_with_baselines(
     device_name: str = "auto",
     seed: int = 0,
     max_bad_share: float = MAX_BAD_SHARE,
+    on_data: Callable[[str], object] = log_line,
 ) -> list[KnnRow]:
     """Return the kNN accuracy of a run's backbone, after those of the baselines.
 
     Args:
         run: Run folder or backbone file.
         bank: Labelled images that vote.
-        queries: Labelled images to classify; None: a held-out tenth of `bank`.
+        queries: Labelled images to classify; None: the test part of `bank` if that is a split, else a held-out
+            tenth of it.
         backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also measure raw pixels and a random-init backbone.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
         max_bad_share: Largest share of either set that may be unreadable; they are left out.
+        on_data: Called with a line about each set of images; every rank calls it.
 
     Raises:
         ValueError: No backbone or no labels there, or too many images can't be read.
@@ -65,9 +70,9 @@ def compare_with_baselines(
     with distributed.session(device.type):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
-        opened = open_labelled(bank, queries, view, max_bad_share=max_bad_share)
+        opened = open_labelled(bank, queries, view, max_bad_share=max_bad_share, on_data=on_data)
         with distributed.work_alone():
-            if queries is not None and distributed.is_main():
+            if opened[1] is not None and distributed.is_main():
                 warn_of_overlap(*opened, [identify(part.reader.source) for part in opened if part is not None])
         train, test = train_and_test(*opened, seed=seed)
         return [

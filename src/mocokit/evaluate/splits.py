@@ -1,12 +1,13 @@
 """Split labelled images for training, choosing and testing: balanced subsets, id lists and held-out parts, by seed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mocokit.data.sources.identity import DataIdentity
+from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.overlap import find_overlap
@@ -91,19 +92,39 @@ def hold_out(images: LabelledImages, share: float, *, seed: int) -> tuple[Labell
 
 
 def open_labelled(
-    data: str | Path, test: str | Path | None, view: EvaluationView, *, max_bad_share: float = MAX_BAD_SHARE
+    data: str | Path,
+    test: str | Path | None,
+    view: EvaluationView,
+    *,
+    max_bad_share: float = MAX_BAD_SHARE,
+    on_data: Callable[[str], object] = log_line,
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """Open the training images, and the test images if `test` is given.
+    """Open the training images, and the test images if `test` is given or `data` is a split that has some.
+
+    `on_data` is called with a line about each of the two: how many images, of which classes, what was left out.
 
     Raises:
         ValueError: One of the two has no labels, or `test` has a class that is missing from `data`.
 
     """
-    images = choose_images(_reader(data), view, role="training", max_bad_share=max_bad_share)
-    if test is None:
+    reader = _reader(data)
+    on_data(f"data: {describe_source(reader.source)}")
+    images = choose_images(reader, view, location=str(data), role="training", max_bad_share=max_bad_share)
+    test = test or getattr(reader.source, "test_part", "")
+    if not test:
         return images, None
-    names = images.class_names
-    return images, choose_images(_reader(test), view, class_names=names, role="test", max_bad_share=max_bad_share)
+    test_reader = _reader(test)
+    tested = choose_images(
+        test_reader,
+        view,
+        class_names=images.class_names,
+        setting="test",
+        location=str(test),
+        role="test",
+        max_bad_share=max_bad_share,
+    )
+    on_data(f"test: {describe_source(test_reader.source, tested.labels, tested.class_names)}; from {test}")
+    return images, tested
 
 
 def warn_of_overlap(train: LabelledImages, test: LabelledImages | None, identities: Sequence[DataIdentity]) -> None:
@@ -140,9 +161,11 @@ def open_train_and_test(
     *,
     seed: int,
     max_bad_share: float = MAX_BAD_SHARE,
+    on_data: Callable[[str], object] = log_line,
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Open both sets and split them by one seed; raises the errors of `open_labelled`."""
-    return train_and_test(*open_labelled(data, test, view, max_bad_share=max_bad_share), seed=seed)
+    """Open both sets and split them by one seed; arguments and errors of `open_labelled`."""
+    opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
+    return train_and_test(*opened, seed=seed)
 
 
 def _reader(location: str | Path) -> ImageReader:

@@ -24,6 +24,7 @@ from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.loading.loader import count_cores
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.pipelines import decode_for_views
+from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.views import TwoViews, draw_views
 from mocokit.distributed.gradients import GradientSum, gradient_sum
 from mocokit.engine.precision import Precision, pick_device
@@ -81,8 +82,10 @@ class BenchResult:
         return "pixels" if self.pixels_share > 0.5 else "step"
 
 
-def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
+def bench(config: Config, *, seconds: float = 10.0, on_data: Callable[[str], object] = log_line) -> BenchResult:
     """Measure the step, the loader and both together, each for about `seconds`.
+
+    `on_data` is called with a line about the images: how many, of which classes, what was left out.
 
     Raises:
         ValueError: A setting, or the data, does not allow the run.
@@ -91,6 +94,7 @@ def bench(config: Config, *, seconds: float = 10.0) -> BenchResult:
     device = pick_device(config.run.device, local_rank=0)
     keep_freed_memory(device)
     parts = build_run(config, device)
+    on_data(f"data: {describe_source(parts.reader.source)}")
     pixels_ms, megapixels = _time_pixels(config, parts)
     first = next(on_device(itertools.islice(build_batches(config, parts, start_step=0, total_steps=1), 1), device))
     step_ms = _time_step(parts, first, seconds)

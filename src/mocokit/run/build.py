@@ -16,7 +16,8 @@ from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
-from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.left_out import note_of
+from mocokit.data.sources.open_source import open_source, with_columns
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.statistics import measure_mean_std
 from mocokit.data.views import ImageReader
@@ -84,6 +85,8 @@ class Parts:
     card: BackboneCard
     monitor: Monitor | None
     """kNN on labelled images; None without labels."""
+    test_source: ImageSource | None
+    """Images that the monitor classifies; None: some of the training images."""
     num_workers: int
 
 
@@ -98,6 +101,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     data = config.data
     precision = Precision(config.run.precision, device)
     source = _find_source(config, given)
+    test_source = _find_test_source(config, source)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed)
     num_steps = steps_per_epoch(len(source), data.global_batch_size)
     total_steps = num_steps * config.optim.epochs
@@ -132,7 +136,8 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
             step=0,
             numerics=NUMERICS,
         ),
-        monitor=_build_monitor(config, reader, method, precision, device, given),
+        test_source=test_source,
+        monitor=_build_monitor(config, reader, method, precision, device, given, test_source),
         num_workers=choose_workers(data.workers),
     )
 
@@ -148,7 +153,29 @@ def _find_source(config: Config, given: Given) -> ImageSource:
             f"data.source={location}: the run's images were given as an object; give it again: "
             "mocokit.resume(run, data=...)"
         )
-    return open_source(location)
+    return open_source(_with_columns(config, location))
+
+
+def _with_columns(config: Config, location: str) -> str:
+    return with_columns(location, label_column=config.data.label_column, path_column=config.data.path_column)
+
+
+def _find_test_source(config: Config, source: ImageSource) -> ImageSource | None:
+    """Return the images that the monitor classifies: data.test, or the test part of a split; None without both.
+
+    Raises:
+        ValueError: data.test is given, but the training images have no labels.
+
+    """
+    test = config.data.test
+    if test:
+        note = f" ({note_of(source)})" if note_of(source) else ""
+        has_labels = source.labels is not None
+        require(has_labels, "data.test", test, f"the training images have no labels to vote with{note}")
+        is_list = test.lower().endswith((".csv", ".tsv"))
+        return open_source(_with_columns(config, test) if is_list else test)
+    part = str(getattr(source, "test_part", ""))
+    return open_source(part) if part and source.labels is not None else None
 
 
 def build_trained(
@@ -332,16 +359,14 @@ def _build_monitor(
     precision: Precision,
     device: torch.device,
     given: Given,
+    test_source: ImageSource | None,
 ) -> Monitor | None:
     if reader.source.labels is None:
-        if config.data.test:
-            raise ValueError(f"data.test={config.data.test}: the training images have no labels to vote with")
         return None
     workers = choose_workers(config.data.workers, threads_suffice=device.type == "cpu", location=config.data.source)
     test = None
-    if config.data.test:
-        source = open_source(config.data.test)
-        test = ImageReader(source, max_image_px=reader.max_image_px, seed=config.run.seed)
+    if test_source is not None:
+        test = ImageReader(test_source, max_image_px=reader.max_image_px, seed=config.run.seed)
     return build_monitor(
         method,
         reader,
@@ -355,4 +380,5 @@ def _build_monitor(
         seed=config.run.seed,
         precision=precision,
         device=device,
+        test_location=config.data.test or str(getattr(reader.source, "test_part", "")),
     )

@@ -3,13 +3,15 @@
 import copy
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.limits import MAX_IMAGE_PX
-from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.open_source import open_source, with_columns
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
@@ -41,6 +43,7 @@ def export_run(
     out: str | Path,
     data: str | Path | None = None,
     backbone: nn.Module | None = None,
+    on_data: Callable[[str], object] = log_line,
 ) -> ExportResult:
     """Write a run's backbone for another library, load it there, and compare the features on real images.
 
@@ -50,6 +53,7 @@ def export_run(
         out: File to make; a folder for huggingface and detectron2.
         data: Images to compare on; None: the run's own if they are still there, else the embedded sample.
         backbone: Module that takes the weights, for a run that was pre-trained with a module of your own.
+        on_data: Called with a line about these images, and what was left out of them.
 
     Raises:
         ValueError: The target is unknown, can't hold this backbone, or lacks its library.
@@ -61,7 +65,7 @@ def export_run(
     target = load_target(to) if isinstance(to, str) else to
     name = to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
     loaded = load_backbone(run, backbone=backbone)
-    pixels, images = _proof_images(loaded, data)
+    pixels, images = _proof_images(loaded, data, on_data)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # A copy: a target that folds or casts layers in place must not change what it is compared with.
@@ -81,9 +85,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _proof_images(loaded: LoadedBackbone, data: str | Path | None) -> tuple[Tensor, str]:
+def _proof_images(
+    loaded: LoadedBackbone, data: str | Path | None, on_data: Callable[[str], object]
+) -> tuple[Tensor, str]:
     """Return (n, 3, S, S) uint8 images, cropped as for evaluation, and a description of where they come from."""
     source, name = _open(loaded, data)
+    on_data(f"{name}: {describe_source(source)}")
     card = loaded.card
     count = sum(BATCH_SIZES)
     reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0)
@@ -101,9 +108,11 @@ def _open(loaded: LoadedBackbone, data: str | Path | None) -> tuple[ImageSource,
         return open_source(data), Path(data).name
     folder = RunFolder(loaded.path.parent)
     if folder.config.is_file():
-        source = tomllib.loads(folder.read_config())["data"]["source"]
+        settings = tomllib.loads(folder.read_config())["data"]
+        source = settings["source"]
         try:
-            return open_source(source), Path(source).name
+            paths = with_columns(source, path_column=settings.get("path_column", ""))
+            return open_source(paths), Path(source).name
         except ValueError:  # moved or deleted since; the sample proves the same
             pass
     return open_source(sample_path("test")), "mocokit's embedded sample"

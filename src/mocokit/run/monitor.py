@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from mocokit import distributed
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, sharded_modules
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.features import EvaluationView, choose_images, draw_indices, embed_with
+from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices, embed_with
 from mocokit.evaluate.knn import KnnProtocol, knn_of
 from mocokit.methods.contract import Method
 from mocokit.nets.backbones import build_seeded
@@ -39,6 +40,7 @@ def build_monitor(
     seed: int,
     precision: Precision,
     device: torch.device,
+    test_location: str = "",
 ) -> Monitor:
     """Build the monitor of the query backbone.
 
@@ -53,18 +55,10 @@ def build_monitor(
         seed: Seed of the draw of images.
         precision: Number format of the forward passes.
         device: Device of the forward passes.
+        test_location: Where the images to classify are, for messages.
 
     """
-    drawn = draw_indices(len(reader.source), max_images, seed=seed)
-    if test is not None:
-        asked = draw_indices(len(test.source), max_images // 5, seed=seed)
-        names = reader.source.class_names
-        queries = choose_images(test, view, indices=asked, class_names=names, role="test", max_bad_share=1.0)
-    else:
-        queries = choose_images(reader, view, indices=drawn[::10], role="test", max_bad_share=1.0)
-        drawn = [index for row, index in enumerate(drawn) if row % 10]
-    # Unreadable images don't end the run here: it has its own count of them, data.max_bad_share.
-    bank = choose_images(reader, view, indices=drawn, role="training", max_bad_share=1.0)
+    bank, queries = _bank_and_queries(reader, test, view, max_images=max_images, seed=seed, location=test_location)
     trained = method.encoder_q.backbone
     whole = trained
     is_sharded = bool(sharded_modules(method))
@@ -87,3 +81,20 @@ def build_monitor(
         return {"knn_acc": accuracy}
 
     return Monitor(gather=gather, evaluate=evaluate)
+
+
+def _bank_and_queries(
+    reader: ImageReader, test: ImageReader | None, view: EvaluationView, *, max_images: int, seed: int, location: str
+) -> tuple[LabelledImages, LabelledImages]:
+    """Return the images that vote and those to classify; `location` is that of the test images, for messages."""
+    # Unreadable images don't end the run here (a share of 1): it has its own count of them, data.max_bad_share.
+    bank_of = partial(choose_images, reader, view, role="training", max_bad_share=1.0)
+    queries_of = partial(choose_images, view=view, role="test", max_bad_share=1.0)
+    drawn = draw_indices(len(reader.source), max_images, seed=seed)
+    if test is None:
+        rest = [index for row, index in enumerate(drawn) if row % 10]
+        return bank_of(indices=rest), queries_of(reader, indices=drawn[::10])
+    asked = draw_indices(len(test.source), max_images // 5, seed=seed)
+    names = reader.source.class_names
+    queries = queries_of(test, indices=asked, class_names=names, setting="data.test", location=location)
+    return bank_of(indices=drawn), queries

@@ -16,6 +16,7 @@ from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.identity import hash_names, image_names
+from mocokit.data.sources.left_out import describe_source, names_left_out, require_few_lost
 from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
@@ -161,6 +162,8 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             distributed.on_main(folder.require_free)
         # Before any file is made: settings and data can be wrong.
         parts = build_run(with_recorded_mean(config, folder) if resume else config, device, given)
+        if not resume:
+            require_few_lost(parts.reader.source, max_share=config.data.max_bad_share)
         images = identify_images(parts.reader.source)
 
         def take_folder() -> None:
@@ -333,9 +336,10 @@ def _restore(folder: RunFolder, parts: Parts, images: RunImages, *, accept_chang
 def _describe(
     config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str, data_identity: str
 ) -> None:
-    """Show the user a summary of the run, and record the derived numbers in `resolved.toml`."""
+    """Show the user a summary of the run and of its images, and record the derived numbers in `resolved.toml`."""
     num_images = len(parts.reader.source)
     total_steps = parts.total_steps
+    _describe_images(parts, progress)
     progress.say(
         f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
         f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
@@ -363,3 +367,14 @@ def _describe(
             "data_identity": data_identity,
         }
     )
+
+
+def _describe_images(parts: Parts, progress: ProgressView) -> None:
+    """Show a line about the training and the test images, and log the names of the files that are left out."""
+    for kind, source in (("data", parts.reader.source), ("test", parts.test_source)):
+        if source is not None:
+            line = f"{kind}: {describe_source(source)}"
+            progress.say(line)
+            LOGGER.info(line)
+            for name in names_left_out(source):
+                LOGGER.info(name)

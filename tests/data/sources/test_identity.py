@@ -17,6 +17,7 @@ from PIL import Image
 from mocokit.data.packing.pack import pack
 from mocokit.data.sources import content
 from mocokit.data.sources.identity import DataIdentity, describe_change, identify, load_identity
+from mocokit.data.sources.left_out import describe_source
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 
@@ -216,7 +217,7 @@ def test_an_identity_loads_as_it_was_saved_and_damage_is_no_identity(photos: Pat
     assert load_identity(bomb.getvalue(), like=saved) is None
 
 
-def test_a_run_folder_inside_the_data_is_left_out(own_photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_folder_inside_the_data_is_left_out(own_photos: Path) -> None:
     before = _identify(own_photos)
     (own_photos / "runs" / "a" / "checkpoints").mkdir(parents=True)
     (own_photos / "runs" / "a" / "config.toml").touch()
@@ -225,4 +226,5 @@ def test_a_run_folder_inside_the_data_is_left_out(own_photos: Path, caplog: pyte
     for picture in ("runs/a/views.png", "table/table.png"):
         shutil.copy(own_photos / "cat" / "001.jpg", own_photos / picture)
     assert _identify(own_photos).digest == before.digest
-    assert f"{own_photos / 'runs' / 'a'} was written by mocokit; its pictures are left out" in caplog.text
+    told = describe_source(open_source(own_photos))
+    assert "2 folders that mocokit wrote (runs/a, table: their pictures are no data)" in told

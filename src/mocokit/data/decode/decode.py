@@ -12,8 +12,9 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 from mocokit.data.decode.jpeg import has_absurd_scans
 from mocokit.data.sources.limits import PILLOW_ERRORS
 from mocokit.data.sources.sources import RawImage
+from mocokit.data.sources.suffixes import reads_avif
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if reads_avif() else ()))
 """Formats that are read, whatever the file's suffix (Pillow opens MPO as JPEG). Other formats of Pillow are left out;
 one of them, EPS, is a program that Ghostscript would run."""
 

@@ -23,11 +23,14 @@ from mocokit.data.decode.jpeg import FRACTIONS, decode_jpeg, read_jpeg_header
 from mocokit.data.loading.killed_workers import ResilientBatches
 from mocokit.data.loading.workers import identity, init_worker
 from mocokit.data.packing.shard_writer import ShardWriter, naming_path
-from mocokit.data.sources.archives import TarSource, ZipSource
+from mocokit.data.sources.archives import ZipSource
+from mocokit.data.sources.layout import labels_from_names
+from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.open_source import ImageData, describe_data, open_source
 from mocokit.data.sources.shard_index import INDEX_NAME
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
-from mocokit.data.sources.sources import FileSource, ImageSource, RawImage, labels_from_names
+from mocokit.data.sources.sources import FileSource, ImageSource, RawImage
+from mocokit.data.sources.tar_archive import TarSource
 from mocokit.settings import require
 
 SKIPPED_NAME = "skipped.txt"
@@ -60,6 +63,7 @@ def pack(
     shard_bytes: int = 256 * 2**20,
     workers: int = 0,
     on_progress: Progress = lambda done, total: None,
+    on_data: Callable[[str], object] = log_line,
 ) -> PackResult:
     """Pack the images of `data` into shards in the folder `out`, in the order of the source.
 
@@ -76,6 +80,7 @@ def pack(
         shard_bytes: Maximal size of a shard, unless one image alone is larger.
         workers: Processes that decode and encode; 0: this process.
         on_progress: Called after each image.
+        on_data: Called with a line about the images: how many, of which classes, what was left out.
 
     Raises:
         ValueError: A setting is out of range, `out` is in use, or no image can be used.
@@ -87,6 +92,7 @@ def pack(
     require(shard_bytes >= 1, "shard_bytes", shard_bytes, "must be at least 1")
     folder = _free_folder(out)
     source = open_source(data)
+    on_data(f"data: {describe_source(source)}")
     folder.mkdir(parents=True, exist_ok=True)
     encoder = _Encoder(source, _names(source), short_side_px, quality, max_image_px)
     with ShardWriter(folder, shard_bytes) as writer:

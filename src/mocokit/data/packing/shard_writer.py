@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from mocokit.data.sources.shard_index import SHARD_NAME, ShardIndex
-from mocokit.data.sources.sources import IMAGE_SUFFIXES
+from mocokit.data.sources.suffixes import readable_suffixes
 
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -61,7 +61,7 @@ class ShardWriter:
         """
         key = f"{number:09d}"
         suffix = PurePosixPath(name).suffix.lower()
-        member_suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"  # files of a list may have any suffix
+        member_suffix = suffix if suffix in readable_suffixes() else ".jpg"  # files of a list may have any suffix
         sample = _tar_member(key + member_suffix, raw)
         if label is not None:
             sample += _tar_member(f"{key}.cls", str(label).encode())

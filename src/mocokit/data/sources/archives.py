@@ -1,15 +1,15 @@
-"""Sources that read images inside a zip or tar file. Nothing is unpacked to disk, so no member can leave its folder."""
+"""Source of the images inside a zip file. Nothing is unpacked to disk, so no member can leave its folder."""
 
 import os
-import tarfile
+import stat
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from mocokit.data.sources.limits import ARCHIVE_ERRORS, require_entries, require_image_bytes
-from mocokit.data.sources.sources import is_image_name, labels_from_names
-from mocokit.data.sources.tar_members import damage_as_tar_error, regular_members
-from mocokit.settings import require
+from mocokit.data.sources.layout import Layout, read_layout
+from mocokit.data.sources.left_out import LeftOut, LeftOutTally
+from mocokit.data.sources.limits import ARCHIVE_ERRORS, refuse_pointer, require_entries, require_image_bytes
+from mocokit.data.sources.suffixes import is_image_name
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compression methods that zipfile unpacks only as far as asked; bzip2 and lzma can unpack 1 GB in one call."""
@@ -21,8 +21,15 @@ class ZipSource:
 
     path: Path
     names: tuple[str, ...]
+    places: tuple[int, ...]
+    """Number of each image's entry in the zip file's directory; two entries may have one name."""
+    facts: tuple[tuple[int, int], ...]
+    """(size in bytes, CRC-32) of each image, as the directory tells."""
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    label_note: str = ""
+    test_part: str = ""
     _handles: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False)
     """Open file of each process id; a handle shared with a forked worker would share its read position."""
 
@@ -40,13 +47,17 @@ class ZipSource:
         """Return the member's bytes.
 
         Raises:
-            OSError: Damaged, encrypted, larger than MAX_IMAGE_BYTES, or compressed by another method than deflate.
+            OSError: Damaged, encrypted, larger than MAX_IMAGE_BYTES, a git-lfs pointer, compressed by another method
+                than deflate, or the archive was replaced since it was opened.
 
         """
         if os.getpid() not in self._handles:
             self._handles[os.getpid()] = zipfile.ZipFile(self.path)
         archive = self._handles[os.getpid()]
-        member = archive.getinfo(self.names[index])
+        entries = archive.infolist()
+        if self.places[index] >= len(entries) or entries[self.places[index]].filename != self.names[index]:
+            raise OSError("the archive was replaced since it was opened")
+        member = entries[self.places[index]]
         require_image_bytes(member.file_size)
         if member.compress_type not in _BOUNDED:
             raise OSError("compressed by a method other than deflate; pack the zip file again")
@@ -57,76 +68,93 @@ class ZipSource:
             raise OSError(str(error)) from error
         if len(raw) < member.file_size:
             raise OSError(f"the archive ends within this image: {len(raw)} of {member.file_size} bytes")
-        return raw
+        return refuse_pointer(raw)
 
 
-def open_zip(path: Path) -> ZipSource:
+def open_zip(path: Path, inside: str = "") -> ZipSource:
     """Return a source of a zip file's images, sorted by name.
+
+    Args:
+        path: The zip file.
+        inside: Folder in it to which the images are restricted; empty: all.
 
     Raises:
         ValueError: Not a zip file, or one without images.
 
     """
+    tally = LeftOutTally()
     try:
         with zipfile.ZipFile(path) as archive:
-            names = tuple(sorted(name for name in archive.namelist() if is_image_name(name)))
+            entries = archive.infolist()
+            # A stable sort: of two entries with one name, the earlier one comes first.
+            found = sorted(_images(entries, inside, tally), key=lambda place: entries[place].filename)
     except ARCHIVE_ERRORS as error:
         raise ValueError(f"data={path}: not a readable zip file ({error})") from error
-    require(bool(names), "data", path, "no images in this zip file")
-    require_entries(len(names), path)
-    return ZipSource(path, names, *labels_from_names(names))
+    names = tuple(entries[place].filename for place in found)
+    layout = archive_layout(path, names, tally, inside=inside, kind="zip file")
+    used = keep_places(names, layout)
+    return ZipSource(
+        path=path,
+        names=layout.names,
+        places=tuple(found[row] for row in used),
+        facts=tuple((entries[found[row]].file_size, entries[found[row]].CRC) for row in used),
+        labels=layout.labels,
+        class_names=layout.class_names,
+        left_out=tally.result(),
+        label_note=layout.note,
+        test_part=test_part_of(path, layout),
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class TarSource:
-    """Images of an uncompressed tar file, read at the offsets that were found when it was opened."""
-
-    path: Path
-    names: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
-    """(offset, size) of each image's data, in bytes."""
-    labels: tuple[int, ...] | None
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        """Return `archive:member`."""
-        return f"{self.path}:{self.names[index]}"
-
-    def read(self, index: int) -> bytes:
-        """Return the member's bytes; raise OSError if the archive was cut or the image exceeds MAX_IMAGE_BYTES."""
-        offset, size = self.spans[index]
-        require_image_bytes(size)
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            raw = file.read(size)
-        if len(raw) < size:
-            raise OSError(f"the archive ends within this image: {len(raw)} of {size} bytes")
-        return raw
+def _images(entries: list[zipfile.ZipInfo], inside: str, tally: LeftOutTally) -> list[int]:
+    """Return the numbers of the entries that are images below `inside`; count the other ones in `tally`."""
+    found = []
+    for number, entry in enumerate(entries):
+        if entry.is_dir() or not is_inside(entry.filename, inside):
+            continue
+        if not is_image_name(entry.filename):
+            tally.add_file(entry.filename)
+        elif stat.S_ISLNK(entry.external_attr >> 16):
+            tally.add("links", entry.filename, "stored as links; zip the files themselves, without -y", lost=True)
+        else:
+            found.append(number)
+    return found
 
 
-def open_tar(path: Path) -> TarSource:
-    """Return a source of an uncompressed tar file's images, sorted by name; all headers are read once.
+def is_inside(name: str, folder: str) -> bool:
+    """Return True if a member of an archive lies below `folder`; empty: always."""
+    parts = PurePosixPath(folder).parts
+    return PurePosixPath(name).parts[: len(parts)] == parts
+
+
+def archive_layout(path: Path, names: tuple[str, ...], tally: LeftOutTally, *, inside: str, kind: str) -> Layout:
+    """Return the layout of an archive's images.
 
     Raises:
-        ValueError: Not an uncompressed tar file, damaged, or without images.
+        ValueError: No images, too many, or a split without a training part.
 
     """
+    if not names:
+        place = f"below {inside} in this {kind}" if inside else f"in this {kind}"
+        found = f"; found: {', '.join(map(str, tally.result()))}" if tally.result() else ""
+        raise ValueError(f"data={path}: no images {place}{found}")
+    require_entries(len(names), path)
     try:
-        with damage_as_tar_error(), tarfile.open(path, "r:") as archive:
-            members = sorted(
-                (member.name, member.offset_data, member.size)
-                for member in regular_members(archive)
-                if is_image_name(member.name)
-            )
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"data={path}: not a readable uncompressed tar file ({error}); unpack a compressed one with gunzip: "
-            "images must be read in any order, and they are compressed already"
-        ) from error
-    require(bool(members), "data", path, "no images in this tar file")
-    names = tuple(name for name, _, _ in members)
-    spans = tuple((offset, size) for _, offset, size in members)
-    return TarSource(path, names, spans, *labels_from_names(names))
+        layout = read_layout(names, tally)
+    except ValueError as error:
+        raise ValueError(f"data={path}: {error}") from error
+    tally.forget_twins(names)
+    return layout
+
+
+def keep_places(names: tuple[str, ...], layout: Layout) -> list[int]:
+    """Return the positions in `names` of the images that the layout uses, which are in the same order."""
+    if len(layout.names) == len(names):
+        return list(range(len(names)))
+    used = set(layout.names)
+    return [row for row, name in enumerate(names) if name in used]
+
+
+def test_part_of(path: Path, layout: Layout) -> str:
+    """Return the location of the images to test on: a folder in the archive; empty without one."""
+    return f"{path}/{layout.test_part}" if layout.test_part else ""

@@ -16,11 +16,12 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.sources.archives import TarSource, ZipSource
+from mocokit.data.sources.archives import ZipSource
 from mocokit.data.sources.content import NOT_SAMPLED, UNKNOWN, contents_of, is_in_memory
 from mocokit.data.sources.limits import ARCHIVE_ERRORS
 from mocokit.data.sources.shards import ShardSource
 from mocokit.data.sources.sources import FileSource, ImageSource
+from mocokit.data.sources.tar_archive import TarSource
 
 FORMAT = 1
 """Version of the identity. Raise it if a change of code gives another one for the same images."""

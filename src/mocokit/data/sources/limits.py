@@ -63,7 +63,8 @@ def read_regular_file(path: Path) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
-        OSError: Not found, not a regular file (a device or a pipe never ends), or larger than MAX_IMAGE_BYTES.
+        OSError: Not found, not a regular file (a device or a pipe never ends), larger than MAX_IMAGE_BYTES, or a
+            git-lfs pointer.
 
     """
     try:
@@ -71,7 +72,7 @@ def read_regular_file(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         require_image_bytes(status.st_size)
-        return path.read_bytes()
+        return refuse_pointer(path.read_bytes())
     except ValueError as error:  # the path holds a NUL character
         raise OSError(f"not a valid path ({error})") from error
 
@@ -86,3 +87,22 @@ def require_entries(count: int, place: Path | str) -> None:
     """Raise ValueError if `place` holds more than MAX_ENTRIES images."""
     if count > MAX_ENTRIES:
         raise ValueError(f"data={place}: more than {MAX_ENTRIES:,} entries; pack the images into shards")
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of the text file that stands in place of a large file in a repository that uses git-lfs."""
+_IS_POINTER = "a git-lfs pointer, not the file itself; run `git lfs pull` where it was cloned"
+
+
+def refuse_pointer(raw: bytes) -> bytes:
+    """Return the bytes of an image file; raise OSError if they are a git-lfs pointer."""
+    if raw.startswith(LFS_POINTER):
+        raise OSError(_IS_POINTER)
+    return raw
+
+
+def refuse_pointer_file(path: Path) -> None:
+    """Raise ValueError if the file is a git-lfs pointer."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"data={path}: {_IS_POINTER}")

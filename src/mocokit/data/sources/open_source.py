@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -11,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mocokit.data.sources.archives import open_tar, open_zip
+from mocokit.data.sources.archives import open_zip
+from mocokit.data.sources.cifar import CifarSource, is_cifar_batch, is_cifar_folder, is_cifar_tar, open_cifar
+from mocokit.data.sources.file_list import Columns, open_list
+from mocokit.data.sources.folder import open_folder
+from mocokit.data.sources.idx import open_idx
+from mocokit.data.sources.left_out import LeftOutTally
+from mocokit.data.sources.limits import refuse_pointer_file
 from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.shard_index import INDEX_NAME
-from mocokit.data.sources.shards import is_pattern, is_url, open_shards
-from mocokit.data.sources.sources import ImageSource, describe_kind, is_pixels, open_folder, open_idx, open_list
+from mocokit.data.sources.shards import index_shards, is_pattern, is_url, open_shards
+from mocokit.data.sources.sources import FileSource, ImageSource, describe_kind, is_pixels
+from mocokit.data.sources.suffixes import unpacking_command
+from mocokit.data.sources.tar_archive import build_tar_source, scan_tar
 from mocokit.settings import require
 
 ImageData: TypeAlias = str | Path | ImageSource | Sequence[Image.Image | NDArray[np.uint8]]
@@ -35,8 +44,10 @@ def open_source(data: ImageData) -> ImageSource:
     """Return the image source for `data`.
 
     Args:
-        data: A location: a folder, a .txt/.csv/.tsv list of paths, a .zip, a .tar, an IDX file, or tar shards, local or
-            behind a url. Or a sequence of PIL images or uint8 arrays. Or an object that fulfils `ImageSource`.
+        data: A location: a folder, a .txt/.csv/.tsv list of paths, a .zip, a .tar, an IDX file, CIFAR as it is
+            distributed, or tar shards, local or behind a url; `data.zip/val` is a folder in an archive, and
+            `list.csv#label=species` the column of labels. Or a sequence of PIL images or uint8 arrays. Or an object
+            that fulfils `ImageSource`.
 
     Raises:
         ValueError: Nothing at this location, no images, an unknown kind of file, or an object that is no image source.
@@ -50,26 +61,101 @@ def open_source(data: ImageData) -> ImageSource:
 
 
 def _open_location(location: str | Path) -> ImageSource:
-    text = str(location)
+    text, columns = _split_columns(str(location))
+    path = Path(text).expanduser()
+    source = _open_shards_or_folder(text, path) or _open_file(text, path, columns)
+    has_columns = isinstance(source, CifarSource) or (isinstance(source, FileSource) and path.is_file())
+    require(
+        has_columns or columns == Columns(),
+        "label_column" if columns.label else "path_column",
+        columns.label or columns.path,
+        f"only lists (.csv, .tsv) and CIFAR-100 have columns, {text} has none; leave it out",
+    )
+    return source
+
+
+def _open_shards_or_folder(text: str, path: Path) -> ImageSource | None:
+    """Return the source for a url, a pattern or a folder without columns; None for anything else."""
     if is_url(text) or is_pattern(text):
         return open_shards(text)
-    path = Path(location).expanduser()
-    name = path.name.lower()
-    if path.is_dir():
+    if path.is_dir() and not is_cifar_folder(path):
         return open_shards(text) if (path / INDEX_NAME).is_file() else open_folder(path)
-    require(path.is_file(), "data", location, "no such file or folder")
-    if name.endswith((".txt", ".csv", ".tsv")):
-        return open_list(path)
-    if name.endswith(".zip"):
-        return open_zip(path)
-    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
-        return open_tar(path)
-    if "idx3-ubyte" in name:
-        return open_idx(path)
-    raise ValueError(
-        f"data={location}: not a kind of data that mocokit reads; give a folder, a .txt/.csv/.tsv list of paths, "
-        "a .zip, a .tar, shards by a pattern such as train-{000..127}.tar, or an IDX file (*-images-idx3-ubyte[.gz])"
-    )
+    return None
+
+
+def _open_file(text: str, path: Path, columns: Columns) -> ImageSource:
+    """Return the source for a file, for a folder in an archive, or for CIFAR's folder."""
+    if path.is_dir():
+        return open_cifar(path, labels=columns.label)
+    if is_cifar_batch(path):
+        return open_cifar(path.parent, batch=path.name, labels=columns.label)
+    archive, inside = _archive_of(path)
+    require(archive.is_file(), "data", text, "no such file or folder")
+    refuse_pointer_file(archive)
+    name = archive.name.lower()
+    if name.endswith((".txt", ".csv", ".tsv")) and not inside:
+        return open_list(archive, columns)
+    if name.endswith((".tar", ".tar.gz", ".tgz")) and is_cifar_tar(archive):
+        return open_cifar(archive, batch=inside, labels=columns.label)
+    if name.endswith((".zip", ".tar")):
+        return open_zip(archive, inside) if name.endswith(".zip") else _open_tar(archive, inside)
+    if "idx3-ubyte" in name and not inside:
+        return open_idx(archive)
+    with archive.open("rb") as file:
+        command = unpacking_command(archive, file.read(8))
+    if command:
+        raise ValueError(
+            f"data={text}: compressed, so that its images can't be read in any order, as training needs; unpack it, "
+            f"for example: {command}   and give the .tar or the folder that this makes"
+        )
+    raise ValueError(f"data={text}: not a kind of data that mocokit reads; give {_KINDS}")
+
+
+_KINDS = (
+    "a folder, a .txt/.csv/.tsv list of paths, a .zip, a .tar, shards by a pattern such as train-{000..127}.tar, "
+    "an IDX file (*-images-idx3-ubyte[.gz]), or CIFAR's folder or .tar.gz"
+)
+
+
+def _archive_of(path: Path) -> tuple[Path, str]:
+    """Return (file, folder in it) for a path below a file, such as data.zip/val; (path, "") for any other."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+        if parent.is_dir():
+            break
+    return path, ""
+
+
+def _open_tar(path: Path, inside: str) -> ImageSource:
+    """Return the source of a tar file: WebDataset's if it has `.cls` files, else of its images by name."""
+    tally = LeftOutTally()
+    images = scan_tar(path, tally)
+    if images.has_classes and images.found and not inside:
+        return index_shards([str(path)])
+    return build_tar_source(path, images, tally, inside)
+
+
+_COLUMNS = re.compile(r"(.+)#((?:label|path)=[^&]+(?:&(?:label|path)=[^&]+)*)")
+
+
+def with_columns(location: str, *, label_column: str = "", path_column: str = "") -> str:
+    """Return the location of a list with the columns to read: `a.csv#label=species&path=file`.
+
+    So a location says which labels it means wherever it is written: in a run's config, in rows of results.
+    """
+    named = {"label": label_column, "path": path_column}
+    asked = "&".join(f"{kind}={column}" for kind, column in named.items() if column)
+    return f"{location}#{asked}" if asked and location else location
+
+
+def _split_columns(location: str) -> tuple[str, Columns]:
+    """Return the location without the columns that `with_columns` added, and these."""
+    found = _COLUMNS.fullmatch(location)
+    if found is None or Path(location).exists():
+        return location, Columns()
+    asked = dict(part.split("=", 1) for part in found[2].split("&"))
+    return found[1], Columns(path=asked.get("path", ""), label=asked.get("label", ""))
 
 
 def _require_source(data: object) -> ImageSource:

@@ -1,22 +1,19 @@
 """The index of a set of tar shards: shard, offset and size of each image.
 
-`mocokit pack` writes it as a file. For shards of other tools it is built by reading their headers. The file is a numpy
-archive of plain arrays: it is small, is loaded at once, and can't run code.
+`mocokit pack` writes it as a file. For shards of other tools, webdataset.py builds it from their headers. The file is
+a numpy archive of plain arrays: it is small, is loaded at once, and can't run code.
 """
 
 import io
-import tarfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.sources.limits import ARCHIVE_ERRORS, MAX_INDEX_RATIO
-from mocokit.data.sources.sources import is_image_name, label_ids, labels_from_names
-from mocokit.data.sources.tar_members import damage_as_tar_error, regular_members
 
 INDEX_NAME = "shard-index.npz"
 SHARD_NAME = "shard-{:05d}.tar"
@@ -115,66 +112,3 @@ def _require_consistent(index: ShardIndex) -> None:
     labels = index.labels or (0,) * len(index.names)
     if len(labels) != len(index.names) or min(labels) < 0 or max(labels) >= max(1, len(index.class_names)):
         raise ValueError("its labels don't fit its images and classes")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The first image of a WebDataset sample: its path in the shard, and offset and size in bytes."""
-
-    name: str
-    offset: int
-    size: int
-    class_text: str | None
-    """Content of the sample's `.cls` file; None without one."""
-
-
-def walk_shard(file: IO[bytes], *, mode: Literal["r:", "r|"]) -> list[Sample]:
-    """Return the samples of a WebDataset shard that hold an image, by reading its headers.
-
-    Members whose paths are equal up to the first dot of the file name form one sample.
-
-    Args:
-        file: The uncompressed tar file.
-        mode: "r:" seeks from header to header; "r|" reads the whole file in order, as a stream.
-
-    Raises:
-        tarfile.TarError: Not an uncompressed tar file, or damaged.
-
-    """
-    images: dict[str, tuple[str, int, int]] = {}
-    classes: dict[str, str] = {}
-    with damage_as_tar_error(), tarfile.open(fileobj=file, mode=mode) as archive:
-        for member in regular_members(archive):
-            folder, _, base = member.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            key = f"{folder}/{stem}"
-            if is_image_name(member.name):
-                images.setdefault(key, (member.name, member.offset_data, member.size))
-            elif extension == "cls" and (content := archive.extractfile(member)):
-                classes[key] = content.read(1000).decode("utf-8", "replace").strip()
-    return [Sample(*image, classes.get(key)) for key, image in images.items()]
-
-
-def index_samples(samples_of: Sequence[Sequence[Sample]], shard_bytes: Sequence[int]) -> ShardIndex:
-    """Return the index of shards that came without one, in the order of shards and of the samples in each.
-
-    Classes come from the `.cls` files if every sample has one, otherwise from class folders, if there are any.
-
-    Args:
-        samples_of: Samples of each shard.
-        shard_bytes: Size of each shard.
-
-    """
-    numbered = [(shard, sample) for shard, samples in enumerate(samples_of) for sample in samples]
-    names = tuple(sample.name for _, sample in numbered)
-    classes = [sample.class_text for _, sample in numbered if sample.class_text is not None]
-    if len(classes) == len(names):
-        padded = [text.zfill(5) if text.isdecimal() else text for text in classes]  # so that 9 sorts before 10
-        labels: tuple[int, ...] | None
-        labels, class_names = label_ids(padded)
-    else:
-        labels, class_names = labels_from_names(names)
-    if len(set(names)) < len(names):  # each shard may count its images from 0
-        names = tuple(f"{shard:05d}/{sample.name}" for shard, sample in numbered)
-    members = np.array([(shard, sample.offset, sample.size, UNKNOWN) for shard, sample in numbered], np.int64)
-    return ShardIndex(names, np.ascontiguousarray(members.T), labels, class_names, tuple(shard_bytes))

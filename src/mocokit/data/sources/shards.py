@@ -16,16 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mocokit.data.sources.limits import MAX_SHARDS, require_image_bytes
-from mocokit.data.sources.shard_index import (
-    INDEX_NAME,
-    SHARD_NAME,
-    Sample,
-    ShardIndex,
-    index_samples,
-    load_index,
-    walk_shard,
-)
+from mocokit.data.sources.left_out import LeftOut, LeftOutTally
+from mocokit.data.sources.limits import MAX_SHARDS, refuse_pointer, refuse_pointer_file, require_image_bytes
+from mocokit.data.sources.shard_index import INDEX_NAME, SHARD_NAME, ShardIndex, load_index
+from mocokit.data.sources.webdataset import Sample, index_samples, walk_shard
 from mocokit.settings import require
 
 T = TypeVar("T")
@@ -112,6 +106,8 @@ class ShardSource:
     shards: tuple[str, ...]
     """Path or url of each shard."""
     index: ShardIndex
+    left_out: tuple[LeftOut, ...] = ()
+    label_note: str = ""
     _files: OpenFiles = field(default_factory=OpenFiles, repr=False)
 
     @property
@@ -155,7 +151,7 @@ class ShardSource:
             raise ValueError(f"data={place}: the server can't send a part of a file; copy the shards to this machine")
         if checksum >= 0 and zlib.crc32(raw) != checksum:
             raise OSError("damaged: the bytes are not those that were packed")
-        return raw
+        return refuse_pointer(raw)
 
 
 def open_shards(location: str) -> ShardSource:
@@ -180,7 +176,7 @@ def open_shards(location: str) -> ShardSource:
     if is_pattern(location) or location.endswith(".tar"):
         shards = expand_pattern(location)
         index = _find_index(shards[0].rpartition("/")[0])
-        return ShardSource(tuple(shards), _matching(shards, index) if index else _index_shards(shards))
+        return ShardSource(tuple(shards), _matching(shards, index)) if index else index_shards(shards)
     folder = location.rstrip("/")
     index = _find_index(folder)
     if index is None:
@@ -226,27 +222,47 @@ def _matching(shards: Sequence[str], index: ShardIndex) -> ShardIndex:
     return index
 
 
-def _index_shards(shards: Sequence[str]) -> ShardIndex:
-    """Return an index made from the headers of the shards; raise ValueError for no tar file or no images."""
+def index_shards(shards: Sequence[str]) -> ShardSource:
+    """Return a source of shards without an index, made from their headers.
+
+    Raises:
+        ValueError: One is no tar file, they hold no images, or they hold a split without a training part.
+
+    """
     sizes = [_size(shard) or 0 for shard in shards]
     samples = []
+    tally = LeftOutTally()
     for shard in shards:
         try:
-            samples.append(_retry(shard, _walk_remote) if is_url(shard) else _walk_local(shard))
+            samples.append(_walk_remote(shard, tally) if is_url(shard) else _walk_local(shard, tally))
         except tarfile.TarError as error:
             raise ValueError(f"data={shard}: not a readable uncompressed tar file ({error})") from error
-    require(any(samples), "data", shards[0], f"no images in {len(shards)} shards")
-    return index_samples(samples, sizes)
+    found = f"; found: {', '.join(map(str, tally.result()))}" if tally.result() else ""
+    require(any(samples), "data", shards[0], f"no images in {len(shards)} shards{found}")
+    try:
+        found_shards = index_samples(samples, sizes, tally)
+    except ValueError as error:
+        raise ValueError(f"data={shards[0]}: {error}") from error
+    return ShardSource(tuple(shards), found_shards.index, left_out=tally.result(), label_note=found_shards.label_note)
 
 
-def _walk_local(shard: str) -> list[Sample]:
+def _walk_local(shard: str, tally: LeftOutTally) -> list[Sample]:
+    refuse_pointer_file(Path(shard))
     with Path(shard).open("rb") as file:
-        return walk_shard(file, mode="r:")
+        return walk_shard(file, mode="r:", tally=tally)
 
 
-def _walk_remote(files: Any, path: str) -> list[Sample]:
-    with files.open(path, "rb") as file:
-        return walk_shard(file, mode="r|")
+def _walk_remote(shard: str, tally: LeftOutTally) -> list[Sample]:
+    """Return the samples of a shard behind a url; nothing is counted twice if the network fails in between."""
+
+    def walk(files: Any, path: str) -> tuple[list[Sample], LeftOutTally]:
+        fresh = LeftOutTally()
+        with files.open(path, "rb") as file:
+            return walk_shard(file, mode="r|", tally=fresh), fresh
+
+    samples, left_out = _retry(shard, walk)
+    tally.update(left_out)
+    return samples
 
 
 def _size(shard: str) -> int | None:
