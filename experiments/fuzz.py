@@ -41,11 +41,13 @@ from mocokit.config.toml import from_toml, to_toml
 from mocokit.data.decode.decode import decode
 from mocokit.data.decode.deep import GIVEN
 from mocokit.data.decode.jpeg import decode_jpeg, read_jpeg_header
+from mocokit.data.sources.identity import DataIdentity, describe_change, load_identity
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.plain_pickle import load_plain_pickle
 from mocokit.data.sources.shard_index import ShardIndex, load_index
 from mocokit.data.sources.sources import FileSource
 from mocokit.data.value_range import measure_ranges
+from mocokit.detection.data_sets import read_voc_annotation
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import load_checkpoint
 from mocokit.foreign.evidence import Hints
@@ -59,6 +61,18 @@ LIMIT_S = 20
 """Seconds after which an input counts as a hang; generous, because the machine may be busy."""
 MAX_PX = 10**6
 EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 8)
+
+ANNOTATION = (
+    b"<annotation><size><width>50</width><height>40</height></size><object><name>cat</name><difficult>1</difficult>"
+    b"<bndbox><xmin>5</xmin><ymin>5.5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object></annotation>"
+)
+IDENTITY = DataIdentity(
+    names=("a/1.jpg", "b/2.jpg", "b/3.jpg"),
+    sizes=np.array([10, 20, -1], np.int64),
+    contents=np.array([2**63, 7, 0], np.uint64),
+    labels=np.array([0, 1, 1], np.int64),
+    class_names=("a", "b"),
+)
 
 Edit = tuple[int, int, int]
 """(kind, position, value) of an edit; any numbers are valid for any file."""
@@ -218,6 +232,12 @@ def _pickle_name(archive: bytes) -> str:
     return next(name for name in zipfile.ZipFile(io.BytesIO(archive)).namelist() if name.endswith("data.pkl"))
 
 
+def _identity_file() -> bytes:
+    file = io.BytesIO()
+    IDENTITY.save(file)
+    return file.getvalue()
+
+
 def _checkpoint() -> bytes:
     file = io.BytesIO()
     torch.save({"step": 3, "method": {"w": torch.arange(6.0).view(2, 3)}, "names": ["a", 1.5, None, True]}, file)
@@ -259,6 +279,7 @@ def build_readers() -> dict[str, Reader]:
     stored, packed, tar = _archives(images)
     idx = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 2) + bytes(range(24))
     index = _index()
+    identity = _identity_file()
     checkpoint = _checkpoint()
     pickled = _pickle_name(checkpoint)
     lists = (b"a.jpg 1\nb c.jpg 3\n# no\n", b'path,label\na.jpg,cat\n"b,c.jpg",dog\n', "\u00fc.png\t1\n".encode())
@@ -293,6 +314,11 @@ def build_readers() -> dict[str, Reader]:
         "shard index, members": Reader(
             ".npz", (_part(index, "members.npy"),), _load_index, _in_zip(index, "members.npy")
         ),
+        "images of a run": Reader(".npz", (identity,), _load_identity),
+        "images of a run, labels": Reader(
+            ".npz", (_part(identity, "labels.npy"),), _load_identity, _in_zip(identity, "labels.npy")
+        ),
+        "VOC annotation": Reader(".xml", (ANNOTATION,), read_voc_annotation),
         "checkpoint": Reader(".pt", (checkpoint,), load_checkpoint),
         "checkpoint, pickle": Reader(
             ".pt", (_part(checkpoint, pickled),), load_checkpoint, _in_zip(checkpoint, pickled)
@@ -317,6 +343,13 @@ def _find_backbone(path: Path) -> None:
 
 def _load_index(path: Path) -> ShardIndex:
     return load_index(path.read_bytes(), path.name)
+
+
+def _load_identity(path: Path) -> None:
+    """Load an identity and tell how it differs, as `resume` does."""
+    loaded = load_identity(path.read_bytes(), like=IDENTITY)
+    if loaded is not None:
+        describe_change(loaded, IDENTITY)
 
 
 def try_input(reader: Reader, raw: bytes, folder: Path) -> str:

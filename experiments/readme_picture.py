@@ -28,7 +28,7 @@ def read(part: str, size_px: int, crop_ratio: float) -> tuple[Tensor, list[str]]
     source = open_source(sample_path(part))
     assert source.labels is not None
     views = PlainViews(ImageReader(source, max_image_px=10**6, seed=0), size_px=size_px, crop_ratio=crop_ratio)
-    pixels, _ = views.make_batch(range(len(source)), map)
+    pixels, *_ = views.make_batch(range(len(source)), map)
     return pixels, [source.class_names[label] for label in source.labels]
 
 

@@ -19,7 +19,7 @@ def _views(folder: Path, seed: int = 0) -> SingleViews:
 
 def test_a_view_equals_pillows_crop_and_flip_with_the_drawn_parameters(photos: Path) -> None:
     views = _views(photos)
-    pixels, indices = views.make_batch([(3, 7), (4, 7), (3, 60)], map)
+    pixels, indices, _ = views.make_batch([(3, 7), (4, 7), (3, 60)], map)
     assert indices.tolist() == [7, 7, 60]
     for row, (epoch, index) in enumerate([(3, 7), (4, 7), (3, 60)]):
         image = decode(views.reader.source.read(index), max_image_px=10**6)
@@ -36,7 +36,8 @@ def test_bad_images_are_left_out_not_replaced(own_photos: Path) -> None:
     views = _views(own_photos)
     Path(views.reader.source.name(2)).write_bytes(b"no image")
     Path(views.reader.source.name(4)).unlink()
-    pixels, indices = views.make_batch([(0, index) for index in range(6)], map)
+    pixels, indices, bad = views.make_batch([(0, index) for index in range(6)], map)
+    assert [image.index for image in bad] == [2, 4] and bad[0].reason == "not an image in a known format"
     assert indices.tolist() == [0, 1, 3, 5]
     assert torch.equal(pixels[2:3], views.make_batch([(0, 3)], map)[0])
 
@@ -45,7 +46,7 @@ def test_half_of_the_views_are_flipped(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     ramp = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "c" / "ramp.png")
-    pixels, _ = _views(tmp_path).make_batch([(epoch, 0) for epoch in range(1000)], map)
+    pixels, *_ = _views(tmp_path).make_batch([(epoch, 0) for epoch in range(1000)], map)
     flipped = int((pixels[:, 0, 0, 0] > pixels[:, 0, 0, -1]).sum())
     assert abs(flipped - 500) < 4 * 250**0.5
 

@@ -78,8 +78,8 @@ def _single_views(reader: ImageReader) -> None:
 
 def _plain_views(reader: ImageReader) -> None:
     for size_px in (32, 224):
-        pixels, _ = PlainViews(reader, size_px=size_px, crop_ratio=0.875).make_batch(range(len(reader.source)), map)
-        assert (pixels[:, 1] == 120).all()
+        batch = PlainViews(reader, size_px=size_px, crop_ratio=0.875).make_batch(range(len(reader.source)), map)
+        assert (batch.pixels[:, 1] == 120).all()
 
 
 def _statistics(reader: ImageReader) -> None:

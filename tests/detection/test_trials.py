@@ -136,7 +136,7 @@ def test_finished_trials_are_not_repeated(voc: DetectionSet, tmp_path: Path, mon
 
 def test_a_failed_call_does_not_reserve_the_folder(voc: DetectionSet, tmp_path: Path) -> None:
     plan = _plan(voc, _small(VOC_C4_24K, 1))
-    with pytest.raises(ValueError, match="run=/nowhere: no backbone there"):
+    with pytest.raises(ValueError, match="run=/nowhere: no such run folder or backbone file"):
         run_trials(replace(plan, run="/nowhere"), num_trials=1, out=tmp_path)
     with pytest.raises(ValueError, match="trials=0: must be at least 1"):
         run_trials(plan, num_trials=0, out=tmp_path)

@@ -1,5 +1,8 @@
+import io
 import logging
 import os
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +115,34 @@ def test_features_that_cannot_be_saved_are_returned_with_a_warning(
         features = FeatureCache(tmp_path / "file" / "f").get("weights", _open(own_photos), _Counted())
     assert len(features.rows) == 80
     assert "features not kept" in caplog.text
+
+
+def _make_zip(path: Path, names: list[str], *, other: int) -> None:
+    """Write 740 images that all have 64 bytes; the last `other` of them differ from those of `other=0`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            changed = number >= len(names) - other
+            archive.writestr(name, bytes([number % 256, changed]) * 32)
+
+
+def _make_tar(path: Path, names: list[str], *, other: int) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 64
+            changed = number >= len(names) - other
+            archive.addfile(member, io.BytesIO(bytes([number % 256, changed]) * 32))
+
+
+@pytest.mark.parametrize("make", [_make_zip, _make_tar])
+@pytest.mark.parametrize("other", [1, 672])
+def test_exchanged_members_of_an_archive_recompute_the_features(
+    tmp_path: Path, make: Callable[..., None], other: int
+) -> None:
+    names = [f"{number % 5}/{number:03d}.jpg" for number in range(740)]
+    place = tmp_path / f"data.{'zip' if make is _make_zip else 'tar'}"
+    compute = _Counted()
+    for number_of_others in (0, 0, other):
+        make(place, names, other=number_of_others)
+        FeatureCache(tmp_path / "f").get("weights", _open(place), compute)
+    assert compute.calls == 2

@@ -9,11 +9,11 @@ from torch import nn
 
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.precision import Precision
 from mocokit.evaluate import finetune
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images
 from mocokit.evaluate.finetune import build_optimizer, fine_tune, fine_tune_and_test
-from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.protocols import FINETUNE_PROTOCOLS, FineTuneProtocol
 from mocokit.evaluate.splits import balanced_subset
 from mocokit.nets.backbones import build_backbone, build_seeded

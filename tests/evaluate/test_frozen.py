@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mocokit.evaluate.frozen import FrozenWeightsMovedError, frozen, weights_digest
+from mocokit.engine.agreement import weights_digest
+from mocokit.evaluate.frozen import FrozenWeightsMovedError, frozen
 from mocokit.nets.backbones import build_backbone
 
 

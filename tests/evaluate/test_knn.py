@@ -119,8 +119,9 @@ def test_features_follow_their_images_and_bad_ones_are_left_out(own_photos: Path
     source = open_source(own_photos)
     Path(source.name(3)).write_bytes(b"no image")
     view = EvaluationView(size_px=16, crop_ratio=1.0, num_workers=0)
-    images = choose_images(ImageReader(source, max_image_px=10**6, seed=0), view)
+    images = choose_images(ImageReader(source, max_image_px=10**6, seed=0), view, max_bad_share=0.02)
     features = extract_features(embed_pixels(torch.nn.Identity()), images, device=CPU, batch_size=7)
+    assert [bad.index for bad in features.bad] == [3] and images.num_readable == 79
     assert features.rows.shape == (79, 3 * 16 * 16)
     assert features.labels.tolist() == [label for i, label in enumerate(images.labels) if i != 3]
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.views import ImageReader
+from mocokit.engine.agreement import digest_tensors
 from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, embed_with, extract_features
-from mocokit.evaluate.frozen import FrozenWeightsMovedError, digest_tensors
+from mocokit.evaluate.frozen import FrozenWeightsMovedError
 from mocokit.evaluate.linear import build_classifier, train_linear
 from mocokit.evaluate.protocols import LINEAR_PROTOCOLS
 from mocokit.nets.backbones import build_backbone, build_seeded

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,27 @@ def test_the_markdown_table_names_the_data_and_the_weights() -> None:
 @pytest.mark.parametrize(("minutes", "text"), [(0.2, "12 s"), (3.51, "3.5 min"), (126, "2.1 h")])
 def test_durations_are_short(minutes: float, text: str) -> None:
     assert show_minutes(minutes) == text
+
+
+def test_each_data_set_has_a_table_of_its_own_and_older_rows_stay_apart(tmp_path: Path) -> None:
+    older = [replace(ROW, accuracy=accuracy, seed=seed) for seed, accuracy in enumerate((0.5, 0.6))]
+    known = [replace(row, data_id="a" * 64, test_id="b" * 64, accuracy=0.9) for row in older]
+    other = replace(known[0], data_id="c" * 64, accuracy=0.1)
+    moved = replace(known[0], data="/elsewhere", accuracy=0.8)
+    rows = merge_rows(merge_rows(older, [*known, other]), [moved])
+    assert rows == [*older, known[1], other, moved], "a moved data set replaces its own row"
+    table = markdown_table(rows)
+    assert [line.split("|")[3].strip() for line in table.splitlines() if "linear/moco" in line] == [
+        "55.0 +- 7.1",
+        "85.0 +- 7.1",
+        "10.0",
+    ]
+    assert "Data: `/elsewhere` (aaaaaaaaaaaa), test: /t (bbbbbbbbbbbb), weights abc, seeds 0, 1." in table
+    assert "Data: `/d`, test: /t, weights abc, seeds 0, 1." in table
+
+
+def test_rows_of_an_older_version_load(tmp_path: Path) -> None:
+    new = {"data_id", "test_id", "unreadable"}
+    old = {name: value for name, value in asdict(ROW).items() if name not in new}
+    (tmp_path / "evaluation.json").write_text(json.dumps([old]))
+    assert load_rows(tmp_path / "evaluation.json") == [ROW]

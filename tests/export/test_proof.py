@@ -1,6 +1,7 @@
 """The proof finds each difference, and an export that differs is not kept."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mocokit.cli import main
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
-from mocokit.evaluate.frozen import weights_digest
+from mocokit.engine.agreement import weights_digest
 from mocokit.export.proof import BATCH_SIZES, ExportMismatchError, prove
 from mocokit.export.targets import Exported
 from mocokit.run.export import export_run
@@ -78,7 +79,6 @@ def test_the_command_prints_the_difference_and_how_to_load(
 
 def test_the_card_tells_run_data_protocol_and_difference(finished_run: FinishedRun, tmp_path: Path) -> None:
     import hashlib
-    import shutil
     import tomllib
 
     run = tmp_path / "run"
@@ -92,6 +92,8 @@ def test_the_card_tells_run_data_protocol_and_difference(finished_run: FinishedR
     resolved = tomllib.loads((run / "resolved.toml").read_text())
     assert facts["run"]["config_sha256"] == hashlib.sha256((run / "config.toml").read_bytes()).hexdigest()
     assert facts["run"]["data_names_sha256"] == resolved["names_sha256"]
+    assert facts["run"]["data_identity"] == resolved["data_identity"] == facts["backbone"]["data_identity"]
+    assert facts["run"]["data"] == facts["backbone"]["data"] != ""
     assert facts["run"]["num_images"] == 16
     assert facts["backbone"]["step"] == 2
     assert facts["evaluation"] == [row]
@@ -107,4 +109,23 @@ def test_a_lone_file_is_compared_on_the_embedded_sample(finished_run: FinishedRu
     export_run(finished_run("resnet18"), to="safetensors", out=tmp_path / "a.safetensors")
     result = export_run(tmp_path / "a.safetensors", to="torchvision", out=tmp_path / "b.pth")
     assert result.images == "6 images of mocokit's embedded sample"
-    assert json.loads((tmp_path / "b.pth.json").read_text())["run"] == {}
+    facts = json.loads((tmp_path / "b.pth.json").read_text())
+    assert facts["run"] == {}
+    assert f"- data: {facts['backbone']['data']}\n" in (tmp_path / "b.pth.md").read_text(), (
+        "the weights name their data"
+    )
+    assert facts["backbone"]["data_identity"] in (tmp_path / "b.pth.md").read_text()
+
+
+def test_the_card_names_the_images_of_each_accuracy_but_no_path(finished_run: FinishedRun, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run("resnet18"), tmp_path / "run"))
+    row = {"protocol": "knn", "features": "pre-trained", "accuracy": 0.5, "test_images": 1234}
+    places = {"data": f"{tmp_path}/birds", "test": f"{tmp_path}/birds_test"}
+    rows = [row | places | {"data_id": "a" * 64, "test_id": "b" * 64}, row | places | {"test": ""}]
+    (run / "evaluation.json").write_text(json.dumps(rows))
+    export_run(run, to="safetensors", out=tmp_path / "net.safetensors")
+    text = (tmp_path / "net.safetensors.md").read_text()
+    known = "50.0 % on 1,234 images of birds_test (bbbbbbbbbbbb), labels from birds (aaaaaaaaaaaa)"
+    assert known in text
+    assert "50.0 % on 1,234 images of a held-out tenth, labels from birds (identity unknown)" in text
+    assert str(tmp_path) not in text + (tmp_path / "net.safetensors.json").read_text()

@@ -64,8 +64,11 @@ def detect_command(arguments: list[str]) -> int:
     example = "mocokit detect runs/a --data VOCdevkit --out detection --batch 2"
     asked = parse(Detect, rest, prog=f"mocokit detect {run}", example=example)
 
-    from mocokit.detection.trials import TrialPlan, run_trials
+    from mocokit.detection.trials import RANDOM, TrialPlan, run_trials
+    from mocokit.engine.backbone_file import load_backbone
 
+    if run != RANDOM:
+        load_backbone(run)  # before the annotations are read, which can take minutes: the run can be mistyped
     recipe_name, train_lists, test_list = DEFAULTS[asked.layout]
     recipe = _choose_recipe(asked, asked.recipe or recipe_name)
     training_set = _open(asked, asked.train or train_lists, None)

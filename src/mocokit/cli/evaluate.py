@@ -36,6 +36,8 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Number format of the backbone."""
+    max_bad_share: float = 0.01
+    """Largest share of the training or of the test images that may be unreadable; such images are left out."""
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -148,6 +150,7 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
             num_workers=flags.workers,
             device_name=flags.device,
             precision_name=flags.precision,
+            max_bad_share=flags.max_bad_share,
             say=say,
             on_rows=on_rows,
             on_data=tell,

@@ -22,6 +22,7 @@ def knn_command(arguments: list[str]) -> int:
         workers: int = -1,
         device: str = "auto",
         seed: int = 0,
+        max_bad_share: float = 0.01,
     ) -> int:
         """Print the kNN accuracy of a run's frozen backbone; under torchrun, the images are sharded over the ranks.
 
@@ -35,6 +36,7 @@ def knn_command(arguments: list[str]) -> int:
             workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
             device: auto, cpu, cuda or cuda:N.
             seed: Seed of the random weights and of the held-out tenth.
+            max_bad_share: Largest share of either set that may be unreadable; such images are left out.
 
         """
         from mocokit import distributed
@@ -49,6 +51,7 @@ def knn_command(arguments: list[str]) -> int:
             num_workers=workers,
             device_name=device,
             seed=seed,
+            max_bad_share=max_bad_share,
             on_data=tell,
         )
         if distributed.started_as_main():
@@ -65,3 +68,4 @@ def print_knn(rows: "list[KnnRow]") -> None:
     print("kNN accuracy (%)".ljust(18) + "".join(f"{protocol!s:>14}" for protocol in protocols))
     for row in rows:
         print(row.features.ljust(18) + "".join(f"{100 * row.accuracy[protocol]:14.1f}" for protocol in protocols))
+    print(f"of {rows[0].num_queries:,} test images; {rows[0].num_bank:,} training images vote")

@@ -6,15 +6,13 @@ Shapes: n rows of a batch, S image size; views are (n, 3, S, S) uint8.
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mocokit.data.augment.recipes import CROP_AND_FLIP, Recipe, ViewParams, draw_params
-from mocokit.data.batch import Each, empty_pixels
+from mocokit.data.batch import BadImage, Each, empty_pixels
 from mocokit.data.decode.decode import DecodeError
 from mocokit.data.pipelines import Draw, fast_views, warm_up
-from mocokit.data.views import ImageReader
+from mocokit.data.views import ImageReader, PlainBatch, keep_readable
 from mocokit.randomness import Purpose, generator
 
 
@@ -38,15 +36,14 @@ class SingleViews:
         self.recipe = recipe
         warm_up()  # before workers are forked: they inherit the compiled code
 
-    def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> tuple[Tensor, Tensor]:
-        """Return (pixels (n, 3, S, S) in channels_last memory, indices (n,)) of the images that could be read."""
+    def make_batch(self, positions: Sequence[tuple[int, int]], each: Each) -> PlainBatch:
+        """Return the views of the images that could be read, in channels_last memory."""
         pixels = empty_pixels(len(positions), 1, self.size_px, self.size_px, 3)
-        made = torch.tensor(list(each(self._make_row, positions, pixels.numpy())), dtype=torch.bool)
-        indices = torch.tensor([index for _, index in positions])
-        return pixels[made, 0].permute(0, 3, 1, 2), indices[made]
+        bad = list(each(self._make_row, positions, pixels.numpy()))
+        return keep_readable(pixels[:, 0], [index for _, index in positions], bad)
 
-    def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> bool:
-        """Write the view of the image at `position` to `target` (1, S, S, 3); return False if the image is bad."""
+    def _make_row(self, position: tuple[int, int], target: NDArray[np.uint8]) -> BadImage | None:
+        """Write the view of the image at `position` to `target` (1, S, S, 3); return why it is bad, or None."""
         epoch, index = position
         try:
             fast_views(
@@ -57,9 +54,9 @@ class SingleViews:
                 ranges=self.reader.ranges,
                 crops_only=False,
             )
-        except (DecodeError, OSError):
-            return False
-        return True
+        except (DecodeError, OSError) as error:
+            return BadImage(index=index, name=self.reader.source.name(index), reason=str(error))
+        return None
 
     def _draw(self, epoch: int, index: int) -> Draw:
         def draw(height: int, width: int) -> list[ViewParams]:

@@ -8,7 +8,7 @@ Shapes: n rows of a batch, S image size, V local crops per image, s their size; 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -195,6 +195,16 @@ def draw_views(recipes: Sequence[Recipe], seed: int, epoch: int, index: int) -> 
     return draw
 
 
+class PlainBatch(NamedTuple):
+    """Images of a batch that could be read, and those that could not."""
+
+    pixels: Tensor
+    """(n, 3, S, S) uint8"""
+    indices: Tensor
+    """(n,) position of each image in the source"""
+    bad: tuple[BadImage, ...]
+
+
 class PlainViews:
     """Batches of images without augmentation, for evaluation; bad images are left out.
 
@@ -210,17 +220,34 @@ class PlainViews:
         self.size_px = size_px
         self.crop_ratio = crop_ratio
 
-    def make_batch(self, positions: Sequence[int], each: Each) -> tuple[Tensor, Tensor]:
-        """Return (pixels (n, 3, S, S) uint8, indices (n,)) of the images that could be read."""
+    def make_batch(self, positions: Sequence[int], each: Each) -> PlainBatch:
+        """Return the images at `positions` that could be read."""
         pixels = empty_pixels(len(positions), self.size_px, self.size_px, 3)
-        read = torch.tensor(list(each(self._read, positions, pixels.numpy())), dtype=torch.bool)
-        return pixels[read].permute(0, 3, 1, 2), torch.tensor(positions, dtype=torch.long)[read]
+        bad = list(each(self._read, positions, pixels.numpy()))
+        return keep_readable(pixels, positions, bad)
 
-    def _read(self, index: int, target: NDArray[np.uint8]) -> bool:
-        """Read image `index` into `target` (S, S, 3); return False if it is bad."""
+    def _read(self, index: int, target: NDArray[np.uint8]) -> BadImage | None:
+        """Read image `index` into `target` (S, S, 3); return why it is bad, or None."""
         try:
             image = self.reader.read(index)
-        except DecodeError:
-            return False
+        except DecodeError as error:
+            return BadImage(index=index, name=self.reader.source.name(index), reason=str(error))
         target[:] = np.asarray(evaluation_crop(image, size_px=self.size_px, crop_ratio=self.crop_ratio))
-        return True
+        return None
+
+
+def keep_readable(pixels: Tensor, indices: Sequence[int], bad: Sequence[BadImage | None]) -> PlainBatch:
+    """Return the batch without the bad images.
+
+    Args:
+        pixels: (n, S, S, 3) uint8
+        indices: Position of each image in the source.
+        bad: For each image, why it is bad, or None.
+
+    """
+    read = torch.tensor([image is None for image in bad], dtype=torch.bool)
+    return PlainBatch(
+        pixels=pixels[read].permute(0, 3, 1, 2),
+        indices=torch.tensor(indices, dtype=torch.long)[read],
+        bad=tuple(image for image in bad if image is not None),
+    )

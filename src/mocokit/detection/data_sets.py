@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.decode.deep import ValueRanges
+from mocokit.detection.image_files import stored_size
 from mocokit.settings import require
 
 
@@ -60,6 +61,8 @@ class DetectionSet:
     """COCO's category id of each class; empty: the layout is VOC's."""
     value_ranges: ValueRanges = field(default_factory=dict)
     """Value range of each sample type of more than 8 bits among the images."""
+    notes: tuple[str, ...] = ()
+    """Sentences about annotations that were completed, clipped or dropped."""
 
     def for_training(self, *, skip_difficult: bool = False) -> "DetectionSet":
         """Return the set without images that have no object (FILTER_EMPTY_ANNOTATIONS of Detectron2).
@@ -80,6 +83,33 @@ class DetectionSet:
         return replace(self, images=images)
 
 
+@dataclass
+class AnnotationNotes:
+    """Flaws of annotations that reading them mends: the name of the file, once for each flaw."""
+
+    without_size: list[str] = field(default_factory=list)
+    clipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return a sentence for each kind of flaw that occurs."""
+        kinds = (
+            (self.without_size, "annotations have no image size; it is read from the images"),
+            (self.clipped, "boxes reach outside their image; they are clipped"),
+            (self.dropped, "boxes have no area inside their image; they are left out"),
+        )
+        return tuple(f"{len(names):,} {what} ({_first(names)})" for names, what in kinds if names)
+
+
+def _count(some: Sequence[Path], all_of_them: Sequence[Path], noun: str) -> str:
+    return f"{len(some):,} of {len(all_of_them):,} {noun} ({_first([path.name for path in some])})"
+
+
+def _first(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
+
+
 def open_voc(root: str | Path, splits: Sequence[str], *, class_names: Sequence[str] | None = None) -> DetectionSet:
     """Read images from VOC folders: `VOC{year}/{JPEGImages,Annotations,ImageSets/Main}`, as VOCdevkit unpacks them.
 
@@ -89,18 +119,23 @@ def open_voc(root: str | Path, splits: Sequence[str], *, class_names: Sequence[s
         class_names: Classes in the order that numbers them; None: all classes that occur, sorted, which is VOC's order.
 
     Raises:
-        ValueError: A list is missing, an annotation is damaged, or a class is missing from `class_names`.
+        ValueError: A list or annotations are missing, an annotation is damaged, or a class is missing from
+            `class_names`.
 
     """
     folder = Path(root).expanduser()
     folder = folder / "VOCdevkit" if (folder / "VOCdevkit").is_dir() else folder
     files = [path for split in splits for path in _voc_annotations(folder, split)]
+    missing = [path for path in files if not path.is_file()]
+    require(not missing, "data", folder, f"{_count(missing, files, 'annotations')} are missing; copy the data again")
     found = [(path, read_voc_annotation(path)) for path in files]
     names = {name for _, (_, objects) in found for name, *_ in objects}
     classes = _check_classes(names, class_names, where=str(folder))
+    notes = AnnotationNotes()
     return DetectionSet(
-        images=tuple(_voc_image(path, size, objects, classes) for path, (size, objects) in found),
+        images=tuple(_voc_image(path, size, objects, classes, notes) for path, (size, objects) in found),
         class_names=classes,
+        notes=notes.sentences(),
     )
 
 
@@ -118,7 +153,7 @@ VocObject = tuple[str, bool, tuple[float, ...]]
 
 
 def read_voc_annotation(path: Path) -> tuple[tuple[int, int], list[VocObject]]:
-    """Return ((width, height), objects) of one annotation file.
+    """Return ((width, height), objects) of one annotation file; converters write 0, or nothing, for an unknown size.
 
     Raises:
         ValueError: The file can't be read, or is not a VOC annotation.
@@ -130,9 +165,9 @@ def read_voc_annotation(path: Path) -> tuple[tuple[int, int], list[VocObject]]:
         if b"<!DOCTYPE" in text or b"\0" in text:
             raise ValueError("declares a document type, or is not UTF-8; no annotation needs that")
         tree = ET.ElementTree(ET.fromstring(text))
-        size = tuple(int(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
+        size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         objects = [_parse_object(element) for element in tree.iter("object")]
-    except (ET.ParseError, OSError, ValueError) as error:
+    except (ET.ParseError, OSError, ValueError, OverflowError) as error:  # OverflowError: a size of inf
         raise ValueError(f"data={path}: not a VOC annotation ({error})") from error
     return (size[0], size[1]), objects
 
@@ -144,9 +179,15 @@ def _parse_object(element: ET.Element) -> VocObject:
     return element.findtext("name", "").strip(), difficult, (x1 - 1, y1 - 1, x2, y2)
 
 
-def _voc_image(path: Path, size: tuple[int, int], objects: list[VocObject], classes: tuple[str, ...]) -> AnnotatedImage:
+def _voc_image(
+    path: Path, size: tuple[int, int], objects: list[VocObject], classes: tuple[str, ...], notes: AnnotationNotes
+) -> AnnotatedImage:
+    picture = path.parent.parent / "JPEGImages" / f"{path.stem}.jpg"
+    if min(size) <= 0:
+        notes.without_size.append(path.name)
+        size = stored_size(picture)
     image = AnnotatedImage(
-        path=path.parent.parent / "JPEGImages" / f"{path.stem}.jpg",
+        path=picture,
         image_id=path.stem,
         width=size[0],
         height=size[1],
@@ -154,7 +195,7 @@ def _voc_image(path: Path, size: tuple[int, int], objects: list[VocObject], clas
         labels=np.array([classes.index(name) for name, *_ in objects], np.int64),
         difficult=np.array([difficult for _, difficult, _ in objects], np.bool_),
     )
-    return _without_empty_boxes(image)
+    return _fit_boxes(image, notes)
 
 
 def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None = None) -> DetectionSet:
@@ -182,7 +223,10 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
             if not annotation.get("iscrowd", 0):
                 objects[annotation["image_id"]].append(annotation)
         label_of = {category["id"]: label for label, category in enumerate(categories)}
-        images = tuple(_coco_image(folder / split, row, objects[row["id"]], label_of) for row in content["images"])
+        notes = AnnotationNotes()
+        images = tuple(
+            _coco_image(folder / split, row, objects[row["id"]], label_of, notes) for row in content["images"]
+        )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"data={path}: not a COCO annotation file ({error!r})") from error
     names = tuple(str(category["name"]) for category in categories)
@@ -191,33 +235,47 @@ def open_coco(root: str | Path, split: str, *, class_names: Sequence[str] | None
         class_names=_check_classes(names, class_names, where=str(path)),
         coco_file=path,
         category_ids=tuple(int(category["id"]) for category in categories),
+        notes=notes.sentences(),
     )
 
 
 def _coco_image(
-    folder: Path, row: Mapping[str, Any], objects: list[Mapping[str, Any]], label_of: Mapping[int, int]
+    folder: Path,
+    row: Mapping[str, Any],
+    objects: list[Mapping[str, Any]],
+    label_of: Mapping[int, int],
+    notes: AnnotationNotes,
 ) -> AnnotatedImage:
+    picture = folder / row["file_name"]
+    size = (int(row.get("width") or 0), int(row.get("height") or 0))
+    if min(size) <= 0:
+        notes.without_size.append(picture.name)
+        size = stored_size(picture)
     corners = np.array([entry["bbox"] for entry in objects], np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]  # COCO stores (x, y, width, height)
     outlines = tuple(entry.get("segmentation") for entry in objects)
     image = AnnotatedImage(
-        path=folder / row["file_name"],
+        path=picture,
         image_id=row["id"],
-        width=row["width"],
-        height=row["height"],
+        width=size[0],
+        height=size[1],
         boxes=corners,
         labels=np.array([label_of[entry["category_id"]] for entry in objects], np.int64),
         difficult=np.zeros(len(objects), np.bool_),
         outlines=outlines,
     )
-    return _without_empty_boxes(image)
+    return _fit_boxes(image, notes)
 
 
-def _without_empty_boxes(image: AnnotatedImage) -> AnnotatedImage:
+def _fit_boxes(image: AnnotatedImage, notes: AnnotationNotes) -> AnnotatedImage:
     """Clip boxes at the edges of the image, and drop those without an area, which no detector can regress to."""
     edge = np.array([image.width, image.height] * 2, np.float32)
     boxes = np.clip(image.boxes, 0, edge)
-    return replace(image, boxes=boxes).only(np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
+    keep = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    outside = keep & (np.abs(image.boxes - boxes).max(axis=1, initial=0) > 1)  # a pixel is how counting from 0 differs
+    notes.clipped += [image.path.name] * int(outside.sum())
+    notes.dropped += [image.path.name] * int((~keep).sum())
+    return replace(image, boxes=boxes).only(keep)
 
 
 def _check_classes(found: Sequence[str] | set[str], wanted: Sequence[str] | None, *, where: str) -> tuple[str, ...]:

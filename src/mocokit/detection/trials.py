@@ -13,14 +13,17 @@ from pathlib import Path
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.identity import DataIdentity
 from mocokit.data.sources.sources import FileSource
 from mocokit.data.value_range import measure_ranges
 from mocokit.detection.batches import MAX_IMAGE_PX
+from mocokit.detection.checks import annotations_digest, identify_images, require_image_files, warn_of_flaws
 from mocokit.detection.data_sets import DetectionSet
 from mocokit.detection.detector import build_detector
 from mocokit.detection.inference import average_precision, detect
 from mocokit.detection.recipes import DetectionRecipe
 from mocokit.detection.training import train_detector
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import write_text_atomically
 from mocokit.engine.precision import pick_device
@@ -81,12 +84,17 @@ def run_trials(
         on_iteration: Called with the trial, the number of iterations done and the loss.
 
     Raises:
-        ValueError: `num_trials` is below 1, or `out` holds trials of other settings.
+        ValueError: `num_trials` is below 1, an image file is missing or unfit, or `out` holds trials of other
+            settings, weights, images or annotations.
 
     """
     if num_trials < 1:
         raise ValueError(f"trials={num_trials}: must be at least 1")
-    _save_or_check_settings(out, plan)
+    for images in (plan.train, plan.test):
+        require_image_files(images)
+    identities = identify_images(plan.train), identify_images(plan.test)
+    warn_of_flaws(plan.train, plan.test, identities)
+    _save_or_check_settings(out, plan, identities)
     plan = _with_value_ranges(plan)
     return [_run_trial(plan, number, out, on_iteration) for number in range(num_trials)]
 
@@ -102,10 +110,14 @@ def _with_value_ranges(plan: TrialPlan) -> TrialPlan:
     return replace(plan, train=train, test=replace(plan.test, value_ranges=measured.ranges))
 
 
-def _save_or_check_settings(out: Path, plan: TrialPlan) -> None:
-    """Write the settings into `out`; if it has trials already, raise ValueError unless their settings are the same."""
+def _save_or_check_settings(out: Path, plan: TrialPlan, identities: tuple[DataIdentity, DataIdentity]) -> None:
+    """Write the settings into `out`; if it has trials already, raise ValueError unless their settings are the same.
+
+    Older versions recorded neither weights nor identities: their trials are taken for the same, with a warning.
+    """
     settings = {
         "run": plan.run,
+        "weights": "" if plan.run == RANDOM else weights_digest(load_backbone(plan.run).backbone),
         "arch": plan.arch if plan.run == RANDOM else "",
         "recipe": asdict(plan.recipe),
         "seed": plan.seed,
@@ -113,12 +125,27 @@ def _save_or_check_settings(out: Path, plan: TrialPlan) -> None:
         "num_train_images": len(plan.train.images),
         "num_test_images": len(plan.test.images),
         "judge_training_images": plan.judge_training_images,
+        "train_images": identities[0].digest,
+        "test_images": identities[1].digest,
+        "train_annotations": annotations_digest(plan.train),
+        "test_annotations": annotations_digest(plan.test),
     }
     path = out / "settings.json"
     text = json.dumps(settings, indent=1) + "\n"
-    begun = path.exists() and any(out.glob("trial_*"))
-    if begun and path.read_text(encoding="utf-8") != text:
-        raise ValueError(f"out={out}: holds trials of other settings (see {path.name}); choose another folder")
+    if path.exists() and any(out.glob("trial_*")):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(text)  # tuples become lists
+        # The weights themselves are compared, so the run may have moved. Files of older versions have only its path.
+        moves = "run" if "weights" in before else "weights"
+        differing = [name for name in before.keys() & now.keys() if name != moves and before[name] != now[name]]
+        if differing:
+            raise ValueError(
+                f"out={out}: holds trials of other settings (see {path.name}): {', '.join(sorted(differing))}; choose "
+                "another folder"
+            )
+        if "weights" not in before:
+            LOGGER.warning("%s: an older mocokit made these trials, and did not record their weights and images", out)
+        return
     write_text_atomically(path, text)
 
 

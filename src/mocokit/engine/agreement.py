@@ -1,4 +1,4 @@
-"""Check at the start that all ranks have the same code, config, data and weights, by comparing short texts."""
+"""Digests of code and weights, and a check at the start that all ranks have the same of everything."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mocokit import distributed
 
@@ -29,6 +29,17 @@ def code_version() -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor's values, for a hash; a tensor on a GPU is copied to the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bits, by name."""
+    return {name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in tensors.items()}
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return one SHA-256 of the names and bits of all parameters and buffers."""
+    parts = digest_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def fingerprints(method_state: Mapping[str, Any]) -> dict[str, str]:

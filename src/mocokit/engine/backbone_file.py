@@ -48,6 +48,10 @@ class BackboneCard:
     """Optimizer steps that the weights were trained for, as far as mocokit knows."""
     origin: str = ""
     """File and layout that the weights were imported from; empty: a run of mocokit."""
+    data: str = ""
+    """Name of the training images: the end of their location; empty: the file does not tell."""
+    data_identity: str = ""
+    """Digest of the training images (data/sources/identity.py); empty: the file does not tell."""
     numerics: int = 1
     """Version of the numbers that the weights were trained with (engine/numerics.py); 1 if the file names none."""
     value_ranges: ValueRanges = field(default_factory=dict)
@@ -99,6 +103,7 @@ def load_backbone(run_or_file: str | Path, *, backbone: nn.Module | None = None)
 
     """
     path = Path(run_or_file).expanduser()
+    require(path.exists(), "run", run_or_file, "no such run folder or backbone file")
     path = path / "backbone.safetensors" if path.is_dir() else path
     require(path.is_file(), "run", run_or_file, f"no backbone there; {path.name} is written at the first checkpoint")
     require(not is_lfs_pointer(path), "run", path, LFS_ADVICE)

@@ -47,6 +47,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.backbone = self.path / "backbone.safetensors"
+        self.images = self.path / "images.npz"
         self.view_sheet = self.path / "views.png"
         self.lock_file, self.lock_holder = (self.path / name for name in LOCK_FILES)
 
@@ -119,9 +120,10 @@ class RunFolder:
         """Return the config that the user asked for, in TOML.
 
         Raises:
-            ValueError: The folder has no config.toml.
+            ValueError: The folder does not exist, or has no config.toml.
 
         """
+        require(self.path.exists(), "run", self.path, "no such folder; give the folder that `pretrain --out` made")
         require(self.config.is_file(), "run", self.path, "not a run folder (it has no config.toml)")
         return self.config.read_text(encoding="utf-8")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import BackboneCard, LoadedBackbone, random_backbone
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.feature_cache import FeatureCache
@@ -17,7 +18,6 @@ from mocokit.evaluate.features import (
     embed_with,
     extract_features,
 )
-from mocokit.evaluate.frozen import weights_digest
 from mocokit.nets.pixels import PixelNormalize
 
 PRE_TRAINED = "pre-trained"

@@ -134,7 +134,7 @@ class FineTuneEvaluation(EvalProtocol):
         )
         chosen = f"lr {result.lr:g}, head x{result.head_multiplier:g}" if len(settings.pairs) > 1 else ""
         name = settings.id_for(Path(self.part).name)
-        return [Score(protocol=name, accuracy=result.accuracy, labels=len(labelled.indices), chosen=chosen)]
+        return [Score(protocol=name, accuracy=result.accuracy, labels=labelled.num_readable, chosen=chosen)]
 
 
 def images_of_part(part: str, train: LabelledImages, *, seed: int) -> LabelledImages:

@@ -80,7 +80,8 @@ class Score:
     seconds: float = 0.0
     """Duration, including the time to compute the features; set by `run_protocol`."""
     labels: int | None = None
-    """Number of labelled images trained on; None: all training images, which `run_protocol` fills in."""
+    """Number of labelled images trained on; None: all training images that could be read,
+    which `run_protocol` fills in."""
     chosen: str = ""
     """Settings that a held-out part of the training images chose; empty: nothing to choose."""
 
@@ -132,14 +133,16 @@ def run_protocol(protocol: EvalProtocol, context: EvalContext) -> list[Score]:
     The duration is the same whether the features came from the cache or not, up to the machine's speed.
 
     Raises:
-        ValueError: The labels do not suffice for the protocol.
+        ValueError: The labels do not suffice for the protocol, or too many images can't be read.
 
     """
     fresh = replace(context)  # holds no features yet, so that each protocol pays for its own
     start = time.perf_counter()
     scores = protocol.run(fresh)
     seconds = time.perf_counter() - start + sum(fresh.seconds_saved)
-    labels = len(context.train.indices)
+    for images in (context.train, context.test):
+        images.tally.tell()
+    labels = context.train.num_readable
     return [
         replace(score, seconds=seconds, labels=labels if score.labels is None else score.labels) for score in scores
     ]

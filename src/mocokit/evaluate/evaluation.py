@@ -11,6 +11,7 @@ from torch import nn
 from mocokit.data.loading.loader import choose_workers
 from mocokit.data.sources.left_out import log_line
 from mocokit.data.sources.open_source import absolute_location
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.evaluate.baselines import build_extractors, view_of
@@ -18,9 +19,9 @@ from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.features import LabelledImages
-from mocokit.evaluate.frozen import weights_digest
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
-from mocokit.evaluate.splits import open_labelled, train_and_test
+from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 
 LOGGER = logging.getLogger("mocokit")
 
@@ -31,7 +32,7 @@ ALL = (*STANDARD, "linear/moco", "finetune/lr-grid@100%")
 """STANDARD and the two protocols that train on all images for many epochs."""
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of it
     run: str | Path,
     *,
     data: str | Path,
@@ -44,11 +45,12 @@ def evaluate(
     num_workers: int = -1,
     device_name: str = "auto",
     precision_name: str = "fp32",
+    max_bad_share: float = MAX_BAD_SHARE,
     say: Callable[[str], None] = lambda _text: None,
     on_rows: Callable[[list[Row]], None] = lambda _rows: None,
     on_data: Callable[[str], object] = log_line,
 ) -> list[Row]:
-    """Evaluate a run, and update `evaluation.json` and `evaluation.md` in its folder after each protocol.
+    """Evaluate a run, update its `evaluation.json` and `evaluation.md` after each protocol, and return the new rows.
 
     Args:
         run: Run folder or backbone file.
@@ -62,11 +64,10 @@ def evaluate(
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         precision_name: Number format of the backbone: fp32 or bf16.
+        max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
         say: Called with a line of progress.
         on_rows: Called with the new rows of each protocol and kind of features.
         on_data: Called with a line about each set of images: see describe_source.
-
-    Returns the new rows. The files also keep the rows of earlier calls on the same weights.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
@@ -74,11 +75,11 @@ def evaluate(
     device = pick_device(device_name, local_rank=0)
     precision = Precision(precision_name, device)
     folder = results_folder(run)
-    weights = weights_digest(loaded.backbone)[:12]
     num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-    opened = open_labelled(data, test, view_of(loaded.card, num_workers=num_workers), on_data=on_data)
-    places = _places(data, opened[1])
+    view = view_of(loaded.card, num_workers=num_workers)
+    opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
     cache = FeatureCache(folder / "features")
+    facts = {"weights": weights_digest(loaded.backbone)[:12], **_identities(data, opened, cache)}
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     rows = list[Row]()
     for seed in seeds:
@@ -86,17 +87,29 @@ def evaluate(
         extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
         contexts = [build(extractor=one, train=train_images, test=test_images, seed=seed) for one in extractors]
         for context, scores in _run_all(found, contexts):
-            new = [_row(score, context, weights=weights, **places) for score in scores]
+            new = [_row(score, context, **facts) for score in scores]
             rows += new
             save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
             on_rows(new)
     return rows
 
 
-def _places(data: str | Path, test: LabelledImages | None) -> dict[str, str]:
-    """Return the locations for the rows of results; that of a held-out part is empty."""
-    tested = absolute_location(test.location) if test else ""
-    return {"data": absolute_location(str(data)), "test": tested}
+def _identities(
+    data: str | Path, opened: tuple[LabelledImages, LabelledImages | None], cache: FeatureCache
+) -> dict[str, str]:
+    """Return locations and identities for the rows of results; warn of test images that are training images.
+
+    Location and identity of a held-out part are empty.
+    """
+    train, tested = opened
+    identities = [cache.identity(images.reader.source) for images in (train, tested) if images is not None]
+    warn_of_overlap(train, tested, identities)
+    return {
+        "data": absolute_location(str(data)),
+        "test": absolute_location(tested.location) if tested is not None else "",
+        "data_id": identities[0].digest,
+        "test_id": identities[1].digest if tested is not None else "",
+    }
 
 
 def _run_all(
@@ -123,7 +136,8 @@ def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
     return lambda text: say(f"{prefix}: {text}")
 
 
-def _row(score: Score, context: EvalContext, *, weights: str, data: str, test: str) -> Row:
+def _row(score: Score, context: EvalContext, **facts: str) -> Row:
+    """Return the row of a score; `facts` are the row's weights, locations and identities."""
     assert score.labels is not None, "run_protocol sets it"
     suffix = "" if context.precision.name == "fp32" else f",{context.precision.name}"
     return Row(
@@ -133,11 +147,10 @@ def _row(score: Score, context: EvalContext, *, weights: str, data: str, test: s
         seed=context.seed,
         minutes=score.seconds / 60,
         train_images=score.labels,
-        test_images=len(context.test.indices),
+        test_images=context.test.num_readable,
         chosen=score.chosen,
-        weights=weights,
-        data=data,
-        test=test,
+        unreadable=len(context.train.tally.bad) + len(context.test.tally.bad),
+        **facts,
     )
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mocokit.data.sources.fingerprint import fingerprint
+from mocokit.data.batch import BadImage
+from mocokit.data.sources.identity import DataIdentity, identify
 from mocokit.data.sources.sources import ImageSource
+from mocokit.engine.agreement import digest_tensors
 from mocokit.engine.checkpoint import write_atomically
 from mocokit.evaluate.features import Features, LabelledImages
-from mocokit.evaluate.frozen import digest_tensors
 
 LOGGER = logging.getLogger("mocokit")
 
@@ -35,7 +36,7 @@ class FeatureCache:
     """
 
     folder: Path | None
-    _fingerprints: dict[int, tuple[ImageSource, str]] = field(default_factory=dict, repr=False)
+    _identities: dict[int, tuple[ImageSource, DataIdentity]] = field(default_factory=dict, repr=False)
 
     def get(self, extractor_key: str, images: LabelledImages, compute: Callable[[], Features]) -> Features:
         """Return the cached features of `images`; compute and save them if they are missing or damaged.
@@ -51,23 +52,26 @@ class FeatureCache:
         if self.folder is None:
             return compute()
         path = self.folder / f"{self._key(extractor_key, images)}.safetensors"
-        features = _load(path)
+        features = _load(path, images.reader.source)
         if features is None:
             features = compute()
             _save(path, features)
+        images.tally.add(features.bad)
         return features
 
+    def identity(self, source: ImageSource) -> DataIdentity:
+        """Return the identity of a source's images, which is computed once for each source."""
+        # The source is stored with it: while it is alive, no other source can get the same id().
+        if id(source) not in self._identities:
+            self._identities[id(source)] = source, identify(source)
+        return self._identities[id(source)][1]
+
     def _key(self, extractor_key: str, images: LabelledImages) -> str:
-        source = images.reader.source
-        # A fingerprint reads every file's size and time, so each source gets one. The source is stored with it: while
-        # it is alive, no other source can get the same id().
-        if id(source) not in self._fingerprints:
-            self._fingerprints[id(source)] = source, fingerprint(source)
         view = images.view
         parts = (
             FORMAT,
             extractor_key,
-            self._fingerprints[id(source)][1],
+            self.identity(images.reader.source).digest,
             images.labels,
             images.indices,
             view.size_px,
@@ -78,7 +82,7 @@ class FeatureCache:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _load(path: Path) -> Features | None:
+def _load(path: Path, source: ImageSource) -> Features | None:
     if not path.is_file():
         return None
     try:
@@ -91,12 +95,14 @@ def _load(path: Path) -> Features | None:
     if digest_tensors(tensors) != metadata["sha256"]:
         LOGGER.warning("%s: damaged (its hash is wrong); its features are computed again", path)
         return None
-    return Features(rows=tensors["rows"], labels=tensors["labels"], extract_s=metadata["extract_s"])
+    bad = tuple(BadImage(index=i, name=source.name(i), reason=reason) for i, reason in metadata["bad"])
+    return Features(rows=tensors["rows"], labels=tensors["labels"], extract_s=metadata["extract_s"], bad=bad)
 
 
 def _save(path: Path, features: Features) -> None:
     tensors = {"rows": features.rows.contiguous(), "labels": features.labels}
-    facts = {"sha256": digest_tensors(tensors), "extract_s": features.extract_s}
+    bad = [(image.index, image.reason) for image in features.bad]
+    facts = {"sha256": digest_tensors(tensors), "extract_s": features.extract_s, "bad": bad}
     metadata = {"format": "pt", "mocokit": json.dumps(facts)}
     try:
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from mocokit.data.batch import BadImage
 from mocokit.data.decode.deep import NO_RANGES, ValueRanges
 from mocokit.data.loading.loader import build_loader, in_batches
 from mocokit.data.sources.layout import labels_among
@@ -18,6 +19,7 @@ from mocokit.data.sources.left_out import note_of
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
 from mocokit.engine.precision import Precision
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE, ReadTally
 from mocokit.randomness import Purpose, permutation
 
 
@@ -31,6 +33,8 @@ class Features:
     """(M,) class numbers, in the order of `rows`."""
     extract_s: float = 0.0
     """Seconds that computing the features took; a cached copy keeps the number of its first computation."""
+    bad: tuple[BadImage, ...] = ()
+    """Images that could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +61,24 @@ class LabelledImages:
     """Class number of every image of the source, chosen or not: look one up by its position."""
     class_names: tuple[str, ...]
     view: EvaluationView
+    tally: ReadTally
+    """Count of the images that could not be read; subsets share it."""
     location: str = ""
     """Where the images are, as the user or the data set named it; empty: unknown."""
+
+    @property
+    def num_readable(self) -> int:
+        """Number of the chosen images, without those that could not be read so far."""
+        return len(self.indices) - len(self.tally.bad.keys() & set(self.indices))
 
     def only(self, indices: Sequence[int]) -> "LabelledImages":
         """Return a copy that holds the images of the source at `indices` instead."""
         return replace(self, indices=tuple(indices))
+
+    def part(self, role: str, indices: Sequence[int]) -> "LabelledImages":
+        """Return a copy with the images at `indices` as a set of its own, such as the "test" images."""
+        tally = ReadTally(role, tuple(indices), self.labels, self.class_names, max_share=self.tally.max_share)
+        return replace(self, indices=tuple(indices), tally=tally)
 
 
 def choose_images(
@@ -71,6 +87,8 @@ def choose_images(
     *,
     indices: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
+    role: str = "",
+    max_bad_share: float = MAX_BAD_SHARE,
     setting: str = "data",
     location: str = "",
 ) -> LabelledImages:
@@ -82,6 +100,8 @@ def choose_images(
         indices: Positions of the images to take; None: all images.
         class_names: Class names of the source whose class numbers to use, such as the training images; None: those of
             this source.
+        role: Name of the set in messages, "training" or "test"; empty: labelled images.
+        max_bad_share: Largest share of the images that may be unreadable.
         setting: Setting that messages blame.
         location: Where the images are, for messages and results.
 
@@ -90,12 +110,14 @@ def choose_images(
 
     """
     labels, names = _labels(reader.source, class_names, f"{setting}={location}" if location else setting)
+    chosen = tuple(range(len(labels)) if indices is None else indices)
     return LabelledImages(
         reader=reader,
-        indices=tuple(range(len(labels)) if indices is None else indices),
+        indices=chosen,
         labels=labels,
         class_names=names,
         view=view,
+        tally=ReadTally(role or "labelled", chosen, labels, names, max_share=max_bad_share),
         location=location,
     )
 
@@ -147,12 +169,12 @@ def extract_features(
 
     Args:
         embed: Maps (n, 3, H, W) uint8 pixels on `device` to (n, D) features.
-        images: Images to embed; those that can't be read are left out.
+        images: Images to embed; those that can't be read are left out and counted.
         device: Device of `embed`.
         batch_size: n, images per call of `embed`.
 
     Raises:
-        ValueError: None of the images can be read.
+        ValueError: None of the images can be read, or too few (see ReadTally).
 
     """
     views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
@@ -160,7 +182,10 @@ def extract_features(
     start = time.perf_counter()
     rows = torch.empty(0)
     labels = list[int]()
-    for pixels, indices in loader:
+    all_bad = list[BadImage]()
+    for pixels, indices, bad in loader:
+        all_bad += bad
+        images.tally.add(bad)
         if len(indices) == 0:  # no image of this batch could be read
             continue
         part = embed(pixels.to(device, non_blocking=True)).float().cpu()  # (n, D)
@@ -170,7 +195,12 @@ def extract_features(
         labels += [images.labels[index] for index in indices.tolist()]
     if not labels:
         raise ValueError("data: none of the images to evaluate can be read; check the files and their permissions")
-    return Features(rows=rows[: len(labels)], labels=torch.tensor(labels), extract_s=time.perf_counter() - start)
+    return Features(
+        rows=rows[: len(labels)],
+        labels=torch.tensor(labels),
+        extract_s=time.perf_counter() - start,
+        bad=tuple(all_bad),
+    )
 
 
 def embed_with(

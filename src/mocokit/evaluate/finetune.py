@@ -128,7 +128,8 @@ def fine_tune(
     network = nn.Sequential(pixels, copy.deepcopy(backbone), head).to(device).train()
     optimizer = build_optimizer(network[1], head, protocol, lr=lr, head_multiplier=head_multiplier)
     labels = torch.tensor(labelled.labels)
-    for step, (images, indices) in enumerate(build_training_loader(labelled, order, device=device, seed=seed)):
+    for step, (images, indices, bad) in enumerate(build_training_loader(labelled, order, device=device, seed=seed)):
+        labelled.tally.add(bad)
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=group["peak_lr"])
         if len(indices) < 2:  # BatchNorm needs two images; happens only if the others of the batch can't be read

@@ -1,27 +1,15 @@
 """Prove that a frozen backbone stays frozen: no bit of its parameters and buffers changes."""
 
 import contextlib
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
-from mocokit.engine.agreement import tensor_bytes
+from mocokit.engine.agreement import digest_tensors
 
 
 class FrozenWeightsMovedError(RuntimeError):
     """A frozen parameter or BatchNorm statistic changed; the message names the first one."""
-
-
-def digest_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the SHA-256 of each tensor's bits, by name."""
-    return {name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in tensors.items()}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Return one SHA-256 of the names and bits of all parameters and buffers."""
-    parts = digest_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mocokit.data.loading.loader import WholeEpochs, build_loader
 from mocokit.data.single_view import SingleViews
+from mocokit.data.views import PlainBatch
 from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import Features, LabelledImages, count_hits
 from mocokit.evaluate.frozen import frozen
@@ -59,6 +60,7 @@ def train_linear(
 
     Raises:
         FrozenWeightsMovedError: A parameter or BatchNorm statistic of the backbone changed.
+        ValueError: Too many images can't be read (see ReadTally).
 
     """
     order = WholeEpochs(
@@ -72,7 +74,8 @@ def train_linear(
     )
     accuracies: list[float] = []
     with frozen(backbone):
-        for step, (pixels, indices) in enumerate(build_training_loader(train, order, device=device, seed=seed)):
+        for step, (pixels, indices, bad) in enumerate(build_training_loader(train, order, device=device, seed=seed)):
+            train.tally.add(bad)
             set_lr(optimizer, protocol.schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=protocol.lr))
             if len(indices):  # 0 if no image of the batch could be read
                 with torch.no_grad():
@@ -88,8 +91,8 @@ def train_linear(
 
 def build_training_loader(
     train: LabelledImages, order: WholeEpochs, *, device: torch.device, seed: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return batches of randomly cropped and flipped images: uint8 pixels, and positions in the source."""
+) -> Iterable[PlainBatch]:
+    """Return batches of randomly cropped and flipped images."""
     return build_loader(
         SingleViews(train.reader, size_px=train.view.size_px, seed=seed),
         order,

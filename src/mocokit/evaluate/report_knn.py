@@ -9,13 +9,15 @@ from torch import nn
 
 from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.identity import identify
 from mocokit.data.sources.left_out import log_line
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
 from mocokit.evaluate.features import Features, LabelledImages, extract_features
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
-from mocokit.evaluate.splits import open_train_and_test
+from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,10 @@ class KnnRow:
     features: str
     accuracy: dict[KnnProtocol, float]
     """0..1"""
+    num_bank: int
+    """Images that voted."""
+    num_queries: int
+    """Images that were classified."""
 
 
 def compare_with_baselines(
@@ -37,6 +43,7 @@ def compare_with_baselines(
     num_workers: int = -1,
     device_name: str = "auto",
     seed: int = 0,
+    max_bad_share: float = MAX_BAD_SHARE,
     on_data: Callable[[str], object] = log_line,
 ) -> list[KnnRow]:
     """Return the kNN accuracy of a run's backbone, after those of the baselines.
@@ -51,7 +58,11 @@ def compare_with_baselines(
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
         device_name: auto, cpu, cuda or cuda:N.
         seed: Seed of the random-init backbone and of the held-out tenth.
+        max_bad_share: Largest share of either set that may be unreadable; they are left out.
         on_data: Called with a line about each set of images; every rank calls it.
+
+    Raises:
+        ValueError: No backbone or no labels there, or too many images can't be read.
 
     """
     loaded = load_backbone(run, backbone=backbone)
@@ -59,20 +70,38 @@ def compare_with_baselines(
     with distributed.session(device.type):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
-        train, test = open_train_and_test(bank, queries, view, seed=seed, on_data=on_data)
+        opened = open_labelled(bank, queries, view, max_bad_share=max_bad_share, on_data=on_data)
+        with distributed.work_alone():
+            if opened[1] is not None and distributed.is_main():
+                warn_of_overlap(*opened, [identify(part.reader.source) for part in opened if part is not None])
+        train, test = train_and_test(*opened, seed=seed)
         return [
-            KnnRow(features=extractor.name, accuracy=_knn_on_ranks(extractor, train, test, device))
+            _knn_on_ranks(extractor, train, test, device)
             for extractor in build_extractors(loaded, baselines=baselines, device=device, seed=seed)
         ]
 
 
 def _knn_on_ranks(
     extractor: FeatureExtractor, bank: LabelledImages, queries: LabelledImages, device: torch.device
-) -> dict[KnnProtocol, float]:
-    own_bank, own_queries = (
-        extract_features(extractor.embed, _share(images), device=device) for images in (bank, queries)
+) -> KnnRow:
+    own_bank, own_queries = (_extract_share(extractor, images, device) for images in (bank, queries))
+    accuracy = knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
+    return KnnRow(
+        features=extractor.name, accuracy=accuracy, num_bank=bank.num_readable, num_queries=queries.num_readable
     )
-    return knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
+
+
+def _extract_share(extractor: FeatureExtractor, images: LabelledImages, device: torch.device) -> Features:
+    """Return the features of this rank's part of the images; count what no rank could read, on all ranks."""
+    own = _share(images)
+    if distributed.world_size() > 1:  # a rank that raised alone would leave the others waiting
+        own = replace(own, tally=images.tally.unlimited())
+    features = extract_features(extractor.embed, own, device=device)
+    for bad in distributed.all_gather_objects(features.bad):
+        images.tally.add(bad)
+    if distributed.is_main():
+        images.tally.tell()
+    return features
 
 
 def _share(images: LabelledImages) -> LabelledImages:

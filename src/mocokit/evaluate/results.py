@@ -37,11 +37,22 @@ class Row:
     """Location of the test images; empty: a held-out tenth of `data`."""
     weights: str
     """First 12 hex digits of the hash of the run's weights."""
+    data_id: str = ""
+    """Digest of the identity of the training images; empty: an older mocokit wrote the row."""
+    test_id: str = ""
+    """Digest of the identity of the test images; empty: a held-out tenth, or an older mocokit wrote the row."""
+    unreadable: int = 0
+    """Training and test images that could not be read; they are not in `train_images` and `test_images`."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Data set of the row: the identities, wherever the images are; without them, the locations."""
+        return (self.data_id, self.test_id) if self.data_id else ("", self.data, self.test)
 
     @property
     def key(self) -> tuple[object, ...]:
         """Identity of the row: a newer row with the same key replaces it."""
-        return self.protocol, self.features, self.seed, self.data, self.test
+        return self.protocol, self.features, self.seed, self.images
 
 
 def load_rows(path: Path) -> list[Row]:
@@ -73,7 +84,7 @@ def save_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and one line per protocol: accuracies in percent, over seeds as mean +- sample deviation."""
+    """Return the header and one line per protocol, for one data set: percent, over seeds mean +- sample deviation."""
     present = [name for name in COLUMNS if any(row.features == name for row in rows)]
     lines = []
     for protocol in dict.fromkeys(row.protocol for row in rows):
@@ -105,11 +116,23 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return the table in Markdown, below a line that tells the images, the weights and the seeds."""
-    first = rows[0]
+    """Return a table in Markdown for each data set, below a line that tells the images, the weights and the seeds."""
+    sets = dict.fromkeys(row.images for row in rows)
+    return "\n".join(_table_of_set([row for row in rows if row.images == images]) for images in sets)
+
+
+def _table_of_set(rows: Sequence[Row]) -> str:
+    last = rows[-1]  # the newest, whose locations hold today
     seeds = sorted({row.seed for row in rows})
-    tested = first.test or "a held-out tenth of them"
+    data = f"`{last.data}`{_short_id(last.data_id)}"
+    tested = f"{last.test}{_short_id(last.test_id)}" if last.test else "a held-out tenth of them"
+    lost = max(row.unreadable for row in rows)
+    unreadable = f" {lost:,} images could not be read and are left out." if lost else ""
     return (
-        f"Accuracy (%) on {first.test_images:,} test images. Data: `{first.data}`, test: {tested}, weights "
-        f"{first.weights}, seeds {', '.join(map(str, seeds))}.\n\n{markdown_columns(*table_cells(rows))}"
+        f"Accuracy (%) on {last.test_images:,} test images. Data: {data}, test: {tested}, weights {last.weights}, "
+        f"seeds {', '.join(map(str, seeds))}.{unreadable}\n\n{markdown_columns(*table_cells(rows))}"
     )
+
+
+def _short_id(identity: str) -> str:
+    return f" ({identity[:12]})" if identity else ""

@@ -8,13 +8,16 @@ import numpy as np
 
 from mocokit import distributed
 from mocokit.data.decode.deep import ValueRanges
+from mocokit.data.sources.identity import DataIdentity
 from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.sources.limits import MAX_IMAGE_PX
 from mocokit.data.sources.open_source import open_source
+from mocokit.data.sources.overlap import find_overlap
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.value_range import measure_ranges
 from mocokit.data.views import ImageReader
 from mocokit.evaluate.features import EvaluationView, LabelledImages, choose_images, draw_indices
+from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 from mocokit.randomness import Purpose, generator
 
 LOGGER = logging.getLogger("mocokit")
@@ -96,6 +99,7 @@ def open_labelled(
     test: str | Path | None,
     view: EvaluationView,
     *,
+    max_bad_share: float = MAX_BAD_SHARE,
     on_data: Callable[[str], object] = log_line,
 ) -> tuple[LabelledImages, LabelledImages | None]:
     """Open the training images, and the test images if `test` is given or `data` is a split that has some.
@@ -117,14 +121,38 @@ def open_labelled(
     for line in measured.lines_beside(view.value_ranges):
         LOGGER.warning(line)
     reader.ranges = measured.ranges
-    images = choose_images(reader, view, location=str(data))
+    images = choose_images(reader, view, location=str(data), role="training", max_bad_share=max_bad_share)
     test = test or getattr(reader.source, "test_part", "")
     if not test:
         return images, None
     test_reader = _reader(test, reader.ranges)
-    tested = choose_images(test_reader, view, class_names=images.class_names, setting="test", location=str(test))
+    tested = choose_images(
+        test_reader,
+        view,
+        class_names=images.class_names,
+        setting="test",
+        location=str(test),
+        role="test",
+        max_bad_share=max_bad_share,
+    )
     on_data(f"test: {describe_source(test_reader.source, tested.labels, tested.class_names)}; from {test}")
     return images, tested
+
+
+def warn_of_overlap(train: LabelledImages, test: LabelledImages | None, identities: Sequence[DataIdentity]) -> None:
+    """Log a warning if test images are training images too.
+
+    Args:
+        train: Training images.
+        test: Test images; None: held out of the training images, which tells nothing.
+        identities: Identity of the source of `train`, then of `test`.
+
+    """
+    if test is None:
+        return
+    overlap = find_overlap(train.reader.source, test.reader.source, *identities)
+    if overlap.shared:
+        LOGGER.warning("test: %s; the accuracy on them tells nothing about new images", overlap)
 
 
 def train_and_test(
@@ -135,7 +163,7 @@ def train_and_test(
         return images, test
     held = draw_indices(len(images.indices), max(1, len(images.indices) // 10), seed=seed)
     rest = np.setdiff1d(images.indices, held).tolist()
-    return images.only(rest), images.only(held)
+    return images.part("training", rest), images.part("test", held)
 
 
 def open_train_and_test(
@@ -144,10 +172,12 @@ def open_train_and_test(
     view: EvaluationView,
     *,
     seed: int,
+    max_bad_share: float = MAX_BAD_SHARE,
     on_data: Callable[[str], object] = log_line,
 ) -> tuple[LabelledImages, LabelledImages]:
     """Open both sets and split them by one seed; arguments and errors of `open_labelled`."""
-    return train_and_test(*open_labelled(data, test, view, on_data=on_data), seed=seed)
+    opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
+    return train_and_test(*opened, seed=seed)
 
 
 def _reader(location: str | Path, ranges: ValueRanges) -> ImageReader:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
-from mocokit.evaluate.frozen import weights_digest
+from mocokit.engine.agreement import weights_digest
 from mocokit.export.proof import Proof
 from mocokit.export.targets import Exported
 
@@ -73,6 +73,7 @@ def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
         "data": Path(config["data"]["source"]).name,
         "num_images": resolved.get("num_images"),
         "data_names_sha256": resolved.get("names_sha256"),
+        "data_identity": resolved.get("data_identity"),
         "total_steps": resolved.get("total_steps"),
         "versions": {name: value for name, value in _read_toml(folder.environment).items() if name in VERSIONS},
     }
@@ -83,9 +84,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path) -> list[dict[str, Any]]:
-    """Return the rows {protocol, features, accuracy} that `mocokit evaluate` wrote into the run folder."""
+    """Return the rows that `mocokit evaluate` wrote into the run folder, with names of data sets but no paths."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return rows
+    places = [{key: Path(row[key]).name for key in ("data", "test") if row.get(key)} for row in rows]
+    return [row | names for row, names in zip(rows, places, strict=True)]
 
 
 def write_card(out: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -127,14 +129,26 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
         "",
         "## Measured",
         "",
-        *(
-            [f"- {row['protocol']}, {row['features']}: {100 * row['accuracy']:.1f} %" for row in facts["evaluation"]]
-            or ["Not evaluated yet; `mocokit evaluate RUN` does."]
-        ),
+        *([_result(row) for row in facts["evaluation"]] or ["Not evaluated yet; `mocokit evaluate RUN` does."]),
         "",
         "## Where it comes from",
         "",
-        *([f"- {key}: {value}" for key, value in run.items()] or ["No run folder beside the weights."]),
+        *([f"- {key}: {value}" for key, value in run.items()] or _origin_of_lone_file(card)),
         *(f"- sha256 of {file}: {digest}" for file, digest in facts["files"].items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    """Return one line of an evaluation: the accuracy, and on which images it was measured."""
+    data = f"{row.get('data', 'unknown')} ({row.get('data_id', '')[:12] or 'identity unknown'})"
+    test = f"{row['test']} ({row.get('test_id', '')[:12] or 'identity unknown'})" if row.get("test") else ""
+    result = f"- {row['protocol']}, {row['features']}: {100 * row['accuracy']:.1f} %"
+    return f"{result} on {row.get('test_images', 0):,} images of {test or 'a held-out tenth'}, labels from {data}"
+
+
+def _origin_of_lone_file(card: Mapping[str, Any]) -> list[str]:
+    """Return the lines about the training images of a backbone without its run folder."""
+    if not card["data"]:
+        return ["No run folder beside the weights, and the file does not name its images."]
+    return [f"- data: {card['data']}", f"- data_identity: {card['data_identity']}"]

@@ -1,6 +1,6 @@
 """Build the objects of a run from its config: images, method, optimizer, views, monitor. Writes no file.
 
-Only this file and build_views.py take a config apart: the objects that they build get plain arguments.
+Only this file, build_images.py and build_views.py take a config apart: the objects that they build get plain arguments.
 """
 
 import copy
@@ -15,13 +15,11 @@ from torch import nn
 from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.data.batch import ViewBatch
-from mocokit.data.decode.deep import GIVEN, ValueRanges
+from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.loading.loader import BatchOrder, build_loader, choose_workers, own_cores, steps_per_epoch
-from mocokit.data.sources.left_out import note_of
-from mocokit.data.sources.open_source import open_source, with_columns
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.statistics import measure_mean_std
-from mocokit.data.value_range import MeasuredRanges, measure_ranges
+from mocokit.data.value_range import MeasuredRanges
 from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import shard
 from mocokit.engine.backbone_file import OWN, BackboneCard
@@ -49,6 +47,7 @@ from mocokit.nets.patches import CombinedPatches, require_patches
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3
 from mocokit.randomness import Purpose, torch_seed
+from mocokit.run.build_images import find_ranges, find_source, find_test_source
 from mocokit.run.build_views import build_views, view_size
 from mocokit.run.monitor import Monitor, build_monitor
 from mocokit.settings import require
@@ -107,9 +106,9 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     given = given or Given()
     data = config.data
     precision = Precision(config.run.precision, device)
-    source = _find_source(config, given)
-    test_source = _find_test_source(config, source)
-    ranges = _find_ranges(config, source, given)
+    source = find_source(config, given.source)
+    test_source = find_test_source(config, source)
+    ranges = find_ranges(config, source, given.value_ranges)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed, ranges=ranges.ranges)
     num_steps = steps_per_epoch(len(source), data.global_batch_size)
     total_steps = num_steps * config.optim.epochs
@@ -152,53 +151,6 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
         num_workers=choose_workers(data.workers),
         ranges=ranges,
     )
-
-
-def _find_ranges(config: Config, source: ImageSource, given: Given) -> MeasuredRanges:
-    """Return the value ranges of the images: of the resumed run, as given, or measured on the main rank."""
-    if given.value_ranges is not None:
-        return MeasuredRanges(ranges=given.value_ranges)
-    data = config.data
-    known = {GIVEN: (data.value_range[0], data.value_range[1])} if data.value_range else {}
-    return distributed.from_main(
-        lambda: measure_ranges(source, max_image_px=data.max_image_px, seed=config.run.seed, known=known)
-    )
-
-
-def _find_source(config: Config, given: Given) -> ImageSource:
-    if given.source is not None:
-        return given.source
-    location = config.data.source
-    if not location:
-        raise ValueError("data: say where the images are, for example --data my_photos/")
-    if location.startswith(OWN):
-        raise ValueError(
-            f"data.source={location}: the run's images were given as an object; give it again: "
-            "mocokit.resume(run, data=...)"
-        )
-    return open_source(_with_columns(config, location))
-
-
-def _with_columns(config: Config, location: str) -> str:
-    return with_columns(location, label_column=config.data.label_column, path_column=config.data.path_column)
-
-
-def _find_test_source(config: Config, source: ImageSource) -> ImageSource | None:
-    """Return the images that the monitor classifies: data.test, or the test part of a split; None without both.
-
-    Raises:
-        ValueError: data.test is given, but the training images have no labels.
-
-    """
-    test = config.data.test
-    if test:
-        note = f" ({note_of(source)})" if note_of(source) else ""
-        has_labels = source.labels is not None
-        require(has_labels, "data.test", test, f"the training images have no labels to vote with{note}")
-        is_list = test.lower().endswith((".csv", ".tsv"))
-        return open_source(_with_columns(config, test) if is_list else test)
-    part = str(getattr(source, "test_part", ""))
-    return open_source(part) if part and source.labels is not None else None
 
 
 def build_trained(

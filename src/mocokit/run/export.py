@@ -98,7 +98,7 @@ def _proof_images(
     reader = ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0, ranges=measured.ranges)
     views = PlainViews(reader, size_px=card.image_size, crop_ratio=card.eval_crop_ratio)
     # Four times as many as needed, since some may be unreadable.
-    pixels, _ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)
+    pixels, *_ = views.make_batch(draw_indices(len(source), 4 * count, seed=0), map)
     message = f"{len(pixels)} of its images can be read, the comparison needs {count}; name other images with --data"
     require(len(pixels) >= count, "data", name, message)
     return pixels[:count], f"{count} images of {name}"

@@ -26,6 +26,7 @@ from mocokit.foreign.weights import State, find_groups
 from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
 from mocokit.run.build import Parts, build_run
+from mocokit.run.data_identity import identify_images
 from mocokit.run.pretrain import locate_data, state_of
 from mocokit.settings import require
 
@@ -132,8 +133,10 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
     parts.optimizer.load_state_dict(_optimizer_state(run, parts))
     if "scaler" in extras:
         parts.precision.scaler.load_state_dict(extras["scaler"])
-    state = {**state_of(parts, config), "step": step}
+    images = identify_images(parts.reader.source)
+    state = {**state_of(parts, config), "data": images.state(), "step": step}
     folder.create(to_toml(config))
+    images.save(folder)
     save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
     origin = f"{run.path.name} ({OFFICIAL})"
     save_backbone(folder.backbone, parts.method.encoder_q.backbone, replace(parts.card, step=step, origin=origin))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,10 @@ def build_monitor(
     embed = embed_with(whole, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
-        return {"knn_acc": knn_of(embed, bank, queries, [protocol], device=device)[protocol]}
+        accuracy = knn_of(embed, bank, queries, [protocol], device=device)[protocol]
+        for images in (bank, queries):
+            images.tally.tell()
+        return {"knn_acc": accuracy}
 
     return Monitor(gather=gather, evaluate=evaluate, warnings=warnings)
 
@@ -97,14 +101,22 @@ def draw_bank_and_queries(
     test_location: str = "",
 ) -> tuple[LabelledImages, LabelledImages]:
     """Return the images that vote and those to classify; see `build_monitor` for the arguments and errors."""
+    # Unreadable images don't end the run here (a share of 1): it has its own count of them, data.max_bad_share.
+    bank_of = partial(choose_images, reader, view, role="training", max_bad_share=1.0)
+    queries_of = partial(choose_images, view=view, role="test", max_bad_share=1.0)
     drawn = draw_indices(len(reader.source), max_images, seed=seed)
     if test is None:
-        bank = [index for row, index in enumerate(drawn) if row % 10]
-        return choose_images(reader, view, indices=bank), choose_images(reader, view, indices=drawn[::10])
+        rest = [index for row, index in enumerate(drawn) if row % 10]
+        return bank_of(indices=rest), queries_of(reader, indices=drawn[::10])
     asked = draw_indices(len(test.source), max_images // 5, seed=seed)
-    names = reader.source.class_names
-    queries = choose_images(test, view, indices=asked, class_names=names, setting="data.test", location=test_location)
-    return choose_images(reader, view, indices=drawn), queries
+    queries = queries_of(
+        test,
+        indices=asked,
+        class_names=reader.source.class_names,
+        setting="data.test",
+        location=test_location,
+    )
+    return bank_of(indices=drawn), queries
 
 
 def check_bank(bank: LabelledImages, queries: LabelledImages, *, k: int, max_images: int) -> tuple[str, ...]:

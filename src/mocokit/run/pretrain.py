@@ -1,6 +1,5 @@
 """Pre-train a backbone, or resume a run: build its parts, restore its state, train, record."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +16,10 @@ from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
 from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.loading.allocator import keep_freed_memory
+from mocokit.data.sources.identity import hash_names, image_names
 from mocokit.data.sources.left_out import describe_source, names_left_out, require_few_lost
 from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
 from mocokit.data.value_range import check_ranges
-from mocokit.data.views import ImageReader
 from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import exported_step, save_weights
@@ -47,6 +46,14 @@ from mocokit.run.build import (
     settings_warnings,
 )
 from mocokit.run.build_views import build_recipes
+from mocokit.run.data_identity import (
+    RunImages,
+    identify_images,
+    overlap_warnings,
+    require_same_images,
+    require_same_shapes,
+    with_recorded_mean,
+)
 from mocokit.settings import require
 
 
@@ -131,10 +138,12 @@ def resume(
         data: The object or list that `pretrain` was given as data, if any; likewise `method` and `backbone`.
         method: See `data`.
         backbone: See `data`; its weights do not matter.
-        accept_changes: Go on although this version of mocokit computes other numbers than the one that began the run.
+        accept_changes: Go on although the images changed, or although this version of mocokit computes other numbers
+            than the one that began the run.
 
     Raises:
-        ValueError: Not a run folder, no checkpoint in it can be read, an object is needed, or the numbers changed.
+        ValueError: Not a run folder, no checkpoint in it can be read, an object is needed, or images or numbers
+            changed.
 
     """
     if method is not None:
@@ -156,9 +165,11 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             distributed.on_main(folder.require_free)
         else:
             given = replace(given, value_ranges=_saved_ranges(folder))
-        parts = build_run(config, device, given)  # before any file is made: settings and data can be wrong
+        # Before any file is made: settings and data can be wrong.
+        parts = build_run(with_recorded_mean(config, folder) if resume else config, device, given)
         if not resume:
             require_few_lost(parts.reader.source, max_share=config.data.max_bad_share)
+        images = identify_images(parts.reader.source)
 
         def take_folder() -> None:
             """Make the folder this process's own."""
@@ -171,10 +182,14 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
         distributed.on_main(take_folder)
         folder.start_log()
         try:
-            start_step, problems = _restore(folder, parts, accept_changes=accept_changes) if resume else (0, [])
+            start_step = 0
+            notes = overlap_warnings(config, parts.reader.source, images)
             if resume:
+                start_step, restored = _restore(folder, parts, images, accept_changes=accept_changes)
+                notes = restored + notes
                 distributed.on_main(lambda: folder.record_resume(start_step))
-            return _train(config, folder, parts, signals, start_step, problems)
+            images.save(folder)
+            return _train(config, folder, parts, images, signals, start_step, notes)
         except Exception as error:
             LOGGER.error("%s: %s", type(error).__name__, error)
             raise
@@ -189,10 +204,16 @@ def _saved_ranges(folder: RunFolder) -> ValueRanges | None:
 
 
 def _train(
-    config: Config, folder: RunFolder, parts: Parts, signals: StopSignal, start_step: int, problems: list[str]
+    config: Config,
+    folder: RunFolder,
+    parts: Parts,
+    images: RunImages,
+    signals: StopSignal,
+    start_step: int,
+    notes: list[str],
 ) -> RunResult:
     total_steps = parts.total_steps
-    names_sha256 = _hash_names(parts.reader)
+    names_sha256 = hash_names(image_names(parts.reader.source))
     raise_on_disagreement(lambda: _state_to_compare(parts, start_step, names_sha256))
     progress = ProgressView(
         total_steps=total_steps,
@@ -205,13 +226,13 @@ def _train(
         LOGGER.warning(line)
         progress.say(f"warning: {line}")
 
-    for line in (*problems, *settings_warnings(config, parts), *parts.monitor_warnings, *parts.ranges.warnings):
+    for line in (*notes, *settings_warnings(config, parts), *parts.monitor_warnings, *parts.ranges.warnings):
         warn(line)
     for line in parts.ranges.notes:
         LOGGER.info(line)
         progress.say(line)
-    _describe(config, folder, parts, progress, names_sha256)
-    recorder = _build_recorder(config, folder, parts, progress, start_step)
+    _describe(config, folder, parts, progress, names_sha256, images.digest)
+    recorder = _build_recorder(config, folder, parts, images, progress, start_step)
     batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_worker_death=warn)
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
@@ -242,17 +263,20 @@ def _train(
 
 
 def _build_recorder(
-    config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, start_step: int
+    config: Config, folder: RunFolder, parts: Parts, images: RunImages, progress: ProgressView, start_step: int
 ) -> Recorder:
+    name = Path(config.data.source).name
+
     def export(state: dict[str, Any], step: int) -> None:
-        save_weights(folder.backbone, _backbone_weights(state["method"]), replace(parts.card, step=step))
+        card = replace(parts.card, step=step, data=name, data_identity=images.digest)
+        save_weights(folder.backbone, _backbone_weights(state["method"]), card)
 
     return Recorder(
         folder=folder,
         board=MeterBoard(parts.device, may_skip=parts.precision.scaler.is_enabled()),
         view=progress,
         callbacks=Callbacks(
-            state=lambda: state_of(parts, config),
+            state=lambda: {**state_of(parts, config), "data": images.state()},
             gauges=lambda: {**parts.method.gauges(), **parts.precision.gauges()},
             export=export,
             gather=parts.monitor.gather if parts.monitor else lambda: None,
@@ -305,22 +329,24 @@ def state_of(parts: Parts, config: Config) -> dict[str, Any]:
     }
 
 
-def _restore(folder: RunFolder, parts: Parts, *, accept_changes: bool) -> tuple[int, list[str]]:
+def _restore(folder: RunFolder, parts: Parts, images: RunImages, *, accept_changes: bool) -> tuple[int, list[str]]:
     """Load the newest readable state; return its step, and warnings for the user."""
     if not list_checkpoints(folder.checkpoints):
         return 0, ["killed before the first checkpoint; starting from the beginning"]
     state, problems = load_newest(folder.checkpoints)
     changes = require_same_numerics(folder.path, recorded_numerics(state), accept_changes=accept_changes)
+    changes += require_same_images(folder, state, images, accept_changes=accept_changes)
     if state["steps_per_epoch"] != parts.steps_per_epoch:
-        raise ValueError(
-            f"data: {parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved; "
-            "the data set changed: put it back, or start a new run"
-        )
+        length = f"{parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved"
+        if not accept_changes:
+            raise ValueError(f"data: {length}; put data.global_batch_size and the images back, or start a new run")
+        changes.append(f"data: {length}; it goes on at step {state['step']} of {parts.total_steps}")
     if check_ranges(state.get("value_ranges", parts.reader.ranges)) != parts.reader.ranges:
         raise ValueError(
             f"run={folder.path}: its newest checkpoint is damaged and names another value range than the one before; "
             "delete it and resume again"
         )
+    require_same_shapes(state["method"], parts.method.state_dict())
     load_method_state(parts.method, state["method"])
     load_optimizer_state(parts.optimizer, state["optimizer"])
     parts.precision.scaler.load_state_dict(state["scaler"])
@@ -331,7 +357,9 @@ def _restore(folder: RunFolder, parts: Parts, *, accept_changes: bool) -> tuple[
     return int(state["step"]), notes
 
 
-def _describe(config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str) -> None:
+def _describe(
+    config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str, data_identity: str
+) -> None:
     """Show the user a summary of the run and of its images, and record the derived numbers in `resolved.toml`."""
     num_images = len(parts.reader.source)
     total_steps = parts.total_steps
@@ -361,6 +389,7 @@ def _describe(config: Config, folder: RunFolder, parts: Parts, progress: Progres
             "chance_loss": parts.method.chance_loss,
             "rows_per_group": parts.method.layout.rows_per_group(config.data.global_batch_size),
             "names_sha256": names_sha256,
+            "data_identity": data_identity,
         }
     )
 
@@ -374,10 +403,3 @@ def _describe_images(parts: Parts, progress: ProgressView) -> None:
             LOGGER.info(line)
             for name in names_left_out(source):
                 LOGGER.info(name)
-
-
-def _hash_names(reader: ImageReader) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(reader.source)):
-        digest.update(reader.source.name(index).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

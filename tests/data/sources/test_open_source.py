@@ -12,7 +12,7 @@ from PIL import Image
 from mocokit.data.augment.recipes import AUG_PLUS
 from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.loader import BatchOrder, build_loader
-from mocokit.data.sources.fingerprint import fingerprint
+from mocokit.data.sources.identity import identify
 from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, TwoViews
@@ -83,7 +83,7 @@ def test_a_subclass_needs_only_len_and_read() -> None:
     assert [source.name(index) for index in (0, 19)] == ["0", "19"]
     assert (source.labels, source.class_names) == (None, ())
     assert len(_batches(source, num_workers=0)) == 2
-    assert fingerprint(source) == fingerprint(open_source(Squares()))
+    assert identify(source).digest == identify(open_source(Squares())).digest
 
 
 def test_a_subclass_without_read_can_not_be_made() -> None:

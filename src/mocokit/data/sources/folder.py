@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mocokit.data.sources.layout import read_layout
 from mocokit.data.sources.left_out import LeftOut, LeftOutTally
+from mocokit.data.sources.own_output import is_own_output
 from mocokit.data.sources.sources import FileSource
 from mocokit.data.sources.suffixes import is_hidden, is_image_name, list_suffixes
 
@@ -68,6 +69,9 @@ def _walk(root: Path, tally: LeftOutTally) -> list[str]:
             if not below:
                 raise
             tally.add("unreadable folders", below.rstrip("/"), error.strerror or "")
+            continue
+        if below and is_own_output({entry.name for entry in entries}):
+            tally.add("folders that mocokit wrote", below.rstrip("/"), "their pictures are no data")
             continue
         folders = []
         for entry in entries:
