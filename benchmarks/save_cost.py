@@ -27,7 +27,7 @@ from mocokit.plan.bench import trainer
 from mocokit.report.text_tables import markdown_columns
 from mocokit.run.build import build_run
 from mocokit.run.demo import sample_path
-from mocokit.run.pretrain import state_of
+from mocokit.run.state import state_of
 
 CASES: dict[str, dict[str, object]] = {
     "resnet18, 32 px, K 4,096": {

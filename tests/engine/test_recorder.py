@@ -28,7 +28,7 @@ def test_only_the_end_of_an_epoch_waits_for_a_slow_disk_and_only_its_save_export
         wait(writer)
 
     def slow(path: Path) -> None:
-        if path.name.endswith(checkpoint.PARTIAL):
+        if path.name.endswith(checkpoint.PARTIAL) and log.exists():  # training has begun
             assert waited_for.wait(60)
             written.append(path.name.removesuffix(checkpoint.PARTIAL))
             logged.append(log.read_text().count('"loss"'))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mocokit.cli import main
-from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.engine.agreement import weights_digest
+from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.export.proof import BATCH_SIZES, ExportMismatchError, prove
 from mocokit.export.targets import Exported
 from mocokit.run.export import export_run

@@ -15,10 +15,9 @@ CHANGES: Mapping[int, tuple[str, ...]] = {
         "TIFF files and images of more than 8 bits have other pixels",
         "JPEGs whose orientation stands behind the first 4 KiB, or in XMP, are turned upright",
         "tall crops follow the installed Pillow, and thin images are cropped before they are resized",
-        "more kinds of image files are read (.ppm .pgm .gif .jfif .avif ...), and links, tar files and numbered frames inside "
-        "archives, so that images may have other numbers",
-        "of folders with train and val or test parts only the training part is used, and run folders below the data are not",
-        "labels of lists come from the column that the header names, and labels of one tar from its .cls or .json files",
+        "more kinds of image files are read, and links, tar files and numbered frames inside archives",
+        "of train and val or test folders only the training part is used, and run folders below the data are left out",
+        "labels of lists come from the column that the header names, labels of one tar from its .cls or .json files",
         "the warm-up of the learning rate starts at 0",
     ),
 }

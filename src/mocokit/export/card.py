@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import LoadedBackbone
 from mocokit.engine.run_folder import RunFolder
-from mocokit.engine.agreement import weights_digest
 from mocokit.export.proof import Proof
 from mocokit.export.targets import Exported
 

@@ -27,7 +27,8 @@ from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
 from mocokit.run.build import Parts, build_run
 from mocokit.run.data_identity import identify_images
-from mocokit.run.pretrain import locate_data, state_of
+from mocokit.run.pretrain import locate_data
+from mocokit.run.state import state_of
 from mocokit.settings import require
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mocokit import distributed
@@ -14,20 +13,16 @@ from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.batch import ViewBatch
-from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.identity import hash_names, image_names
-from mocokit.data.sources.left_out import describe_source, names_left_out, require_few_lost
+from mocokit.data.sources.left_out import require_few_lost
 from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
-from mocokit.data.value_range import check_ranges
-from mocokit.distributed.fsdp import gather_state, is_sharded, load_method_state, load_optimizer_state
+from mocokit.distributed.fsdp import is_sharded
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import exported_step, save_weights
 from mocokit.engine.bad_images import BadImageCounter
-from mocokit.engine.checkpoint import list_checkpoints, load_newest, read_newest_entry
 from mocokit.engine.health import StateWatch
 from mocokit.engine.metrics import MeterBoard
-from mocokit.engine.numerics import NUMERICS, recorded_numerics, require_same_numerics
 from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.recorder import Callbacks, Recorder
@@ -37,23 +32,10 @@ from mocokit.engine.train import train
 from mocokit.methods import add_method
 from mocokit.methods.contract import MethodSpec
 from mocokit.report.view_sheet import save_view_sheet
-from mocokit.run.build import (
-    Given,
-    Parts,
-    build_batches,
-    build_run,
-    lr_of_step,
-    settings_warnings,
-)
-from mocokit.run.build_views import build_recipes
-from mocokit.run.data_identity import (
-    RunImages,
-    identify_images,
-    overlap_warnings,
-    require_same_images,
-    require_same_shapes,
-    with_recorded_mean,
-)
+from mocokit.run.build import Given, Parts, build_batches, build_run, lr_of_step, settings_warnings
+from mocokit.run.data_identity import RunImages, identify_images, overlap_warnings, with_recorded_mean
+from mocokit.run.describe import describe
+from mocokit.run.state import restore, saved_ranges, state_of
 from mocokit.settings import require
 
 
@@ -164,7 +146,7 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
         if not resume:
             distributed.on_main(folder.require_free)
         else:
-            given = replace(given, value_ranges=_saved_ranges(folder))
+            given = replace(given, value_ranges=saved_ranges(folder))
         # Before any file is made: settings and data can be wrong.
         parts = build_run(with_recorded_mean(config, folder) if resume else config, device, given)
         if not resume:
@@ -185,7 +167,7 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             start_step = 0
             notes = overlap_warnings(config, parts.reader.source, images)
             if resume:
-                start_step, restored = _restore(folder, parts, images, accept_changes=accept_changes)
+                start_step, restored = restore(folder, parts, images, accept_changes=accept_changes)
                 notes = restored + notes
                 distributed.on_main(lambda: folder.record_resume(start_step))
             images.save(folder)
@@ -195,12 +177,6 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             raise
         finally:
             folder.stop_log()
-
-
-def _saved_ranges(folder: RunFolder) -> ValueRanges | None:
-    """Return the value ranges that the run's images were read with; None: no checkpoint says."""
-    saved = distributed.from_main(lambda: read_newest_entry(folder.checkpoints, "value_ranges"))
-    return None if saved is None else check_ranges(saved)
 
 
 def _train(
@@ -231,7 +207,7 @@ def _train(
     for line in parts.ranges.notes:
         LOGGER.info(line)
         progress.say(line)
-    _describe(config, folder, parts, progress, names_sha256, images.digest)
+    describe(config, folder, parts, progress, names_sha256, images.digest)
     recorder = _build_recorder(config, folder, parts, images, progress, start_step)
     batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_worker_death=warn)
     if start_step == 0 and distributed.is_main():
@@ -312,94 +288,3 @@ def _with_view_sheet(batches: Iterable[ViewBatch], path: Path) -> Iterator[ViewB
             views = batch.augmented()
             save_view_sheet(path, views.query, views.key, views.local)
         yield batch
-
-
-def state_of(parts: Parts, config: Config) -> dict[str, Any]:
-    """Return all that a checkpoint holds beside the step; every rank calls it, the main one gets whole tensors."""
-    return {
-        "method": gather_state(parts.method.state_dict()),
-        "optimizer": gather_state(parts.optimizer.state_dict()),
-        "scaler": parts.precision.scaler.state_dict(),
-        "steps_per_epoch": parts.steps_per_epoch,
-        "precision": parts.precision.name,
-        "value_ranges": dict(parts.reader.ranges),
-        "versions": {"torch": str(torch.__version__)},
-        "numerics": NUMERICS,
-        "config": to_toml(config),
-    }
-
-
-def _restore(folder: RunFolder, parts: Parts, images: RunImages, *, accept_changes: bool) -> tuple[int, list[str]]:
-    """Load the newest readable state; return its step, and warnings for the user."""
-    if not list_checkpoints(folder.checkpoints):
-        return 0, ["killed before the first checkpoint; starting from the beginning"]
-    state, problems = load_newest(folder.checkpoints)
-    changes = require_same_numerics(folder.path, recorded_numerics(state), accept_changes=accept_changes)
-    changes += require_same_images(folder, state, images, accept_changes=accept_changes)
-    if state["steps_per_epoch"] != parts.steps_per_epoch:
-        length = f"{parts.steps_per_epoch} steps an epoch now, {state['steps_per_epoch']} when the run was saved"
-        if not accept_changes:
-            raise ValueError(f"data: {length}; put data.global_batch_size and the images back, or start a new run")
-        changes.append(f"data: {length}; it goes on at step {state['step']} of {parts.total_steps}")
-    if check_ranges(state.get("value_ranges", parts.reader.ranges)) != parts.reader.ranges:
-        raise ValueError(
-            f"run={folder.path}: its newest checkpoint is damaged and names another value range than the one before; "
-            "delete it and resume again"
-        )
-    require_same_shapes(state["method"], parts.method.state_dict())
-    load_method_state(parts.method, state["method"])
-    load_optimizer_state(parts.optimizer, state["optimizer"])
-    parts.precision.scaler.load_state_dict(state["scaler"])
-    notes = changes + [f"{problem}; using an older checkpoint" for problem in problems]
-    before = state.get("precision", parts.precision.name)
-    if before != parts.precision.name:
-        notes.append(f"run.precision=auto: {parts.precision.name} on this machine, {before} until now")
-    return int(state["step"]), notes
-
-
-def _describe(
-    config: Config, folder: RunFolder, parts: Parts, progress: ProgressView, names_sha256: str, data_identity: str
-) -> None:
-    """Show the user a summary of the run and of its images, and record the derived numbers in `resolved.toml`."""
-    num_images = len(parts.reader.source)
-    total_steps = parts.total_steps
-    _describe_images(parts, progress)
-    progress.say(
-        f"{config.method.name}: {config.model.arch} on {num_images:,} images at {config.data.image_size} px, "
-        f"{total_steps:,} steps of {config.data.global_batch_size}, {config.method.bn_groups} BatchNorm groups on "
-        f"{distributed.world_size()} x {parts.device.type}, {parts.precision.name} -> {folder.path}"
-    )
-    if not distributed.is_main():
-        return
-    recipe, key_recipe = build_recipes(config.augment)
-    folder.record_resolved(
-        {
-            "numerics": NUMERICS,
-            "num_images": num_images,
-            "steps_per_epoch": parts.steps_per_epoch,
-            "total_steps": total_steps,
-            "mean": list(parts.card.mean),
-            "std": list(parts.card.std),
-            "value_ranges": {name: list(pair) for name, pair in parts.reader.ranges.items()},
-            "recipe": asdict(recipe),
-            "key_recipe": asdict(key_recipe),
-            "device": str(parts.device),
-            "precision": parts.precision.name,
-            "workers_per_rank": parts.num_workers,
-            "chance_loss": parts.method.chance_loss,
-            "rows_per_group": parts.method.layout.rows_per_group(config.data.global_batch_size),
-            "names_sha256": names_sha256,
-            "data_identity": data_identity,
-        }
-    )
-
-
-def _describe_images(parts: Parts, progress: ProgressView) -> None:
-    """Show a line about the training and the test images, and log the names of the files that are left out."""
-    for kind, source in (("data", parts.reader.source), ("test", parts.test_source)):
-        if source is not None:
-            line = f"{kind}: {describe_source(source)}"
-            progress.say(line)
-            LOGGER.info(line)
-            for name in names_left_out(source):
-                LOGGER.info(name)
