@@ -51,16 +51,16 @@ def moco_cifar() -> Checkpoint:
     return Checkpoint(content=content, net=net, image_size=32, flags={"padding": 1})
 
 
-def moco_v3_positions(grid: int, width: int) -> Tensor:
-    """Return MoCo v3's fixed positions (1, 1 + grid * grid, width): the row's sines and cosines, then the column's."""
-    halves = sincos_positions((grid, grid), width).float().split(width // 2, dim=2)  # the column's, the row's
+def mae_positions(grid: int, width: int) -> Tensor:
+    """Return MAE's fixed positions (1, 1 + grid * grid, width): the column's sines and cosines, then the row's."""
+    halves = sincos_positions((grid, grid), width).float().split(width // 2, dim=2)  # the row's, the column's
     return torch.cat([halves[1], halves[0]], dim=2)
 
 
 def moco_v3_vit(**options: Any) -> Any:
     """Return MoCo v3's ViT-S of two blocks: 12 heads, fixed positions."""
     net = vit(embed_dim=384, **{"num_heads": 12, **options})
-    net.pos_embed.data.copy_(moco_v3_positions(4, 384))
+    net.pos_embed.data.copy_(sincos_positions((4, 4), 384))
     return net
 
 
@@ -190,7 +190,7 @@ def dinov2_training() -> Checkpoint:
 def mae() -> Checkpoint:
     """Return the official MAE's: encoder and decoder side by side, and argparse's Namespace."""
     net = vit(embed_dim=768, num_heads=12)
-    net.pos_embed.data.copy_(sincos_positions((4, 4), 768))
+    net.pos_embed.data.copy_(mae_positions(4, 768))
     decoder = {"mask_token": torch.zeros(1, 1, 64), "decoder_pos_embed": torch.zeros(1, 17, 64)}
     parts = named(decoder_embed=nn.Linear(768, 64), decoder_blocks=nn.Sequential(nn.Linear(64, 64)))
     content = {"model": {**net.state_dict(), **decoder, **parts}, "epoch": 1, "args": argparse.Namespace(model="mae")}
@@ -255,7 +255,7 @@ def solo_deepcluster() -> Checkpoint:
 def solo_mae() -> Checkpoint:
     """Return solo-learn's MAE on its ViT-Ti, which has 12 heads where timm's has 3."""
     net = vit(num_heads=12)
-    net.pos_embed.data.copy_(sincos_positions((4, 4), 192))
+    net.pos_embed.data.copy_(mae_positions(4, 192))
     settings = {"method": "mae", "backbone": {"name": "vit_tiny"}, "data": {"dataset": "imagenet100"}}
     decoder = nn.ModuleDict({"decoder_embed": nn.Linear(192, 64)})
     decoder.register_parameter("mask_token", nn.Parameter(torch.zeros(1, 1, 64)))

@@ -7,14 +7,14 @@ from mocokit.nets.backbones import build_backbone, build_seeded, zero_init_resid
 from mocokit.nets.vit_moco_v3 import freeze_patch_embed, init_as_moco_v3, sincos_positions
 
 
-def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
+def test_positions_are_sines_and_cosines_of_row_and_column() -> None:
     """Compare with the formula, number by number; the class token has zeros."""
     positions = sincos_positions((3, 4), 8)[0]
     assert positions[0].abs().max() == 0
     for row in range(3):
         for column in range(4):
             want = []
-            for place in (column, row):
+            for place in (row, column):
                 angles = [place / 10000 ** (i / 2) for i in range(2)]
                 want += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
             assert positions[1 + 4 * row + column].tolist() == pytest.approx(want, abs=1e-12)

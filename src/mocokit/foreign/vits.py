@@ -170,9 +170,9 @@ def fixed_positions(state: State) -> str:
     width = positions.shape[2]
     if width % 4 or side * side != positions.shape[1] - 1:
         return ""
-    columns_first = sincos_positions((side, side), width).float()  # (1, 1 + N, D)
-    halves = columns_first.split(width // 2, dim=2)
-    rows_first = torch.cat([halves[1], halves[0]], dim=2)
+    rows_first = sincos_positions((side, side), width).float()  # (1, 1 + N, D)
+    halves = rows_first.split(width // 2, dim=2)
+    columns_first = torch.cat([halves[1], halves[0]], dim=2)
     for name, fixed in (("MoCo v3", rows_first), ("MAE", columns_first)):
         if _is_near(positions, fixed):
             return name

@@ -51,14 +51,15 @@ def freeze_patch_embed(vit: nn.Module) -> None:
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """Return the (1, 1 + height * width, dim) position embedding of a `grid`: zeros for the class token, then by rows.
 
-    Each quarter of `dim` holds one of: sine of the column, cosine of the column, sine of the row, cosine of the row,
-    at wavelengths from 2 pi to 10000 * 2 pi.
+    Each quarter of `dim` holds one of: sine of the row, cosine of the row, sine of the column, cosine of the column, at
+    wavelengths from 2 pi to 10000 * 2 pi. The order is that of the official code (moco-v3/vits.py); MAE's has columns
+    first.
     """
     if dim % 4:
         raise ValueError(f"model.arch: a width of {dim} does not split into sines and cosines of two coordinates")
     frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))  # (dim / 4,)
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")  # (height, width) each
-    angles = [place.flatten()[:, None] * frequencies for place in (columns, rows)]  # (height * width, dim / 4) each
+    angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]  # (height * width, dim / 4) each
     places = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)  # (..., dim)
     return torch.cat([torch.zeros(1, dim, dtype=places.dtype), places])[None]  # (1, 1 + height * width, dim)
 
