@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def main() -> None:
-    """Run each of RUNS for 5 steps."""
+    """Run each of RUNS for an epoch."""
     one_epoch = {"optim.epochs": 1, "optim.milestones": (1,), "optim.warmup_epochs": 0.0}
     data = Path(sys.argv[1])
     out = Path(sys.argv[2])

@@ -129,13 +129,15 @@ def test_each_method_trains_in_half_precision_and_says_what_it_knows(name: str, 
 def test_no_method_depends_on_the_number_of_ranks(photos: Path, tmp_path: Path) -> None:
     """Float64, 1, 2 and 4 gloo ranks; global BatchNorm spans them all, two groups span two ranks each."""
     losses = {}
+    images = tmp_path / "photos.txt"
+    images.write_text("\n".join(map(str, sorted(photos.rglob("*.jpg"))[:48])))  # 3 steps of 16
     for ranks in (0, 2, 4):  # 0: without torchrun
         out = tmp_path / str(ranks)
-        code, output = finish(start([str(photos), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
+        code, output = finish(start([str(images), str(out)], ranks=ranks, program=("-m", "tests.rank_worker")))
         assert code == 0, output[-3000:]
         losses[ranks] = {run.name: _losses(run) for run in sorted(out.iterdir())}
     assert len(losses[0]) == 16
     for name, wanted in losses[0].items():
-        assert len(wanted) == 5
+        assert len(wanted) == 3
         for ranks in (2, 4):
             assert losses[ranks][name] == pytest.approx(wanted, rel=1e-8), (name, ranks)

@@ -1,7 +1,6 @@
 import errno
 import os
-import subprocess
-import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,33 +11,43 @@ from filelock import FileLock
 from mocokit.config.schema import Config
 from mocokit.config.toml import to_toml
 from mocokit.engine.run_folder import LOGGER, RunFolder
+from tests.forked_ranks import RunningRanks
+from tests.run_process import finish, start
 
 HOLD = """
 import sys, time
 from mocokit.engine.run_folder import RunFolder
-with RunFolder(sys.argv[1]).locked():
-    print("locked", flush=True)
+folder = RunFolder(sys.argv[1])
+with folder.locked():
+    (folder.path / "locked").touch()
     time.sleep(60)
 """
 
 
-def _holder(run: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
+def _holder(run: Path, work: Path) -> RunningRanks:
+    (work / "hold.py").write_text(HOLD)
+    process = start([str(run)], program=(str(work / "hold.py"),))
+    deadline = time.monotonic() + 60
+    while not (run / "locked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (run / "locked").unlink()
     return process
 
 
 def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(
-    tiny: Callable[..., Config], tmp_path: Path
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    with _holder(folder.path) as process:
+    process = _holder(folder.path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("mocokit.engine.run_folder.LOCK_WAIT_S", 0.1)
         for attempt in (folder.require_free, folder.locked().__enter__):
             with pytest.raises(ValueError, match=rf"run: in use by process {process.pid} on .*; wait for it to end"):
                 attempt()
-        process.kill()
+    process.kill()
     folder.require_free()
+    finish(process)
     with folder.locked():
         folder.create(to_toml(tiny()))
     with pytest.raises(ValueError, match=r"exists and is not empty; continue it with `mocokit resume"):
