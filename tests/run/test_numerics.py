@@ -1,6 +1,7 @@
 """Runs that another version of the numbers began."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import mocokit
 from mocokit.cli import main
 from mocokit.config.schema import Config
+from mocokit.engine.backbone_file import save_backbone
 from mocokit.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mocokit.engine.numerics import CHANGES, NUMERICS, changes_since
 from tests.run_process import final_state, same
@@ -64,6 +66,22 @@ def test_a_run_of_a_newer_version_asks_for_a_newer_mocokit(half_run: Path) -> No
 def test_a_run_of_this_version_needs_no_flag(half_run: Path) -> None:
     assert mocokit.resume(half_run).step == 10
     assert "accepted" not in (half_run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("numerics", "word"), [(1, "an older"), (NUMERICS + 1, "a newer")])
+def test_evaluating_a_backbone_of_another_version_tells_it(
+    half_run: Path, numerics: int, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = mocokit.load_backbone(half_run)
+    assert "trained by" not in caplog.text
+    save_backbone(half_run / "backbone.safetensors", loaded.backbone, replace(loaded.card, numerics=numerics))
+    mocokit.load_backbone(half_run)
+    assert f"trained by {word} mocokit (numerics {numerics}" in caplog.text
+    imported = replace(loaded.card, numerics=1, origin="theirs.pth (layout)")
+    caplog.clear()
+    save_backbone(half_run / "backbone.safetensors", loaded.backbone, imported)
+    mocokit.load_backbone(half_run)
+    assert "trained by" not in caplog.text, "other projects have no such version"
 
 
 def test_the_backbone_file_and_resolved_toml_record_the_version(half_run: Path) -> None:

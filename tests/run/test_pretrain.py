@@ -142,6 +142,7 @@ def test_bad_images_are_named_in_the_log_and_the_run_goes_on(tiny: Tiny, own_pho
     assert result.step == 10
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count(f"bad image {bad}") == 1
+    assert "1 of 80 images could not be read, and others took their places" in log
     assert "runcated" in log
 
 

@@ -5,6 +5,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 from mocokit.data.decode.deep import ValueRanges
 from mocokit.data.value_range import check_ranges
 from mocokit.engine.checkpoint import LFS_ADVICE, UNREADABLE, is_lfs_pointer, write_atomically
+from mocokit.engine.numerics import NUMERICS, describe_other_numerics
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
 from mocokit.settings import require
+
+LOGGER = logging.getLogger("mocokit")
 
 MAX_IMAGE_SIZE = 2**13
 """Largest side of an image (pixels) that a card may name."""
@@ -117,6 +121,8 @@ def load_backbone(run_or_file: str | Path, *, backbone: nn.Module | None = None)
         _require_fit(state, backbone, f"the given {type(backbone).__name__}", path)
         net = copy.deepcopy(backbone).cpu()
     net.load_state_dict(state)
+    if not card.origin and card.numerics != NUMERICS:
+        LOGGER.warning("%s: %s", path, describe_other_numerics(card.numerics))
     return LoadedBackbone(backbone=net.eval(), pixels=PixelNormalize(card.mean, card.std), card=card, path=path)
 
 

@@ -1,6 +1,6 @@
 """Count of the images that could not be read: each is named once, and too many stop the run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mocokit import distributed
 from mocokit.data.batch import BadImage
@@ -37,6 +37,29 @@ class BadImageCounter:
         self._known.update(found)
         self._new.clear()
         return new
+
+    def tell_new(self, tell: Callable[..., object]) -> None:
+        """Exchange new bad images between ranks and tell each: the first of the run on the screen, all in the log.
+
+        Args:
+            tell: Called with a line, and show=False if it is for the log alone.
+
+        Raises:
+            ValueError: More than `max_share` of the data set is bad; after the log names them all.
+
+        """
+        is_first = not self._known
+        for image in self.exchange():
+            tell(f"bad image {image.name}: {image.reason}; replaced by another", show=is_first)
+            is_first = False
+        self.require_few()
+
+    def summary(self) -> str:
+        """Return a sentence on the bad images of the run so far; empty if there are none."""
+        if not self._known:
+            return ""
+        count = f"{len(self._known):,} of {self.num_images:,} images"
+        return f"{count} could not be read, and others took their places; log.txt names them"
 
     def require_few(self) -> None:
         """Raise ValueError if more than `max_share` of the data set is bad, as far as all ranks know."""

@@ -37,6 +37,13 @@ def changes_since(version: int) -> str:
     return "; ".join(change for later in sorted(CHANGES) if later > version for change in CHANGES[later])
 
 
+def describe_other_numerics(version: int) -> str:
+    """Return a sentence on a backbone that was trained with another version of the numbers."""
+    if version > NUMERICS:
+        return f"trained by a newer mocokit (numerics {version}, here {NUMERICS}); update mocokit"
+    return f"trained by an older mocokit (numerics {version}, now {NUMERICS}); since then {changes_since(version)}"
+
+
 def require_same_numerics(run: Path, version: int, *, accept_changes: bool) -> list[str]:
     """Return warnings about a run that began with another version of the numbers.
 

@@ -129,8 +129,10 @@ class Recorder:
         return stop
 
     def finish(self) -> None:
-        """Wait, on every rank, until all is on the disk."""
+        """Wait, on every rank, until all is on the disk; tell how many images could not be read."""
         self.saver.finish()
+        if summary := self.bad_images.summary():
+            self._tell(summary, level=logging.WARNING)
 
     def close(self) -> None:
         """Wait for a save that is being written, and close the files."""
@@ -141,9 +143,7 @@ class Recorder:
 
     def _log(self, step: int, lr: float) -> None:
         self._raise_if_it_cannot_learn(step)
-        for image in self.bad_images.exchange():
-            self._tell(f"bad image {image.name}: {image.reason}; replaced by another", show=False)
-        self.bad_images.require_few()  # after the log names them all
+        self.bad_images.tell_new(self._tell)
         num_steps = self.board.num_steps
         values = {**self.board.means(), **self.clock.read(), "lr": lr, **self.callbacks.gauges()}
         values["epoch"] = step / self.steps_per_epoch
