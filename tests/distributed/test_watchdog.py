@@ -171,4 +171,4 @@ def test_the_process_ends_with_a_message_and_the_code_for_try_again(
     monkeypatch.setattr(watchdog, "BEAT_S", 0.0)
     watchdog.end_process("rank 3 did not arrive")
     assert codes == [75]
-    assert "mocokit: rank 3 did not arrive; continue with `mocokit resume`" in capsys.readouterr().err
+    assert "mocokit: rank 3 did not arrive\n" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import pytest
 from mocokit.evaluate import baselines
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.evaluation import ALL, evaluate
-from mocokit.evaluate.features import extract_features
 from mocokit.evaluate.knn import PROTOCOLS
+from mocokit.evaluate.rank_shares import extract_share
 from mocokit.evaluate.report_knn import compare_with_baselines
 
 
@@ -41,9 +41,9 @@ def test_features_are_extracted_once(run: Path, photos: Path, monkeypatch: pytes
 
     def count(*args: object, **kwargs: object) -> object:
         calls.append(1)
-        return extract_features(*args, **kwargs)  # type: ignore[arg-type]
+        return extract_share(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(baselines, "extract_features", count)
+    monkeypatch.setattr(baselines, "extract_share", count)
     for protocols in (["knn", "linear/fast"], ["linear/fast"]):
         rows = evaluate(
             run, data=photos, protocols=protocols, baselines=False, epochs_scale=0.1, num_workers=0, device_name="cpu"

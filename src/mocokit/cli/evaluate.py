@@ -1,7 +1,6 @@
 """`mocokit evaluate`, `linear` and `finetune`: evaluation with labels."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -130,10 +129,8 @@ def finetune_command(arguments: list[str]) -> int:
 
 
 def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, baselines: bool) -> int:
-    """Run the protocols and print the table; return 1 if every protocol was skipped."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError("evaluate: runs in one process; only `mocokit knn` shares its work among ranks")
-
+    """Run the protocols and print the table, on the main rank; return 1 if every protocol was skipped."""
+    from mocokit import distributed
     from mocokit.evaluate.evaluation import evaluate, results_folder
     from mocokit.evaluate.results import text_table
 
@@ -157,6 +154,8 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
         )
     if not rows:
         return 1  # the log tells why each protocol was skipped
+    if not distributed.started_as_main():
+        return 0
     tested = flags.test or rows[0].test or f"a tenth of {flags.data}, held out"
     print(f"\naccuracy (%) on {rows[0].test_images:,} test images ({tested})\n\n{text_table(rows)}")
     _print_choices(rows)
@@ -180,7 +179,16 @@ def _print_choices(rows: "Sequence[Row]") -> None:
 
 @contextlib.contextmanager
 def _live_line() -> "Iterator[tuple[Callable[[str], None], Callable[[list[Row]], None]]]":
-    """Context manager that shows progress (on a terminal) and results on standard error; yields `say` and `on_rows`."""
+    """Context manager that shows progress (on a terminal) and results on standard error; yields `say` and `on_rows`.
+
+    Ranks other than the main one show nothing.
+    """
+    from mocokit import distributed
+
+    if not distributed.started_as_main():
+        yield (lambda _text: None), (lambda _rows: None)
+        return
+
     from rich.console import Console
     from rich.markup import escape
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mocokit.distributed.watchdog import RankWatch, time_limit
+from mocokit.distributed.watchdog import RESUME, RankWatch, time_limit
 
 T = TypeVar("T")
 
@@ -56,12 +56,16 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def session(
-    device_type: str, *, rank_timeout_s: float = RANK_TIMEOUT_S, alone_timeout_s: float = ALONE_TIMEOUT_S
+    device_type: str,
+    *,
+    rank_timeout_s: float = RANK_TIMEOUT_S,
+    alone_timeout_s: float = ALONE_TIMEOUT_S,
+    advice: str = RESUME,
 ) -> Iterator[None]:
     """Context manager that opens the process group and its watchdog if torchrun started us; else it does nothing.
 
     If a rank does not arrive at a collective within `rank_timeout_s`, all other ranks end with a message that names
-    it. A rank inside `work_alone` has `alone_timeout_s` instead.
+    it. A rank inside `work_alone` has `alone_timeout_s` instead. `advice` ends the messages about other ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -88,6 +92,7 @@ def session(
             world_size=world_size(),
             timeout_s=rank_timeout_s,
             alone_timeout_s=alone_timeout_s,
+            advice=advice,
         )
     )
     try:
@@ -118,9 +123,9 @@ def _collective(*, computes: bool = False) -> Iterator[None]:
             raise
         # gloo: "[.../pair.cc:545] Read error [10.0.0.2]:26340: Connection reset by peer. <advice>"; keep the middle.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
+        advice = _watches[-1].advice if _watches else RESUME
         raise ConnectionError(
-            f"another rank has ended, or its machine is gone ({reason}); its own message says why; the last "
-            "checkpoint is good: continue with `mocokit resume`"
+            f"another rank has ended, or its machine is gone ({reason}); its own message says why; {advice}"
         ) from error
 
 
@@ -174,6 +179,48 @@ def all_gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     with _collective():
         dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])  # (B, ...)
+
+
+def gather_rows_on_main(rows: Tensor, counts: list[int]) -> Tensor | None:
+    """Return the rows of all ranks, in rank order, on the main rank; None on the others.
+
+    The main rank receives each part into its place in the result, so it needs no second copy of the rows.
+
+    Args:
+        rows: (counts[rank], ...) this rank's rows, on the CPU.
+        counts: Rows on each rank; ranks may hold different numbers.
+
+    Returns:
+        (sum(counts), ...) on the main rank.
+
+    """
+    if not dist.is_initialized():
+        return rows
+    gathered = rows.new_empty((sum(counts), *rows.shape[1:])) if is_main() else None  # (B, ...)
+    with _collective():
+        if gathered is None:
+            if len(rows):
+                dist.send(rows.contiguous(), 0)
+            return None
+        for number, part in enumerate(gathered.split(counts)):
+            if number == 0:
+                part.copy_(rows)
+            elif len(part):
+                dist.recv(part, number)
+    return gathered
+
+
+def rows_from_main(rows: Tensor | None) -> Tensor:
+    """Return the main rank's rows, on the CPU, to all ranks; the others give None."""
+    if not dist.is_initialized():
+        assert rows is not None, "the main rank has the rows"
+        return rows
+    shape, dtype = all_gather_objects(None if rows is None else (tuple(rows.shape), rows.dtype))[0] or ((), None)
+    rows = torch.empty(shape, dtype=dtype) if rows is None else rows.contiguous()
+    if rows.numel():
+        with _collective():
+            dist.broadcast(rows, 0)
+    return rows
 
 
 def permute_rows(rows: Tensor, counts: list[int], order: Tensor) -> Tensor:
@@ -243,6 +290,29 @@ def from_main(make: Callable[[], T]) -> T:
     made = list[T]()
     on_main(lambda: made.append(make()))
     return all_gather_objects(made)[0][0]
+
+
+def on_every_rank(make: Callable[[], T]) -> T:
+    """Return what `make` returns on this rank, as soon as it has succeeded on all; it must not call collectives.
+
+    Raises:
+        ValueError: `make` raised ValueError or OSError on a rank; on that rank that error itself, on the others a
+            ValueError with the message of the first such rank.
+
+    """
+    made = list[T]()
+    failure: Exception | None = None
+    try:
+        made.append(make())
+    except (ValueError, OSError) as error:
+        failure = error
+    messages = all_gather_objects(failure and str(failure))
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise ValueError(f"rank {number}: {message}")
+    return made[0]
 
 
 def max_over_ranks(value: int) -> int:

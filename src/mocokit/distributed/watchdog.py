@@ -25,6 +25,9 @@ LOGGER = logging.getLogger("mocokit")
 BEAT_S = 2.0
 """Time between two heartbeats, one small message each; a quarter of the timeout if that is less."""
 
+RESUME = "the last checkpoint is good: continue with `mocokit resume`"
+"""Advice at the end of a message about another rank: that of a training."""
+
 EX_TEMPFAIL = 75
 """Exit code that asks to try again (sysexits.h); os.EX_TEMPFAIL is missing on Windows."""
 
@@ -72,6 +75,7 @@ class RankWatch:
         world_size: Number of ranks.
         timeout_s: Time that a collective may take.
         alone_timeout_s: Time that a rank may work alone.
+        advice: What the user can do, which ends the message.
         end: Function that ends the process, called with a message that names the rank; None: `end_process`.
 
     """
@@ -85,8 +89,10 @@ class RankWatch:
         world_size: int,
         timeout_s: float,
         alone_timeout_s: float,
+        advice: str = RESUME,
         end: Callable[[str], None] | None = None,
     ) -> None:
+        self.advice = advice
         self._store = store
         self._generation = generation
         self._rank = rank
@@ -123,12 +129,16 @@ class RankWatch:
 
     @contextlib.contextmanager
     def working_alone(self) -> Iterator[None]:
-        """Context manager for long work of this rank alone: the others wait `alone_timeout_s` if its process lives."""
+        """Context manager for long work of this rank alone: the others wait `alone_timeout_s` if its process lives.
+
+        Inside another one it marks a part of that work: the time restarts after it.
+        """
+        outermost = self._alone_since == float("inf")
         self._alone_since = time.monotonic()
         try:
             yield
         finally:
-            self._alone_since = float("inf")
+            self._alone_since = float("inf") if outermost else time.monotonic()
 
     def close(self) -> None:
         """Stop watching."""
@@ -158,13 +168,13 @@ class RankWatch:
 
     def _give_up(self, missing: str) -> None:
         if self._ending.acquire(blocking=False):  # only the first of the two threads to come here
-            self._end(f"{missing}; waited {self._timeout_s:g} s (run.rank_timeout_s); the last checkpoint is good")
+            self._end(f"{missing}; waited {self._timeout_s:g} s (run.rank_timeout_s); {self.advice}")
 
     def _beat(self) -> None:
         self._number += 1
         self._beat_at = time.monotonic()
         alone_s = max(0.0, self._beat_at - self._alone_since)
-        self._store.set(self._key(self._rank), f"{self._number} {self._entered} {alone_s}")
+        self._store.set(_key(self._generation, self._rank), f"{self._number} {self._entered} {alone_s}")
 
     def _waits_too_long(self) -> bool:
         return time.monotonic() - self._waiting_since > self._timeout_s
@@ -201,16 +211,18 @@ class RankWatch:
         limit = f"{self._alone_timeout_s:g} s (run.alone_timeout_s)"
         return f"{_ranks(overdue)} evaluates or saves for more than {limit}: blocked (data? disk?)" if overdue else None
 
-    def _key(self, rank: int) -> str:
-        return f"mocokit/beat/{self._generation}/{rank}"
-
     def _read_beats(self) -> dict[int, Beat]:
-        beats = {}
-        for rank in range(self._world_size):
-            if rank != self._rank:
-                number, entered, alone_s = self._store.get(self._key(rank)).split()
-                beats[rank] = Beat(int(number), int(entered), float(alone_s))
-        return beats
+        others = [rank for rank in range(self._world_size) if rank != self._rank]
+        return {rank: _parse_beat(self._store.get(_key(self._generation, rank))) for rank in others}
+
+
+def _key(generation: str, rank: int) -> str:
+    return f"mocokit/beat/{generation}/{rank}"
+
+
+def _parse_beat(text: bytes) -> Beat:
+    number, entered, alone_s = text.split()
+    return Beat(int(number), int(entered), float(alone_s))
 
 
 def _ranks(numbers: list[int]) -> str:
@@ -236,7 +248,7 @@ def time_limit(timeout_s: float, problem: str) -> Iterator[None]:
 def end_process(message: str) -> None:
     """Log `message` and end this process with EX_TEMPFAIL, without waiting for threads."""
     LOGGER.error(message)
-    sys.stderr.write(f"mocokit: {message}; continue with `mocokit resume`\n")
+    sys.stderr.write(f"mocokit: {message}\n")
     sys.stderr.flush()
     # Give the other ranks time to find the missing rank themselves: once this process is gone, all they see is a
     # broken connection.

@@ -16,8 +16,8 @@ from mocokit.evaluate.features import (
     LabelledImages,
     embed_pixels,
     embed_with,
-    extract_features,
 )
+from mocokit.evaluate.rank_shares import extract_share, on_all_ranks
 from mocokit.nets.pixels import PixelNormalize
 
 PRE_TRAINED = "pre-trained"
@@ -41,12 +41,12 @@ class FeatureExtractor:
     """Everything that the features depend on besides the images; None: cheap features, which are not cached."""
 
     def features(self, images: LabelledImages, cache: FeatureCache, *, device: torch.device) -> Features:
-        """Return the features of `images`, from the cache if possible."""
+        """Return the features of `images` on all ranks, from the cache if possible; each rank computes a part."""
 
         def extract() -> Features:
-            return extract_features(self.embed, images, device=device)
+            return extract_share(self.embed, images, device=device)
 
-        return extract() if self.cache_key is None else cache.get(self.cache_key, images, extract)
+        return on_all_ranks(extract()) if self.cache_key is None else cache.get(self.cache_key, images, extract)
 
 
 def build_extractors(

@@ -1,9 +1,11 @@
 """The protocols that come with mocokit, as entries of one dict, and the look-up of a protocol by name."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from mocokit import distributed
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score
 from mocokit.evaluate.fast_linear import fast_linear
 from mocokit.evaluate.features import LabelledImages
@@ -18,6 +20,7 @@ from mocokit.evaluate.protocols import (
     FineTuneProtocol,
     LinearProtocol,
 )
+from mocokit.evaluate.rank_shares import shard_of
 from mocokit.evaluate.splits import fraction_of, read_id_list
 from mocokit.settings import choose, require
 
@@ -31,9 +34,15 @@ class KnnEvaluation(EvalProtocol):
     id = "knn"
 
     def run(self, context: EvalContext) -> list[Score]:
-        """Measure the kNN accuracy for each setting; the training images are the bank."""
+        """Measure the kNN accuracy for each setting; the training images are the bank, which is sharded over ranks."""
         bank = context.train_features
-        accuracy = knn_accuracy(bank, context.test_features, PROTOCOLS, device=context.device)
+        accuracy = knn_accuracy(
+            shard_of(bank),
+            context.test_features,
+            PROTOCOLS,
+            device=context.device,
+            bank_is_shard=distributed.world_size() > 1,
+        )
         return [
             Score(protocol=f"knn/{setting}", accuracy=value, labels=len(bank.labels))
             for setting, value in accuracy.items()
@@ -48,17 +57,24 @@ class FastLinearEvaluation(EvalProtocol):
     id: str = "linear/fast"
 
     def run(self, context: EvalContext) -> list[Score]:
-        """Choose rate and weight decay on held-out training images, and test the classifier trained with them."""
+        """Choose rate and weight decay on held-out training images, and test the classifier trained with them.
+
+        The main rank trains: on features, it takes less time than the other ranks' help would save.
+        """
         train = context.train_features
+        test = context.test_features
         settings = self.settings.fitted(len(train.rows), epochs_scale=context.epochs_scale)
-        result = fast_linear(
+        fit = partial(
+            fast_linear,
             train,
-            context.test_features,
+            test,
             settings,
             num_classes=context.num_classes,
             device=context.device,
             seed=context.seed,
         )
+        with distributed.work_alone():
+            result = distributed.from_main(fit)
         edge = " (the edge of the grid)" if result.at_the_edge else ""
         chosen = f"lr {result.lr:g}, weight decay {result.weight_decay:g}{edge}"
         return [Score(protocol=str(settings), accuracy=result.accuracy, labels=len(train.labels), chosen=chosen)]

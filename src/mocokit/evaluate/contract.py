@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 
+from mocokit import distributed
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.baselines import FeatureExtractor
 from mocokit.evaluate.feature_cache import FeatureCache
@@ -65,7 +66,7 @@ class EvalContext:
         start = time.perf_counter()
         features = self.extractor.features(images, self.cache, device=self.device)
         self.seconds_saved.append(features.extract_s - (time.perf_counter() - start))
-        require_finite(holds=are_finite(features))
+        require_finite(holds=distributed.from_main(lambda: are_finite(features)))
         return features
 
 
@@ -130,6 +131,8 @@ class EvalProtocol(ABC):
 def run_protocol(protocol: EvalProtocol, context: EvalContext) -> list[Score]:
     """Run one protocol on one kind of features, and fill in the duration and the number of labels.
 
+    It runs on all ranks, which must therefore call this together; the scores are the main rank's.
+
     The duration is the same whether the features came from the cache or not, up to the machine's speed.
 
     Raises:
@@ -140,9 +143,11 @@ def run_protocol(protocol: EvalProtocol, context: EvalContext) -> list[Score]:
     start = time.perf_counter()
     scores = protocol.run(fresh)
     seconds = time.perf_counter() - start + sum(fresh.seconds_saved)
-    for images in (context.train, context.test):
-        images.tally.tell()
+    if distributed.is_main():
+        for images in (context.train, context.test):
+            images.tally.tell()
     labels = context.train.num_readable
-    return [
+    complete = [
         replace(score, seconds=seconds, labels=labels if score.labels is None else score.labels) for score in scores
     ]
+    return distributed.all_gather_objects(complete)[0]

@@ -1,5 +1,9 @@
-"""Evaluate a backbone with labels by several protocols (kNN, linear classification, fine-tuning) into one table."""
+"""Evaluate a backbone with labels by several protocols (kNN, linear classification, fine-tuning) into one table.
 
+Under torchrun all ranks share the work and return the same rows; the main rank writes the files.
+"""
+
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -8,17 +12,20 @@ from pathlib import Path
 
 from torch import nn
 
+from mocokit import distributed
 from mocokit.data.loading.loader import choose_workers
+from mocokit.data.sources.identity import hash_names, image_names
 from mocokit.data.sources.left_out import log_line
 from mocokit.data.sources.open_source import absolute_location
-from mocokit.engine.agreement import weights_digest
-from mocokit.engine.backbone_file import load_backbone
+from mocokit.engine.agreement import code_version, raise_on_disagreement, weights_digest
+from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.engine.precision import Precision, pick_device
 from mocokit.evaluate.baselines import build_extractors, view_of
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.features import LabelledImages
+from mocokit.evaluate.rank_shares import ADVICE
 from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
 from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE
@@ -65,39 +72,75 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
         device_name: auto, cpu, cuda or cuda:N.
         precision_name: Number format of the backbone: fp32 or bf16.
         max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
-        say: Called with a line of progress.
+        say: Called with a line of progress; under torchrun every rank calls it, and the two below.
         on_rows: Called with the new rows of each protocol and kind of features.
         on_data: Called with a line about each set of images: see describe_source.
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
     loaded = load_backbone(run, backbone=backbone)
-    device = pick_device(device_name, local_rank=0)
+    device = pick_device(device_name, local_rank=distributed.local_rank())
     precision = Precision(precision_name, device)
-    folder = results_folder(run)
-    num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-    view = view_of(loaded.card, num_workers=num_workers)
-    opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
-    cache = FeatureCache(folder / "features")
-    facts = {"weights": weights_digest(loaded.backbone)[:12], **_identities(data, opened, cache)}
+    cache = FeatureCache(results_folder(run) / "features")
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
-    rows = list[Row]()
-    for seed in seeds:
-        train_images, test_images = train_and_test(*opened, seed=seed)
-        extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
-        contexts = [build(extractor=one, train=train_images, test=test_images, seed=seed) for one in extractors]
-        for context, scores in _run_all(found, contexts):
-            new = [_row(score, context, **facts) for score in scores]
-            rows += new
-            save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
-            on_rows(new)
-    return rows
+    with distributed.session(device.type, advice=ADVICE):
+        num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
+        view = view_of(loaded.card, num_workers=num_workers)
+        opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
+        facts = _facts(loaded, data, opened, cache)
+        rows = list[Row]()
+        for seed in seeds:
+            train, tested = train_and_test(*opened, seed=seed)
+            extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
+            contexts = [build(extractor=one, train=train, test=tested, seed=seed) for one in extractors]
+            for context, scores in _run_all(found, contexts):
+                new = [_row(score, context, **facts) for score in scores]
+                rows += new
+                distributed.on_main(partial(_update, results_folder(run), tuple(rows)))
+                on_rows(new)
+        return rows
+
+
+def _update(folder: Path, rows: Sequence[Row]) -> None:
+    """Write the results with these rows in the place of older ones."""
+    save_rows(folder, merge_rows(load_rows(folder / "evaluation.json"), rows))
+
+
+def _facts(
+    loaded: LoadedBackbone,
+    data: str | Path,
+    opened: tuple[LabelledImages, LabelledImages | None],
+    cache: FeatureCache,
+) -> dict[str, str]:
+    """Return weights, locations and identities for the rows of results.
+
+    Raises:
+        ValueError: On all ranks: they differ in code, weights or images.
+
+    """
+    raise_on_disagreement(partial(_inputs, loaded, opened))
+    with distributed.work_alone():
+        identities = distributed.from_main(lambda: _identities(data, opened, cache))
+    return {"weights": weights_digest(loaded.backbone)[:12], **identities}
+
+
+def _inputs(loaded: LoadedBackbone, opened: tuple[LabelledImages, LabelledImages | None]) -> dict[str, str]:
+    """Return digests of what must be the same on all ranks."""
+    sets = [images for images in opened if images is not None]
+    return {
+        "code": code_version(),
+        "weights": weights_digest(loaded.backbone),
+        "images": " ".join(hash_names(image_names(images.reader.source)) for images in sets),
+        "labels": hashlib.sha256(repr([(images.labels, images.class_names) for images in sets]).encode()).hexdigest(),
+    }
 
 
 def _identities(
     data: str | Path, opened: tuple[LabelledImages, LabelledImages | None], cache: FeatureCache
 ) -> dict[str, str]:
     """Return locations and identities for the rows of results; warn of test images that are training images.
+
+    Called on the main rank alone.
 
     Location and identity of a held-out part are empty.
     """
@@ -118,7 +161,8 @@ def _run_all(
     """Yield the scores of each protocol on each kind of features that suits it."""
     for protocol in protocols:
         if reason := protocol.reason_to_skip(contexts[0].train):
-            LOGGER.warning("%s: skipped, since %s", protocol.id, reason)
+            if distributed.is_main():
+                LOGGER.warning("%s: skipped, since %s", protocol.id, reason)
             continue
         for context in contexts:
             if suits(protocol, context):

@@ -22,6 +22,9 @@ from mocokit.engine.precision import Precision
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE, ReadTally
 from mocokit.randomness import Purpose, permutation
 
+EXTRACT_BATCH = 256
+"""Images that go through the network together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -161,11 +164,10 @@ def draw_indices(size: int, count: int, *, seed: int) -> list[int]:
     return sorted(int(index) for index in permutation(seed, Purpose.SUBSET, size)[:count])
 
 
-@torch.no_grad()
 def extract_features(
-    embed: Callable[[Tensor], Tensor], images: LabelledImages, *, device: torch.device, batch_size: int = 256
+    embed: Callable[[Tensor], Tensor], images: LabelledImages, *, device: torch.device, batch_size: int = EXTRACT_BATCH
 ) -> Features:
-    """Return the features of `images`, in the order of `images.indices`.
+    """Return the features of `images`, in the order of `images.indices`, computed by this process alone.
 
     Args:
         embed: Maps (n, 3, H, W) uint8 pixels on `device` to (n, D) features.
@@ -177,10 +179,26 @@ def extract_features(
         ValueError: None of the images can be read, or too few (see ReadTally).
 
     """
+    features = embed_images(embed, images, device=device, batch_size=batch_size)
+    require_images(len(features.rows))
+    return features
+
+
+def require_images(count: int) -> None:
+    """Raise ValueError if `count`, the number of images that could be read, is 0."""
+    if not count:
+        raise ValueError("data: none of the images to evaluate can be read; check the files and their permissions")
+
+
+@torch.no_grad()
+def embed_images(
+    embed: Callable[[Tensor], Tensor], images: LabelledImages, *, device: torch.device, batch_size: int
+) -> Features:
+    """Return what `extract_features` returns; (0, 0) rows if none of the images can be read."""
     views = PlainViews(images.reader, size_px=images.view.size_px, crop_ratio=images.view.crop_ratio)
     loader = build_loader(views, in_batches(images.indices, batch_size), num_workers=images.view.num_workers)
     start = time.perf_counter()
-    rows = torch.empty(0)
+    rows = torch.empty(0, 0)
     labels = list[int]()
     all_bad = list[BadImage]()
     for pixels, indices, bad in loader:
@@ -193,11 +211,9 @@ def extract_features(
             rows = torch.empty(len(images.indices), part.shape[1])  # allocated once: growing it would need twice M x D
         rows[len(labels) : len(labels) + len(part)] = part
         labels += [images.labels[index] for index in indices.tolist()]
-    if not labels:
-        raise ValueError("data: none of the images to evaluate can be read; check the files and their permissions")
     return Features(
         rows=rows[: len(labels)],
-        labels=torch.tensor(labels),
+        labels=torch.tensor(labels, dtype=torch.long),
         extract_s=time.perf_counter() - start,
         bad=tuple(all_bad),
     )

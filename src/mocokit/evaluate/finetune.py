@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mocokit.data.loading.loader import WholeEpochs
+from mocokit import distributed
+from mocokit.distributed.gradients import gradient_sum
 from mocokit.engine.lars import Lars
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.fast_linear import best_pair
-from mocokit.evaluate.features import LabelledImages, count_hits, embed_with, extract_features
-from mocokit.evaluate.linear import build_classifier, build_training_loader
+from mocokit.evaluate.features import LabelledImages, count_hits, embed_with
+from mocokit.evaluate.linear import build_classifier, build_order, build_training_loader, mean_loss
 from mocokit.evaluate.protocols import FineTuneProtocol
+from mocokit.evaluate.rank_shares import count_batch, extract_share, on_all_ranks
 from mocokit.evaluate.splits import balanced_subset, hold_out
 from mocokit.nets.backbones import feature_dim
+from mocokit.nets.grouped_batchnorm import batchnorm_of_ranks, convert_batchnorm
 
 CHOOSING_SHARE = 0.2
 """Share of the labelled images that is held out to choose the learning rates."""
@@ -120,23 +123,30 @@ def fine_tune(
     """Fine-tune a copy of `backbone` with a new classifier, and return it in eval mode.
 
     All layers are trained, and BatchNorm is in train mode. The network maps (n, 3, S, S) uint8 pixels to (n, L) scores.
-    `fine_tune_and_test` explains the arguments.
+    Each rank computes its part of every batch; BatchNorm's statistics are those of the whole batch, and gradients are
+    summed over ranks. `fine_tune_and_test` explains the arguments.
     """
     schedule = protocol.schedule
-    order = WholeEpochs(indices=labelled.indices, batch_size=protocol.batch_size, epochs=schedule.epochs, seed=seed)
+    order = build_order(labelled, protocol, seed=seed)
     head = build_classifier(feature_dim(backbone), len(labelled.class_names), init_std=0.01, seed=seed)
-    network = nn.Sequential(pixels, copy.deepcopy(backbone), head).to(device).train()
+    trained = copy.deepcopy(backbone)
+    if distributed.world_size() > 1:
+        trained = convert_batchnorm(trained)
+    network = nn.Sequential(pixels, trained, head).to(device).train()
     optimizer = build_optimizer(network[1], head, protocol, lr=lr, head_multiplier=head_multiplier)
+    gradients = gradient_sum(network)
     labels = torch.tensor(labelled.labels)
     for step, (images, indices, bad) in enumerate(build_training_loader(labelled, order, device=device, seed=seed)):
-        labelled.tally.add(bad)
+        counts = count_batch(labelled.tally, len(indices), bad)
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=group["peak_lr"])
-        if len(indices) < 2:  # BatchNorm needs two images; happens only if the others of the batch can't be read
+        if sum(counts) < 2:  # BatchNorm needs two images; happens only if the others of the batch can't be read
             continue
-        with precision.autocast():
-            loss = F.cross_entropy(network(images.to(device, non_blocking=True)), labels[indices].to(device))
-        loss.backward()
+        inputs = images.to(device, non_blocking=True)
+        targets = labels[indices].to(device)
+        with precision.autocast(), batchnorm_of_ranks(network, counts):
+            loss, _ = gradients.forward(mean_loss, network, inputs, targets, sum(counts), is_last=True)
+        gradients.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return network.eval()
@@ -170,6 +180,7 @@ def score_network(
     network: nn.Module, images: LabelledImages, *, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
     """Return the accuracy (0..1) and the mean cross-entropy of a trained network on images without augmentation."""
-    scores = extract_features(embed_with(network, nn.Identity(), precision), images, device=device)  # (M, L)
+    share = extract_share(embed_with(network, nn.Identity(), precision), images, device=device)
+    scores = on_all_ranks(share)  # rows: (M, L)
     accuracy = count_hits(scores.rows, scores.labels) / len(scores.labels)
     return accuracy, float(F.cross_entropy(scores.rows, scores.labels))

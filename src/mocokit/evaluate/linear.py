@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mocokit import distributed
 from mocokit.data.loading.loader import WholeEpochs, build_loader
 from mocokit.data.single_view import SingleViews
 from mocokit.data.views import PlainBatch
+from mocokit.distributed.gradients import gradient_sum
 from mocokit.engine.optimizer import set_lr
 from mocokit.evaluate.features import Features, LabelledImages, count_hits
 from mocokit.evaluate.frozen import frozen
-from mocokit.evaluate.protocols import LinearProtocol
+from mocokit.evaluate.protocols import BatchAndSchedule, LinearProtocol
+from mocokit.evaluate.rank_shares import count_batch
 from mocokit.nets.backbones import build_seeded
 from mocokit.randomness import Purpose, torch_seed
 
@@ -46,7 +49,8 @@ def train_linear(
 ) -> list[float]:
     """Train a linear classifier on the features of augmented images; return the test accuracy (0..1) of each epoch.
 
-    The backbone stays in eval mode, and none of its bits changes. So the test features are computed once, beforehand.
+    Each rank embeds its part of every batch, and gradients are summed over ranks. The backbone stays in eval mode, and
+    none of its bits changes. So the test features are computed once, beforehand.
 
     Args:
         backbone: Network whose weights are checked to stay frozen.
@@ -63,30 +67,49 @@ def train_linear(
         ValueError: Too many images can't be read (see ReadTally).
 
     """
-    order = WholeEpochs(
-        indices=train.indices, batch_size=protocol.batch_size, epochs=protocol.schedule.epochs, seed=seed
-    )
+    order = build_order(train, protocol, seed=seed)
     labels = torch.tensor(train.labels)
     head = build_classifier(test.rows.shape[1], len(train.class_names), init_std=protocol.init_std, seed=seed)
     head = head.to(device)
+    gradients = gradient_sum(head)
     optimizer = torch.optim.SGD(
         head.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay, nesterov=protocol.nesterov
     )
     accuracies: list[float] = []
     with frozen(backbone):
         for step, (pixels, indices, bad) in enumerate(build_training_loader(train, order, device=device, seed=seed)):
-            train.tally.add(bad)
+            num_rows = sum(count_batch(train.tally, len(indices), bad))
             set_lr(optimizer, protocol.schedule.lr(step, steps_per_epoch=order.steps_per_epoch, peak_lr=protocol.lr))
-            if len(indices):  # 0 if no image of the batch could be read
-                with torch.no_grad():
-                    rows = embed(pixels.to(device, non_blocking=True)).float()  # (n, D)
-                F.cross_entropy(head(rows), labels[indices].to(device)).backward()
+            if num_rows:  # 0 if no image of the batch could be read
+                rows = torch.empty(0, head.in_features, device=device)  # this rank's part may be empty
+                if len(indices):
+                    with torch.no_grad():
+                        rows = embed(pixels.to(device, non_blocking=True)).to(head.weight.dtype)  # (n, D)
+                targets = labels[indices].to(device)
+                gradients.backward(gradients.forward(mean_loss, head, rows, targets, num_rows, is_last=True)[0])
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if (step + 1) % order.steps_per_epoch == 0:
                 accuracies.append(accuracy_of(head, test, device=device))
                 on_epoch(len(accuracies), accuracies[-1])
     return accuracies
+
+
+def build_order(train: LabelledImages, protocol: BatchAndSchedule, *, seed: int) -> WholeEpochs:
+    """Return the order of the training images: this rank's part of each batch."""
+    return WholeEpochs(
+        indices=train.indices,
+        batch_size=protocol.batch_size,
+        epochs=protocol.schedule.epochs,
+        seed=seed,
+        part=distributed.rank(),
+        num_parts=distributed.world_size(),
+    )
+
+
+def mean_loss(network: nn.Module, inputs: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, None]:
+    """Return this rank's part of the mean cross-entropy over the `num_rows` rows of all ranks, and nothing more."""
+    return F.cross_entropy(network(inputs), labels, reduction="sum") / num_rows, None
 
 
 def build_training_loader(

@@ -1,7 +1,7 @@
 """Measure the kNN accuracy of a run beside its baselines; under torchrun, the images are sharded over the ranks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from mocokit.data.sources.left_out import log_line
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.precision import pick_device
 from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
-from mocokit.evaluate.features import Features, LabelledImages, extract_features
+from mocokit.evaluate.features import LabelledImages
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
+from mocokit.evaluate.rank_shares import ADVICE, extract_share, on_all_ranks
 from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 
@@ -67,7 +68,7 @@ def compare_with_baselines(
     """
     loaded = load_backbone(run, backbone=backbone)
     device = pick_device(device_name, local_rank=distributed.local_rank())
-    with distributed.session(device.type):
+    with distributed.session(device.type, advice=ADVICE):
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(bank))
         view = view_of(loaded.card, num_workers=num_workers)
         opened = open_labelled(bank, queries, view, max_bad_share=max_bad_share, on_data=on_data)
@@ -84,35 +85,11 @@ def compare_with_baselines(
 def _knn_on_ranks(
     extractor: FeatureExtractor, bank: LabelledImages, queries: LabelledImages, device: torch.device
 ) -> KnnRow:
-    own_bank, own_queries = (_extract_share(extractor, images, device) for images in (bank, queries))
-    accuracy = knn_accuracy(own_bank, _all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
+    own_bank, own_queries = (extract_share(extractor.embed, images, device=device) for images in (bank, queries))
+    if distributed.is_main():
+        for images in (bank, queries):
+            images.tally.tell()
+    accuracy = knn_accuracy(own_bank, on_all_ranks(own_queries), PROTOCOLS, device=device, bank_is_shard=True)
     return KnnRow(
         features=extractor.name, accuracy=accuracy, num_bank=bank.num_readable, num_queries=queries.num_readable
-    )
-
-
-def _extract_share(extractor: FeatureExtractor, images: LabelledImages, device: torch.device) -> Features:
-    """Return the features of this rank's part of the images; count what no rank could read, on all ranks."""
-    own = _share(images)
-    if distributed.world_size() > 1:  # a rank that raised alone would leave the others waiting
-        own = replace(own, tally=images.tally.unlimited())
-    features = extract_features(extractor.embed, own, device=device)
-    for bad in distributed.all_gather_objects(features.bad):
-        images.tally.add(bad)
-    if distributed.is_main():
-        images.tally.tell()
-    return features
-
-
-def _share(images: LabelledImages) -> LabelledImages:
-    """Return this rank's part of the images: every R-th one, where R is the number of ranks."""
-    return images.only(images.indices[distributed.rank() :: distributed.world_size()])
-
-
-def _all_ranks(features: Features) -> Features:
-    counts = distributed.all_gather_objects(len(features.rows))
-    return replace(
-        features,
-        rows=distributed.all_gather_rows(features.rows, counts),
-        labels=distributed.all_gather_rows(features.labels, counts),
     )

@@ -118,7 +118,7 @@ def open_labelled(
     measured = distributed.from_main(
         lambda: measure_ranges(reader.source, max_image_px=reader.max_image_px, seed=0, known=view.value_ranges)
     )
-    for line in measured.lines_beside(view.value_ranges):
+    for line in measured.lines_beside(view.value_ranges) if distributed.is_main() else ():
         LOGGER.warning(line)
     reader.ranges = measured.ranges
     images = choose_images(reader, view, location=str(data), role="training", max_bad_share=max_bad_share)

@@ -16,7 +16,8 @@ R ranks in all, r of them in a group.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class GroupedBatchNorm(_BatchNorm):
     updates_statistics: bool = True
     ranks: range = range(1)
     """Ranks that share the one group of this forward; `range(1)`: the groups of this forward are this rank's alone."""
+    row_counts: tuple[int, ...] = ()
+    """Rows that each of `ranks` holds of its group; empty: all hold equally many."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002, the base class's name
         if input.dim() < 2:
@@ -79,12 +82,18 @@ class GroupedBatchNorm(_BatchNorm):
         """Normalise (g*N, C, ...), g groups or this rank's part of one, and update the running statistics."""
         normalized: Tensor
         normalized, means, variances = _FormulaBatchNorm.apply(  # (g, N, C, ...), (g, C), (g, C)
-            x.unflatten(0, (self.num_groups, -1)), weight, bias, self.ranks, self.eps
+            x.unflatten(0, (self.num_groups, len(x) // self.num_groups)),
+            weight,
+            bias,
+            self.ranks,
+            self.row_counts,
+            self.eps,
         )
         if self.updates_statistics and self.running_mean is not None and self.running_var is not None:
             # Like torch: normalise with the biased variance (divided by the count n of values in a channel of a
             # group), but keep a running average of the unbiased one (n - 1).
-            count = x.numel() // x.shape[1] // self.num_groups * len(self.ranks)
+            rows = sum(self.row_counts) or len(x) // self.num_groups * len(self.ranks)
+            count = rows * math.prod(x.shape[2:])
             unbiased = variances[0] * (count / (count - 1))  # (C,) of group 0
             self.running_mean.lerp_(means[0].to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
@@ -187,29 +196,33 @@ class _ChunkedBatchNorm(torch.autograd.Function):
 class _FormulaBatchNorm(torch.autograd.Function):
     """BatchNorm in plain tensor operations: torch.compile fuses them, and a group may span ranks.
 
-    The ranks of a group hold equally many rows each. There is one all-gather in the forward and one in the backward,
-    of (2, 1, C) float32 numbers from each rank: R * 8 * C bytes, 128 KiB for C = 2048 and R = 8. Every rank of the run
-    takes part and picks the entries of its own group, so no process groups are needed.
+    There is one all-gather in the forward and one in the backward, of (2, 1, C) float32 numbers from each rank:
+    R * 8 * C bytes, 128 KiB for C = 2048 and R = 8. Every rank of the run takes part and picks the entries of its own
+    group, so no process groups are needed. The ranks of a group hold equally many rows each, or `row_counts`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ranks: range, row_counts: tuple[int, ...], eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised (g, N, C, ...), and the (g, C) means and biased variances of the groups."""
         exact = _at_least_float32(x)  # (g, N, C, ...)
         dims = [dim for dim in range(x.dim()) if dim not in (0, 2)]  # all but groups and channels
-        var, mean = torch.var_mean(exact, dims, correction=0)  # (g, C) each
+        if x.numel():
+            var, mean = torch.var_mean(exact, dims, correction=0)  # (g, C) each
+        else:  # this rank holds no row of the group; what it gathers has weight 0
+            var = mean = exact.new_zeros(len(x), x.shape[2])
         if len(ranks) > 1:
             means, variances = _gather_from(ranks, torch.stack([mean, var]))  # (2, r, 1, C) -> (r, 1, C) each
-            mean = means.mean(dim=0)  # (1, C)
-            # Total variance = mean of the variances within ranks + variance of the means between ranks, because ranks
-            # hold equally many rows. (E[x^2] - E[x]^2 would lose digits to cancellation.)
-            var = (variances + (means - mean).square()).mean(dim=0)  # (1, C)
+            # Total variance = mean of the variances within ranks + variance of the means between ranks, each rank
+            # weighted by its rows. (E[x^2] - E[x]^2 would lose digits to cancellation.)
+            mean = _mean_over_ranks(means, row_counts)  # (1, C)
+            var = _mean_over_ranks(variances + (means - mean).square(), row_counts)  # (1, C)
         shape = (len(x), 1, -1) + (1,) * (x.dim() - 3)  # broadcasts (g, C) over (g, N, C, ...)
         scale = (var + eps).rsqrt()  # (g, C)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.ranks = ranks
+        ctx.num_rows = sum(row_counts) or x.shape[1] * len(ranks)
         ctx.shape = shape
         ctx.dims = dims
         normalized = (exact - mean.view(shape)) * (scale * weight).view(shape) + bias.view(1, *shape[1:])
@@ -231,11 +244,19 @@ class _FormulaBatchNorm(torch.autograd.Function):
         x_hat = (_at_least_float32(x) - mean.view(shape)) * scale.view(shape)  # (g, N, C, ...)
         own = torch.stack([grad.sum(dims), (grad * x_hat).sum(dims)])  # (2, g, C): d bias, d weight
         total = _gather_from(ctx.ranks, own).sum(dim=1) if len(ctx.ranks) > 1 else own  # (2, g, C) of the whole group
-        mean_grad, mean_product = total / (x_hat.numel() // mean.numel() * len(ctx.ranks))  # (g, C) each
+        mean_grad, mean_product = total / (ctx.num_rows * math.prod(x.shape[3:]))  # (g, C) each
         centered = grad - mean_grad.view(shape) - x_hat * mean_product.view(shape)  # (g, N, C, ...)
         grad_x = (centered * (scale * weight).view(shape)).to(x.dtype)
         grad_bias, grad_weight = own.sum(dim=1).to(weight.dtype)  # (C,) each
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _mean_over_ranks(values: Tensor, row_counts: tuple[int, ...]) -> Tensor:
+    """Return the mean (1, C) of (r, 1, C) values, each weighted by the rows of its rank."""
+    if not row_counts:
+        return values.mean(dim=0)
+    weights = values.new_tensor(row_counts) / sum(row_counts)  # (r,)
+    return (values * weights.view(-1, 1, 1)).sum(dim=0)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -297,7 +318,12 @@ def has_batchnorm(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def batchnorm_groups(
-    module: nn.Module, num_groups: int, *, updates_statistics: bool, ranks: range = range(1)
+    module: nn.Module,
+    num_groups: int,
+    *,
+    updates_statistics: bool,
+    ranks: range = range(1),
+    row_counts: tuple[int, ...] = (),
 ) -> Iterator[None]:
     """Context manager in which forwards of `module` hold `num_groups` BatchNorm groups in consecutive rows.
 
@@ -305,7 +331,8 @@ def batchnorm_groups(
         module: A network after `convert_batchnorm`.
         num_groups: g; must be 1 if several ranks share the group.
         updates_statistics: True if running statistics follow the first group.
-        ranks: Ranks that hold equal parts of the group; a range of length 1 if each rank has whole groups.
+        ranks: Ranks that hold parts of the group; a range of length 1 if each rank has whole groups.
+        row_counts: Rows that each of `ranks` holds; empty: all hold equally many.
 
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm)]
@@ -313,6 +340,7 @@ def batchnorm_groups(
         layer.num_groups = num_groups
         layer.updates_statistics = updates_statistics
         layer.ranks = ranks
+        layer.row_counts = row_counts
     try:
         yield
     finally:
@@ -320,3 +348,11 @@ def batchnorm_groups(
             layer.num_groups = 1
             layer.updates_statistics = True
             layer.ranks = range(1)
+            layer.row_counts = ()
+
+
+def batchnorm_of_ranks(module: nn.Module, row_counts: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+    """Return the context manager in which the rows of all ranks are one BatchNorm group; rank r has row_counts[r]."""
+    return batchnorm_groups(
+        module, 1, updates_statistics=True, ranks=range(len(row_counts)), row_counts=tuple(row_counts)
+    )

@@ -94,6 +94,8 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
         batch_size: Images per step.
         epochs: Number of passes over `indices`.
         seed: Seed of the epoch orders.
+        part: Which part of each batch to yield: 0 .. num_parts-1.
+        num_parts: Consecutive parts that each batch is cut into, of sizes that differ by one at most.
 
     """
 
@@ -101,6 +103,8 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
     batch_size: int
     epochs: int
     seed: int
+    part: int = 0
+    num_parts: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,7 +119,10 @@ class WholeEpochs(Sampler[list[tuple[int, int]]]):
         for epoch in range(self.epochs):
             order = permutation(self.seed, Purpose.EPOCH_ORDER, len(self.indices), epoch)
             for start, stop in itertools.pairwise(bounds):
-                yield [(epoch, self.indices[row]) for row in order[start:stop]]
+                size = stop - start
+                first = start + self.part * size // self.num_parts
+                last = start + (self.part + 1) * size // self.num_parts
+                yield [(epoch, self.indices[row]) for row in order[first:last]]
 
 
 def build_loader(
