@@ -28,6 +28,10 @@ fitted to it), eager with one group 98.7 ms (105.9) and 11.95 GB of torch's memo
 The run is `moco-v2` (ResNet-50, 224 px, K 65,536) in bf16, on nodes of 8 H100 with 50 GB/s between nodes and 110 kB an
 image. Up to 8 devices it is the papers' run: 256 images in 8 BatchNorm groups, one group at a time, compiled. Beyond,
 each device adds a group of 32 images to the batch, so the run is no longer the papers'.
+
+Evaluation on several GPUs is described in [evaluation.md](evaluation.md#several-gpus); its time is not planned here.
+`benchmarks/multi_gpu.py` proves and times the step on 2 to 8 GPUs; so far only its twin on two CPU ranks has run
+(`benchmarks/results/multi_gpu_twin.json`).
 """
 
 
