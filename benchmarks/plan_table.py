@@ -31,7 +31,8 @@ each device adds a group of 32 images to the batch, so the run is no longer the 
 
 Evaluation on several GPUs is described in [evaluation.md](evaluation.md#several-gpus); its time is not planned here.
 `benchmarks/multi_gpu.py` proves and times the step on 2 to 8 GPUs; so far only its twin on two CPU ranks has run
-(`benchmarks/results/multi_gpu_twin.json`).
+(`benchmarks/results/multi_gpu_twin.json`): the trajectory, the error and the hang are as they should be; its images per
+second come from 2 cores that other work kept busy, and say nothing.
 """
 
 
