@@ -54,6 +54,8 @@ def evaluate_command(arguments: list[str]) -> int:
     ) -> int:
         """Run kNN, fast linear classification and fine-tuning on 1 % and 10 % of the labels, and print one table.
 
+        Under torchrun, the ranks share the work; so do those of `linear` and `finetune`.
+
         Args:
             flags: Images, length and machine.
             all: Also run the official linear protocol and fine-tuning on all labels, which take longest.

@@ -1,7 +1,8 @@
 """Split feature extraction over ranks: each rank embeds a contiguous part of the images.
 
-The cuts lie between whole batches of one process. So every image goes through the network in the same company as in one
-process, and its row has the same bits on the CPU. A set of fewer batches than ranks leaves the last ranks idle.
+The cuts lie between whole batches of one process: the network sees the same batches, and rows have the same bits on the
+CPU, even where a library's kernel depends on the size of a batch. If there are fewer batches than ranks, some ranks are
+idle.
 
 Shapes: M images, D feature dimension, R ranks.
 """
