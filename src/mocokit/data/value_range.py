@@ -6,7 +6,6 @@ would leave a 12-bit X-ray in 16-bit samples only 16 gray levels, and the larges
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 
 from mocokit.data.decode.decode import DecodeError, decode_samples, looks_deep
 from mocokit.data.decode.deep import GIVEN, DeepPixels, ValueRanges, map_samples
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.sources import RawImage
+from mocokit.data.sources.suffixes import suffix_of
 from mocokit.randomness import Purpose, generator, permutation
 
 LOW_PERCENT = 0.1
@@ -111,8 +112,10 @@ def _deep_images(source: NumberedImages, max_image_px: int, seed: int) -> Iterat
     """Yield (index, samples) of up to MAX_IMAGES images that need a range, in random order."""
     looked_at = 0
     found = 0
+    names = getattr(source, "names", None)
+    name_of = names.__getitem__ if isinstance(names, Names) else source.name  # the whole path takes longer to make
     for position in permutation(seed, Purpose.VALUE_RANGE, len(source)).tolist():
-        if PurePosixPath(source.name(position)).suffix.lower() in EIGHT_BIT_SUFFIXES:
+        if suffix_of(name_of(position)) in EIGHT_BIT_SUFFIXES:
             continue
         looked_at += 1
         try:

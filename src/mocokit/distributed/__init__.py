@@ -28,6 +28,7 @@ from mocokit.distributed.collectives import (
     work_alone,
     world_size,
 )
+from mocokit.distributed.machines import from_first_of_machine
 
 __all__ = [
     "ALONE_TIMEOUT_S",
@@ -36,6 +37,7 @@ __all__ = [
     "all_gather_rows",
     "any_rank",
     "barrier",
+    "from_first_of_machine",
     "from_main",
     "gather_rows_on_main",
     "is_main",

@@ -39,7 +39,7 @@ def find_source(config: Config, given: ImageSource | None) -> ImageSource:
             f"data.source={location}: the run's images were given as an object; give it again: "
             "mocokit.resume(run, data=...)"
         )
-    return open_source(_with_columns(config, location))
+    return distributed.from_first_of_machine(lambda: open_source(_with_columns(config, location)))
 
 
 def _with_columns(config: Config, location: str) -> str:
@@ -59,6 +59,9 @@ def find_test_source(config: Config, source: ImageSource) -> ImageSource | None:
         has_labels = source.labels is not None
         require(has_labels, "data.test", test, f"the training images have no labels to vote with{note}")
         is_list = test.lower().endswith((".csv", ".tsv"))
-        return open_source(_with_columns(config, test) if is_list else test)
+        place = _with_columns(config, test) if is_list else test
+        return distributed.from_first_of_machine(lambda: open_source(place))
     part = str(getattr(source, "test_part", ""))
-    return open_source(part) if part and source.labels is not None else None
+    if not part or source.labels is None:
+        return None
+    return distributed.from_first_of_machine(lambda: open_source(part))

@@ -7,7 +7,7 @@ too: image 123 is the member `000000123.jpg`, and its class number, if it has on
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -145,7 +145,7 @@ def _free_folder(out: str | Path) -> Path:
     return folder
 
 
-def _names(source: ImageSource) -> tuple[str, ...] | None:
+def _names(source: ImageSource) -> Sequence[str] | None:
     """Return the path of each image, or None for a source whose images are not files."""
     return source.names if isinstance(source, FileSource | ZipSource | TarSource | ShardSource) else None
 
@@ -159,7 +159,7 @@ class _Encoder(Dataset[tuple[str, bytes] | BadImage]):
     """Maps the index of an image to (name, bytes to store), or to a BadImage."""
 
     source: ImageSource
-    names: tuple[str, ...] | None
+    names: Sequence[str] | None
     """Path of each image; None: numbers."""
     short_side_px: int | None
     quality: int

@@ -3,12 +3,14 @@
 import os
 import stat
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mocokit.data.sources.layout import Layout, read_layout
 from mocokit.data.sources.left_out import LeftOut, LeftOutTally
 from mocokit.data.sources.limits import ARCHIVE_ERRORS, refuse_pointer, require_entries, require_image_bytes
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.suffixes import is_image_name
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -20,7 +22,7 @@ class ZipSource:
     """Images of a zip file."""
 
     path: Path
-    names: tuple[str, ...]
+    names: Sequence[str]
     places: tuple[int, ...]
     """Number of each image's entry in the zip file's directory; two entries may have one name."""
     facts: tuple[tuple[int, int], ...]
@@ -95,7 +97,7 @@ def open_zip(path: Path, inside: str = "") -> ZipSource:
     used = keep_places(names, layout)
     return ZipSource(
         path=path,
-        names=layout.names,
+        names=Names(layout.names),
         places=tuple(found[row] for row in used),
         facts=tuple((entries[found[row]].file_size, entries[found[row]].CRC) for row in used),
         labels=layout.labels,

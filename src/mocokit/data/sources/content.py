@@ -14,6 +14,7 @@ Times of modification are left out: a copy of the files has new ones and is the 
 """
 
 import hashlib
+import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from mocokit.data.sources.archives import ZipSource
 from mocokit.data.sources.cifar import CifarSource
 from mocokit.data.sources.idx import IdxSource
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.shards import ShardSource, is_url
 from mocokit.data.sources.sources import FileSource, ImageSource, RawImage
@@ -50,8 +52,9 @@ UNREADABLE = 1
 """Stands for the content hash of a sampled image that can't be read."""
 
 _THREADS = 16
-_CHUNK = 64
-"""Files that a thread looks at before it asks for more."""
+_MIN_CHUNK = 64
+_MAX_CHUNK = 4096
+"""Files that a thread looks at before it asks for more; few of a small set, so that all threads have some."""
 
 _Span = tuple[Path, int, int]
 """(file, offset, size) of a stored image"""
@@ -70,12 +73,11 @@ def contents_of(source: ImageSource, names: Sequence[str]) -> Contents:
 
     """
     if isinstance(source, FileSource):
-        return hash_files([source.root / name for name in source.names], names)
+        return _hash_files(source, names)
     if isinstance(source, ZipSource):
         return _zip_directory(source)
     if isinstance(source, TarSource):
-        places = [(source.path, offset, size) for offset, size in source.spans]
-        return _hash_spans(places, names)
+        return _hash_spans(lambda index: (source.path, *source.spans[index].tolist()), source.spans[:, 1], names)
     if isinstance(source, ShardSource):
         return _shard_contents(source, names)
     if is_in_memory(source):
@@ -88,19 +90,28 @@ def draw_sample(names: Sequence[str], count: int) -> list[int]:
     if len(names) <= count:
         return list(range(len(names)))
     limit = count * 2**64 // len(names)
-    return [index for index, name in enumerate(names) if _hash(_encode(name)) < limit]
+    encoded = names.encoded() if isinstance(names, Names) else map(_encode, names)
+    return [index for index, name in enumerate(encoded) if _hash(name) < limit]
 
 
-def hash_files(paths: Sequence[Path], names: Sequence[str]) -> Contents:
+def _hash_files(source: FileSource, names: Sequence[str]) -> Contents:
     """Return the contents of files; the size of a missing file is MISSING."""
-    sizes = np.array(_in_threads(_size, paths), np.int64)
-    sampled = draw_sample(names, SAMPLED_IMAGES)
-    return sizes, _spread(sampled, _in_threads(_hash_span, [(paths[i], 0, int(sizes[i])) for i in sampled]), len(names))
+    root = str(source.root)
+
+    def size(name: str) -> int:
+        """Return the size of a file; not by pathlib, which takes longer than the system call."""
+        return _size_of(os.path.join(root, name))  # noqa: PTH118
+
+    sizes = np.array(_in_threads(size, source.names), np.int64)
+    for index in np.flatnonzero(sizes == MISSING).tolist():  # pathlib reads `a.jpg/`, which a list may hold, as `a.jpg`
+        sizes[index] = _size_of(source.root / source.names[index])
+    return _hash_spans(lambda index: (source.root / source.names[index], 0, int(sizes[index])), sizes, names)
 
 
 def _in_threads(function: Callable[[T], int], items: Sequence[T]) -> list[int]:
     """Map `function` over the items by threads, which wait for a disk or a network together."""
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    size = max(_MIN_CHUNK, min(_MAX_CHUNK, len(items) // (_THREADS * _THREADS)))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
     if len(chunks) == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="identity") as threads:
@@ -108,10 +119,10 @@ def _in_threads(function: Callable[[T], int], items: Sequence[T]) -> list[int]:
         return [value for part in parts for value in part]
 
 
-def _size(path: Path) -> int:
+def _size_of(path: Path | str) -> int:
     """Return the size of a regular file; a device or a pipe, which never ends, counts as missing."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  # the path may be text
     except (OSError, ValueError):  # ValueError: a path with a NUL character
         return MISSING
     return status.st_size if stat.S_ISREG(status.st_mode) else MISSING
@@ -174,7 +185,7 @@ def _from_checksums(checksums: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def _shard_contents(source: ShardSource, names: Sequence[str]) -> Contents:
-    shards, offsets, sizes, checksums = source.index.members
+    sizes, checksums = source.index.members[2:]
     if (checksums >= 0).all():
         return sizes, _from_checksums(checksums)
     if is_remote(source):
@@ -182,15 +193,25 @@ def _shard_contents(source: ShardSource, names: Sequence[str]) -> Contents:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="identity") as threads:
             hashes = list(threads.map(lambda index: _hash_raw(source.read(index)), sampled))
         return sizes, _spread(sampled, hashes, len(names))
-    columns = zip(shards.tolist(), offsets.tolist(), sizes.tolist(), strict=True)
-    return _hash_spans([(Path(source.shards[shard]), offset, size) for shard, offset, size in columns], names)
+
+    def place_of(index: int) -> _Span:
+        shard, offset, size = source.index.members[:3, index].tolist()
+        return Path(source.shards[shard]), offset, size
+
+    return _hash_spans(place_of, sizes, names)
 
 
-def _hash_spans(places: Sequence[_Span], names: Sequence[str]) -> Contents:
-    """Return the contents of images inside files, given as (path, offset, size)."""
+def _hash_spans(place_of: Callable[[int], _Span], sizes: NDArray[np.int64], names: Sequence[str]) -> Contents:
+    """Return the contents of images in files.
+
+    Args:
+        place_of: Gives (path, offset, size) of an image.
+        sizes: Size of each image.
+        names: See `contents_of`.
+
+    """
     sampled = draw_sample(names, SAMPLED_IMAGES)
-    hashes = _in_threads(_hash_span, [places[index] for index in sampled])
-    return np.array([size for *_, size in places], np.int64), _spread(sampled, hashes, len(names))
+    return sizes, _spread(sampled, _in_threads(_hash_span, [place_of(index) for index in sampled]), len(names))
 
 
 def _hash_reads(source: ImageSource, sampled: Sequence[int]) -> Contents:
@@ -239,9 +260,9 @@ def hash_images(source: ImageSource, positions: Sequence[int]) -> list[int]:
     """
     if isinstance(source, FileSource):
         paths = [source.root / source.names[index] for index in positions]
-        return _in_threads(_hash_span, [(path, 0, _size(path)) for path in paths])
+        return _in_threads(_hash_span, [(path, 0, _size_of(path)) for path in paths])
     if isinstance(source, TarSource):
-        return _in_threads(_hash_span, [(source.path, *source.spans[index]) for index in positions])
+        return _in_threads(_hash_span, [(source.path, *source.spans[index].tolist()) for index in positions])
     if isinstance(source, ShardSource) and not is_remote(source):
         columns = zip(*(column[list(positions)].tolist() for column in source.index.members[:3]), strict=True)
         return _in_threads(_hash_span, [(Path(source.shards[shard]), offset, size) for shard, offset, size in columns])

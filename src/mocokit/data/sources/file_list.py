@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from mocokit.data.sources.layout import label_ids
 from mocokit.data.sources.limits import require_entries
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.sources import FileSource
 from mocokit.data.sources.suffixes import IMAGE_SUFFIXES, has_image_suffix, is_image_name
 from mocokit.settings import require
@@ -76,7 +77,7 @@ def open_list(path: Path, columns: Columns | None = None) -> FileSource:
     require_entries(len(listed.names), path)
     names = _existing(path, listed.names)
     labels, class_names = (None, ()) if listed.classes is None else label_ids(listed.classes)
-    return FileSource(path.parent, names, labels, class_names, label_note=_note(listed))
+    return FileSource(path.parent, Names(names), labels, class_names, label_note=_note(listed))
 
 
 @dataclass(frozen=True)

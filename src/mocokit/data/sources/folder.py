@@ -5,11 +5,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mocokit.data.sources.layout import read_layout
+from mocokit.data.sources.folder_cache import Listing, recall, remember
+from mocokit.data.sources.layout import folders_of, read_layout
 from mocokit.data.sources.left_out import LeftOut, LeftOutTally
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.own_output import is_own_output
 from mocokit.data.sources.sources import FileSource
-from mocokit.data.sources.suffixes import is_hidden, is_image_name, list_suffixes
+from mocokit.data.sources.suffixes import is_hidden, list_suffixes, readable_suffixes
 
 
 def open_folder(root: Path) -> FileSource:
@@ -23,18 +25,18 @@ def open_folder(root: Path) -> FileSource:
 
     """
     tally = LeftOutTally()
-    names = tuple(sorted(_walk(root, tally)))
+    names = recall(root, tally) or _list_files(root, tally)
     if not names:
         raise ValueError(f"data={root}: no images below this folder; {_hint(root, tally.result())}")
     try:
-        layout = read_layout(names, tally)
+        layout = read_layout(tuple(names), tally)
     except ValueError as error:
         raise ValueError(f"data={root}: {error}") from error
     _tell_empty_classes(root, layout.class_names, layout.names, tally)
     tally.forget_twins(names)
     return FileSource(
         root=root,
-        names=layout.names,
+        names=Names(layout.names),
         labels=layout.labels,
         class_names=layout.class_names,
         left_out=tally.result(),
@@ -43,47 +45,63 @@ def open_folder(root: Path) -> FileSource:
     )
 
 
-def _walk(root: Path, tally: LeftOutTally) -> list[str]:
+def _list_files(root: Path, tally: LeftOutTally) -> list[str]:
+    """Return the sorted paths of the image files below `root`, and remember them for the next run if that helps."""
+    listing = Listing(root)
+    names = sorted(_walk(listing, tally))
+    remember(listing, names, tally)
+    return names
+
+
+def _walk(listing: Listing, tally: LeftOutTally) -> list[str]:
     """Return the paths of the image files below `root`; visit each real folder once, since links can form a loop.
 
     Files that are no images, folders that can't be listed and links that lead nowhere are counted in `tally`. Needs no
-    system call per file, which would take hours on a slow network disk: scandir tells links from files.
+    system call per file, which would take hours on a slow network disk: scandir tells links from files. Nor is there a
+    Path object per file, which takes longer than the listing.
 
     Raises:
         OSError: `root` itself can't be listed.
 
     """
+    root = listing.root
+    suffixes = readable_suffixes()
     seen: set[str] = set()
-    found = []
-    waiting = [""]
+    found = list[str]()
+    waiting = [("", os.path.realpath(root))]
     while waiting:
-        below = waiting.pop()
-        real = os.path.realpath(root / below)
+        below, real = waiting.pop()
         if real in seen:
             continue
         seen.add(real)
+        listing.add(below)
         try:
             with os.scandir(root / below) as listed:
                 entries = list(listed)
         except OSError as error:
             if not below:
                 raise
+            listing.has_all_times = False
             tally.add("unreadable folders", below.rstrip("/"), error.strerror or "")
             continue
         if below and is_own_output({entry.name for entry in entries}):
             tally.add("folders that mocokit wrote", below.rstrip("/"), "their pictures are no data")
             continue
+        hidden = is_hidden(below)
         folders = []
+        images = []
         for entry in entries:
-            name = below + entry.name
+            name = entry.name
+            if entry.is_symlink():
+                listing.has_all_times = False
             if _is_folder(entry):
-                folders.append(f"{name}/")
-            elif is_image_name(name):  # or a link that leads nowhere, which will be a bad image
-                found.append(name)
-            elif entry.is_symlink() and not (root / name).exists() and not is_hidden(name):
-                tally.add("broken links", name)
+                folders.append((f"{below}{name}/", _real_path(real, entry)))
+            elif not hidden and name[name.rfind(".") :].lower() in suffixes and not is_hidden(name):
+                images.append(below + name)  # or a link that leads nowhere, which will be a bad image
             else:
-                tally.add_file(name)
+                _tell_other(root, below + name, entry, tally)
+        images.sort()  # so that the whole list, made of sorted parts, is sorted quickly
+        found += images
         waiting += reversed(folders)
     return found
 
@@ -95,14 +113,29 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _real_path(above: str, entry: os.DirEntry[str]) -> str:
+    """Return the path of a folder without links in it, given that of the folder it is in."""
+    return os.path.realpath(entry.path) if entry.is_symlink() else f"{above.rstrip(os.sep)}{os.sep}{entry.name}"
+
+
+def _tell_other(root: Path, name: str, entry: os.DirEntry[str], tally: LeftOutTally) -> None:
+    """Count a file that is no image, or a link that leads nowhere."""
+    if entry.is_symlink() and not (root / name).exists() and not is_hidden(name):
+        tally.add("broken links", name)
+    else:
+        tally.add_file(name)
+
+
 def _tell_empty_classes(root: Path, class_names: Sequence[str], names: Sequence[str], tally: LeftOutTally) -> None:
     """Count folders without images that lie beside the class folders."""
     if not class_names:
         return
-    first = next(name for name in names if set(Path(name).parts[:-1]) & set(class_names))
-    depth = next(depth for depth, part in enumerate(Path(first).parts) if part in class_names)
-    above = root.joinpath(*Path(first).parts[:depth])
-    filled = {Path(name).parts[depth] for name in names if len(Path(name).parts) > depth + 1}
+    known = set(class_names)
+    paths = folders_of(names)
+    first = next(folders for folders in paths if known.intersection(folders))
+    depth = next(depth for depth, folder in enumerate(first) if folder in known)
+    above = root.joinpath(*first[:depth])
+    filled = {folders[depth] for folders in set(paths) if len(folders) > depth}
     for folder in sorted(above.iterdir()):
         if folder.name not in filled and not is_hidden(folder.name) and os.access(folder, os.R_OK) and folder.is_dir():
             tally.add("folders without images", folder.relative_to(root).as_posix())

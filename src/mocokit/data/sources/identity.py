@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mocokit.data.sources.archives import ZipSource
 from mocokit.data.sources.content import NOT_SAMPLED, UNKNOWN, contents_of, is_in_memory
 from mocokit.data.sources.limits import ARCHIVE_ERRORS
+from mocokit.data.sources.names import Names, join_names
 from mocokit.data.sources.shards import ShardSource
 from mocokit.data.sources.sources import FileSource, ImageSource
 from mocokit.data.sources.tar_archive import TarSource
@@ -34,7 +35,7 @@ EXAMPLES = 3
 class DataIdentity:
     """Names, sizes, content hashes and labels of the N images of a source, in its order."""
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Name of each image, without the folder that the data is in."""
     sizes: NDArray[np.int64]
     """(N,) bytes, UNKNOWN or MISSING"""
@@ -48,7 +49,7 @@ class DataIdentity:
     def digest(self) -> str:
         """SHA-256 of all of it, in hex."""
         digest = hashlib.sha256(f"{FORMAT} {len(self.names)} {len(self.labels)}\0".encode())
-        digest.update(_join(self.class_names) + b"\0\0" + _join(self.names) + b"\0\0")
+        digest.update(join_names(self.class_names) + b"\0\0" + join_names(self.names) + b"\0\0")
         for values, kind in ((self.sizes, "<i8"), (self.contents, "<u8"), (self.labels, "<i8")):
             digest.update(values.astype(kind).tobytes())
         return digest.hexdigest()
@@ -58,11 +59,11 @@ class DataIdentity:
         np.savez_compressed(
             file,
             format=np.array(FORMAT),
-            names=np.frombuffer(_join(self.names), np.uint8),
+            names=np.frombuffer(join_names(self.names), np.uint8),
             sizes=self.sizes,
             contents=self.contents,
             labels=self.labels,
-            class_names=np.frombuffer(_join(self.class_names), np.uint8),
+            class_names=np.frombuffer(join_names(self.class_names), np.uint8),
         )
 
 
@@ -82,7 +83,7 @@ def identify(source: ImageSource) -> DataIdentity:
     )
 
 
-def image_names(source: ImageSource) -> tuple[str, ...]:
+def image_names(source: ImageSource) -> Sequence[str]:
     """Return a name for each image that does not depend on the folder that the data is in."""
     if is_in_memory(source):
         return tuple(map(str, range(len(source))))
@@ -91,20 +92,20 @@ def image_names(source: ImageSource) -> tuple[str, ...]:
     return relative_names([source.name(index) for index in range(len(source))])
 
 
-def relative_names(names: Sequence[str]) -> tuple[str, ...]:
+def relative_names(names: Sequence[str]) -> Sequence[str]:
     """Return the names; if all are absolute paths, without the folder that they share."""
     if not all(Path(name).is_absolute() for name in names):
-        return tuple(names)
+        return names if isinstance(names, Names) else tuple(names)
     first = min(names)
     last = max(names)
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(min(first, last)))
     start = first.rfind("/", 0, shared) + 1
-    return tuple(name[start:] for name in names)
+    return Names(name[start:] for name in names)
 
 
 def hash_names(names: Sequence[str]) -> str:
     """Return the SHA-256 of names, in hex."""
-    return hashlib.sha256(_join(names)).hexdigest()
+    return hashlib.sha256(join_names(names)).hexdigest()
 
 
 def load_identity(raw: bytes, *, like: DataIdentity) -> DataIdentity | None:
@@ -115,7 +116,7 @@ def load_identity(raw: bytes, *, like: DataIdentity) -> DataIdentity | None:
         like: Identity that it will be compared with. A file that unpacks to far more than that is not unpacked.
 
     """
-    limit = 2**26 + 16 * (len(_join(like.names)) + 24 * len(like.names))
+    limit = 2**26 + 16 * (len(join_names(like.names)) + 24 * len(like.names))
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if sum(member.file_size for member in archive.infolist()) > limit:
@@ -124,11 +125,11 @@ def load_identity(raw: bytes, *, like: DataIdentity) -> DataIdentity | None:
             if int(arrays["format"]) != FORMAT:
                 return None
             loaded = DataIdentity(
-                names=_split(arrays["names"]),
+                names=Names.split(arrays["names"]),
                 sizes=arrays["sizes"].astype(np.int64),
                 contents=arrays["contents"].astype(np.uint64),
                 labels=arrays["labels"].astype(np.int64),
-                class_names=_split(arrays["class_names"]),
+                class_names=tuple(Names.split(arrays["class_names"])),
             )
     except ARCHIVE_ERRORS:
         return None
@@ -136,15 +137,6 @@ def load_identity(raw: bytes, *, like: DataIdentity) -> DataIdentity | None:
     fits = loaded.sizes.shape == loaded.contents.shape == (count,) and loaded.labels.shape in ((0,), (count,))
     labels_fit = not loaded.labels.size or 0 <= loaded.labels.min() <= loaded.labels.max() < len(loaded.class_names)
     return loaded if fits and labels_fit else None
-
-
-def _join(texts: Sequence[str]) -> bytes:
-    """Return the texts as bytes, with NUL between them, the one character that no path holds."""
-    return "\0".join(texts).encode("utf-8", "surrogateescape")
-
-
-def _split(joined: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(joined.tobytes().decode("utf-8", "surrogateescape").split("\0")) if joined.size else ()
 
 
 def describe_change(before: DataIdentity, now: DataIdentity) -> str:

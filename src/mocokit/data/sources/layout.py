@@ -54,11 +54,11 @@ def labels_from_names(names: Sequence[str]) -> tuple[tuple[int, ...] | None, tup
     The class folder is the first one below the path that all names share. If any image lies above that level, the
     folders are not taken for classes.
     """
-    parts = [PurePosixPath(name).parts for name in names]
-    shared = _shared_depth(parts)
-    if any(len(path) < shared + 2 for path in parts):
+    folders = folders_of(names)
+    shared = _shared_depth(folders)
+    if any(len(folder) <= shared for folder in folders):
         return None, ()
-    return label_ids([path[shared] for path in parts])
+    return label_ids([folder[shared] for folder in folders])
 
 
 def labels_among(names: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...] | None:
@@ -67,11 +67,28 @@ def labels_among(names: Sequence[str], class_names: Sequence[str]) -> tuple[int,
     Unlike labels_from_names, this works for a folder of one class. The folder is at the same depth for all images.
     """
     number = {name: index for index, name in enumerate(class_names)}
-    parts = [PurePosixPath(name).parts[:-1] for name in names]
-    for depth in range(min(map(len, parts), default=0)):
-        if all(path[depth] in number for path in parts):
-            return tuple(number[path[depth]] for path in parts)
+    folders = folders_of(names)
+    distinct = set(folders)
+    for depth in range(min(map(len, distinct), default=0)):
+        if all(folder[depth] in number for folder in distinct):
+            return tuple(number[folder[depth]] for folder in folders)
     return None
+
+
+def folders_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the folders that each path leads through, outermost first: those of `a/b/c.jpg` are a and b.
+
+    As pathlib gives them, in a tenth of the time: a data set has millions of files and few folders.
+    """
+    known: dict[str, tuple[str, ...]] = {}
+    found = []
+    for name in names:
+        above = name[: name.rfind("/") + 1]
+        folders = known.get(above)
+        if folders is None:
+            folders = known[above] = PurePosixPath(above).parts
+        found.append(folders)
+    return found
 
 
 def read_layout(names: Sequence[str], tally: LeftOutTally) -> Layout:
@@ -84,10 +101,10 @@ def read_layout(names: Sequence[str], tally: LeftOutTally) -> Layout:
         ValueError: A split without a training part; the message names its parts.
 
     """
-    parts = [PurePosixPath(name).parts for name in names]
-    shared = _shared_depth(parts)
-    prefix = "/".join(parts[0][:shared]) if parts else ""
-    folder_of = [path[shared] if len(path) >= shared + 2 else None for path in parts]
+    above = folders_of(names)
+    shared = _shared_depth(above)
+    prefix = "/".join(above[0][:shared]) if above else ""
+    folder_of = [folders[shared] if len(folders) > shared else None for folders in above]
     counts = Counter(folder_of)
     num_strays = counts.pop(None, 0)
     if not counts:
@@ -112,13 +129,15 @@ def read_layout(names: Sequence[str], tally: LeftOutTally) -> Layout:
     return Layout(names=tuple(name for name, _ in kept), labels=labels, class_names=class_names)
 
 
-def _shared_depth(parts: Sequence[tuple[str, ...]]) -> int:
+def _shared_depth(folders: Sequence[tuple[str, ...]]) -> int:
     """Return the number of leading folders that all paths share."""
-    folders = [path[:-1] for path in parts]
-    shared = 0
-    while folders and all(len(path) > shared and path[shared] == folders[0][shared] for path in folders):
-        shared += 1
-    return shared
+    distinct = set(folders)
+    if not distinct:
+        return 0
+    first = min(distinct)
+    last = max(distinct)
+    differ = (depth for depth, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
+    return next(differ, min(len(first), len(last)))
 
 
 def _tell_strays(strays: Sequence[str], tally: LeftOutTally) -> None:

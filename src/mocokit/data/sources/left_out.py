@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mocokit.data.sources.suffixes import kind_of, readable_suffixes
 
@@ -86,7 +86,28 @@ class LeftOutTally:
             own += names[: MAX_NAMES - len(own)]
         self._other_names += other._other_names[: MAX_NAMES - len(self._other_names)]
 
-    def forget_twins(self, names: tuple[str, ...]) -> None:
+    def state(self) -> dict[str, Any]:
+        """Return what was counted as lists that JSON can hold; `from_state` reads them."""
+        kinds = [
+            [what, why, count, self._lost[what, why], self._names[what, why]]
+            for (what, why), count in self._counts.items()
+        ]
+        return {"kinds": kinds, "others": list(self._others.items()), "other_names": self._other_names}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "LeftOutTally":
+        """Return a tally that has counted what `state` tells."""
+        tally = cls()
+        for what, why, count, lost, names in state["kinds"]:
+            key = (str(what), str(why))
+            tally._counts[key] = int(count)
+            tally._lost[key] = int(lost)
+            tally._names[key] = list(map(str, names))
+        tally._others = Counter({str(suffix): int(count) for suffix, count in state["others"]})
+        tally._other_names = list(map(str, state["other_names"]))
+        return tally
+
+    def forget_twins(self, names: Sequence[str]) -> None:
         """Don't count an image as lost that lies beside a readable one of the same stem (raw files of a camera)."""
         if not any(self._lost.values()):
             return

@@ -8,4 +8,4 @@ _MARKS = (frozenset({"config.toml", "checkpoints"}), frozenset({"table.json", "t
 
 def is_own_output(names: Collection[str]) -> bool:
     """Return True for the names in a run folder, or in a folder of `mocokit reproduce`."""
-    return any(mark <= set(names) for mark in _MARKS)
+    return any(mark.issubset(names) for mark in _MARKS)

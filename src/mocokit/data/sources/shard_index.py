@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mocokit.data.sources.limits import ARCHIVE_ERRORS, MAX_INDEX_RATIO
+from mocokit.data.sources.names import Names, join_names
 
 INDEX_NAME = "shard-index.npz"
 SHARD_NAME = "shard-{:05d}.tar"
@@ -26,7 +27,7 @@ UNKNOWN = -1
 class ShardIndex:
     """Names, places and labels of the N images in a set of shards, in the order in which they were packed."""
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Path of each image, relative to the folder that is unpacked into."""
     members: NDArray[np.int64]
     """(4, N): number of the shard, offset in bytes, size in bytes, and CRC-32 or UNKNOWN."""
@@ -40,24 +41,12 @@ class ShardIndex:
         np.savez_compressed(
             file,
             format=np.array(FORMAT),
-            names=_join(self.names),
+            names=np.frombuffer(join_names(self.names), np.uint8),
             members=self.members,
             labels=np.array(self.labels or (), np.int64),
-            class_names=_join(self.class_names),
+            class_names=np.frombuffer(join_names(self.class_names), np.uint8),
             shard_bytes=np.array(self.shard_bytes, np.int64),
         )
-
-
-def _join(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the texts as one array of bytes, with NUL between them: the one character that no path holds.
-
-    A path need not be valid UTF-8, thus surrogateescape.
-    """
-    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def _split(joined: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(joined.tobytes().decode("utf-8", "surrogateescape").split("\0")) if joined.size else ()
 
 
 def load_index(raw: bytes, place: str) -> ShardIndex:
@@ -77,10 +66,10 @@ def load_index(raw: bytes, place: str) -> ShardIndex:
             if int(arrays["format"]) != FORMAT:
                 raise ValueError(f"format {int(arrays['format'])}, this mocokit reads {FORMAT}; use a newer mocokit")
             index = ShardIndex(
-                names=_split(arrays["names"]),
+                names=Names.split(arrays["names"]),
                 members=arrays["members"],
                 labels=tuple(arrays["labels"].tolist()) or None,
-                class_names=_split(arrays["class_names"]),
+                class_names=tuple(Names.split(arrays["class_names"])),
                 shard_bytes=tuple(arrays["shard_bytes"].tolist()),
             )
         _require_consistent(index)

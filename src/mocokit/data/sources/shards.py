@@ -111,7 +111,7 @@ class ShardSource:
     _files: OpenFiles = field(default_factory=OpenFiles, repr=False)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """Path of each image, relative to the folder that was packed."""
         return self.index.names
 

@@ -5,6 +5,7 @@ evaluation uses them.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeGuard
@@ -93,7 +94,7 @@ class FileSource:
     """Image files, read by path."""
 
     root: Path
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Path of each image, relative to `root` or absolute."""
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]

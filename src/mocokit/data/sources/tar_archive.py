@@ -2,14 +2,18 @@
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mocokit.data.sources.archives import archive_layout, is_inside, keep_places, test_part_of
 from mocokit.data.sources.left_out import LeftOut, LeftOutTally
 from mocokit.data.sources.limits import refuse_pointer, require_entries, require_image_bytes
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.suffixes import unpacking_command
 from mocokit.data.sources.tar_members import TarImages, damage_as_tar_error, list_images, resolve_links, safe_members
 
@@ -22,9 +26,9 @@ class TarSource:
     """Images of an uncompressed tar file, read at the offsets that were found when it was opened."""
 
     path: Path
-    names: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
-    """(offset, size) of each image's data, in bytes."""
+    names: Sequence[str]
+    spans: NDArray[np.int64]
+    """(N, 2): offset and size of each image's data, in bytes."""
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -45,7 +49,7 @@ class TarSource:
             OSError: The archive was cut, the image exceeds MAX_IMAGE_BYTES, or it is a git-lfs pointer.
 
         """
-        offset, size = self.spans[index]
+        offset, size = map(int, self.spans[index])
         require_image_bytes(size)
         with self.path.open("rb") as file:
             file.seek(offset)
@@ -155,8 +159,8 @@ def build_tar_source(path: Path, images: TarImages, tally: LeftOutTally, inside:
     layout = archive_layout(path, names, tally, inside=inside, kind="tar file")
     return TarSource(
         path=path,
-        names=layout.names,
-        spans=tuple((places[row][1], places[row][2]) for row in keep_places(names, layout)),
+        names=Names(layout.names),
+        spans=np.array([places[row][1:] for row in keep_places(names, layout)], np.int64),
         labels=layout.labels,
         class_names=layout.class_names,
         left_out=tally.result(),

@@ -12,6 +12,7 @@ import numpy as np
 from mocokit.data.sources.layout import label_ids, read_layout
 from mocokit.data.sources.left_out import LeftOutTally
 from mocokit.data.sources.limits import ARCHIVE_ERRORS
+from mocokit.data.sources.names import Names
 from mocokit.data.sources.shard_index import UNKNOWN, ShardIndex
 from mocokit.data.sources.suffixes import is_image_name
 from mocokit.data.sources.tar_members import (
@@ -201,5 +202,5 @@ def index_samples(
     if len(set(names)) < len(names):  # each shard may count its images from 0
         names = tuple(f"{shard:05d}/{sample.name}" for shard, sample in numbered)
     members = np.array([(shard, sample.offset, sample.size, UNKNOWN) for shard, sample in numbered], np.int64)
-    index = ShardIndex(names, np.ascontiguousarray(members.T), labels, class_names, tuple(shard_bytes))
+    index = ShardIndex(Names(names), np.ascontiguousarray(members.T), labels, class_names, tuple(shard_bytes))
     return FoundShards(index=index, label_note=note)
