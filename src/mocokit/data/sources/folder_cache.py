@@ -9,6 +9,7 @@ that are not known to keep the times (FAT, FUSE, Windows), and while a folder ha
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -124,7 +125,7 @@ def recall(root: Path, tally: LeftOutTally) -> Names | None:
     if place is None or not place.is_file():
         return None
     try:
-        with np.load(place, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as arrays:
             if str(arrays["key"]) != _key(root):
                 return None
             folders = Names.split(arrays["folders"])
