@@ -13,7 +13,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -79,14 +78,20 @@ def timed(call: Callable[[], T]) -> tuple[dict[str, float], T]:
     cpu = time.process_time()
     result = call()
     row = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
-    return {**row, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, result
+    return {**row, "peak_mb": peak_mb("self")}, result
+
+
+def peak_mb(pid: str) -> float:
+    """Return the peak memory of a process; getrusage would count its parent's too, if it was forked from it."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def measure_torchvision(work: Path) -> dict[str, Any]:
     """Return the cost of torchvision's scan."""
     from torchvision.datasets import ImageFolder
 
-    ready = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ready = peak_mb("self")
     row, _ = timed(lambda: ImageFolder(str(work / "train")))
     return {"scan": row, "ready_mb": ready}
 
@@ -99,7 +104,7 @@ def measure_source(location: str) -> dict[str, Any]:
     from mocokit.data.value_range import measure_ranges
     from mocokit.randomness import Purpose, permutation
 
-    rows: dict[str, Any] = {"ready_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    rows: dict[str, Any] = {"ready_mb": peak_mb("self")}
     rows["scan"], source = timed(lambda: open_source(location))
     rows["identity"], identity = timed(lambda: identify(source))
     rows["digest"], rows["identity_digest"] = timed(lambda: identity.digest)
@@ -154,7 +159,7 @@ def measure_features(dim: int) -> dict[str, Any]:
         return Features(rows=torch.randn(count, dim), labels=torch.randint(NUM_CLASSES, (count,)))
 
     bank = features(NUM_IMAGES)
-    rows: dict[str, Any] = {"ready_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    rows: dict[str, Any] = {"ready_mb": peak_mb("self")}
     rows["knn, 200 queries"], _ = timed(lambda: knn_accuracy(bank, features(200), PROTOCOLS, device=device))
     part = Features(rows=bank.rows[:12_812], labels=bank.labels[:12_812])
     protocol = replace(FAST_LINEAR, schedule=replace(FAST_LINEAR.schedule, epochs=1))
@@ -176,12 +181,11 @@ def measure_run(command: list[str], run: Path) -> dict[str, float]:
         time.sleep(0.05)
     wall = time.perf_counter() - start
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    peak = peak_mb(str(process.pid))
     process.send_signal(signal.SIGTERM)
     process.wait()
     cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak / 1024}
+    return {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak}
 
 
 def measure_start(work: Path, name: str) -> dict[str, Any]:
