@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mocokit.cli import main
 from mocokit.config.schema import Config
 from mocokit.data.loading.prefetch import on_device
-from mocokit.engine.precision import pick_device
+from mocokit.engine.device import pick_device
 from mocokit.plan.bench import trainer
 from mocokit.run.build import Parts, build_batches, build_run
 from mocokit.run.demo import sample_path

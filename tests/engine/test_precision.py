@@ -1,18 +1,16 @@
 import pytest
 import torch
 
-from mocokit.engine.precision import AUTOCAST_TYPES, WEIGHT_TYPES, Precision, pick_device
+from mocokit.engine.precision import AUTOCAST_TYPES, WEIGHT_TYPES, Precision
 
 CPU = torch.device("cpu")
 
 
-def test_unknown_precisions_and_devices_name_the_known_ones() -> None:
+def test_unknown_precisions_name_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"run.precision='bf61': unknown; did you mean bf16\? choose one of \['auto'"):
         Precision("bf61", CPU)
     with pytest.raises(ValueError, match=r"run.precision='fp16': needs a GPU for loss scaling"):
         Precision("fp16", CPU)
-    with pytest.raises(ValueError, match=r"run.device='gpu': not a device; use auto, cpu, cuda or cuda:N"):
-        pick_device("gpu", local_rank=0)
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp64", "bf16"])
@@ -30,3 +28,18 @@ def test_auto_is_bfloat16_or_float32_with_weights_of_float32() -> None:
     precision = Precision("auto", CPU)
     assert precision.name in {"bf16", "fp32"}
     assert precision.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fp64", "run.precision='fp64': MPS has no float64; use fp32, or run.device=cpu"),
+        ("bf16", "run.precision='bf16': not supported on MPS; use fp32"),
+        ("fp16", "run.precision='fp16': not supported on MPS; use fp32"),
+    ],
+)
+def test_mps_computes_in_float32_alone(name: str, message: str) -> None:
+    mps = torch.device("mps")
+    with pytest.raises(ValueError, match=message):
+        Precision(name, mps)
+    assert Precision("auto", mps).name == "fp32"

@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import mocokit
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
 from tests.forked_ranks import RunningRanks
@@ -79,6 +81,20 @@ def test_a_run_goes_on_when_a_loader_worker_is_killed(long_run: Config, tmp_path
     assert f"warning: workers=2: worker process {worker} was killed" in output
     assert f"worker process {worker} was killed" in (run / "log.txt").read_text()
     assert [step for step, _ in _losses((run / "metrics.jsonl").read_text())] == list(range(1, 101))
+
+
+def test_a_run_in_another_thread_trains_and_leaves_signals_to_the_main_thread(tiny: Tiny, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    seen = list[object]()
+
+    def look() -> None:
+        result = mocokit.pretrain(tiny(**{"optim.epochs": 1, "data.workers": 1}), out=tmp_path / "run")
+        seen.extend([result.step, result.signal, *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [5, None, *handlers]
 
 
 @pytest.mark.dist

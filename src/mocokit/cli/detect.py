@@ -55,7 +55,7 @@ class Detect:
     """Loader processes; 0: none, threads load each batch between the steps; -1: none if the CPU trains, else one per
     core."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 def detect_command(arguments: list[str]) -> int:
@@ -66,7 +66,9 @@ def detect_command(arguments: list[str]) -> int:
 
     from mocokit.detection.trials import RANDOM, TrialPlan, run_trials
     from mocokit.engine.backbone_file import load_backbone
+    from mocokit.engine.device import pick_device
 
+    pick_device(asked.device, local_rank=0)  # now: a wrong name must not cost the minutes that reading takes
     if run != RANDOM:
         load_backbone(run)  # before the annotations are read, which can take minutes: the run can be mistyped
     recipe_name, train_lists, test_list = DEFAULTS[asked.layout]

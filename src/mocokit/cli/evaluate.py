@@ -32,7 +32,7 @@ class Flags:
     """Loader processes; 0: none, threads load each batch between the steps; -1: none if the CPU trains, else one per
     core."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Number format of the backbone."""
     max_bad_share: float = 0.01

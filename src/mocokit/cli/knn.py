@@ -34,7 +34,7 @@ def knn_command(arguments: list[str]) -> int:
             path_column: Column of its paths.
             baselines: Also measure raw pixels and the same network with random weights.
             workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, cpu, cuda, cuda:N or mps.
             seed: Seed of the random weights and of the held-out tenth.
             max_bad_share: Largest share of either set that may be unreadable; such images are left out.
 

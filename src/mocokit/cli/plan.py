@@ -75,7 +75,7 @@ def plan_command(arguments: list[str]) -> int:
 
 def _print_measured(config: "Config", num_images: int) -> None:
     from mocokit.data.loading.loader import steps_per_epoch
-    from mocokit.engine.precision import pick_device
+    from mocokit.engine.device import pick_device
     from mocokit.plan.cost_model import memory_by_part
     from mocokit.plan.count_flops import count_step
     from mocokit.plan.measure_step import measure_step

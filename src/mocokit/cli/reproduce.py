@@ -40,7 +40,7 @@ class Reproduce:
     dry_run: bool = False
     """small: print how many runs are finished and the predicted minutes of the rest, and run nothing."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class ReproduceCost:
     most: int = 4096
     """Largest batch of end-to-end."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """cpu, cuda, cuda:N or mps."""
     dry_run: bool = False
     """Print the points and measure nothing."""
 

@@ -62,7 +62,7 @@ def _print_parity(data: str, device: str) -> int:
     from mocokit.data.parity import draw_parity, parity_images, pixel_parity
     from mocokit.data.sources.left_out import describe_source
     from mocokit.data.sources.open_source import open_source
-    from mocokit.engine.precision import pick_device
+    from mocokit.engine.device import pick_device
     from mocokit.run.demo import sample_path
 
     source = open_source(data or sample_path("test"))

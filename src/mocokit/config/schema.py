@@ -247,7 +247,7 @@ class RunConfig:
     seed: Annotated[int, flag("--seed")] = 0
     """Seed of all randomness."""
     device: Annotated[str, flag("--device")] = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     precision: Annotated[Literal["auto", "fp32", "fp64", "bf16", "fp16"], flag("--precision")] = "auto"
     """Number format of forward and backward passes (bf16, fp16: autocast); auto: bf16 where the hardware has it, else
     fp32. The papers' presets say fp32."""

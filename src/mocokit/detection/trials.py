@@ -26,7 +26,7 @@ from mocokit.detection.training import train_detector
 from mocokit.engine.agreement import weights_digest
 from mocokit.engine.backbone_file import load_backbone
 from mocokit.engine.checkpoint import write_text_atomically
-from mocokit.engine.precision import pick_device
+from mocokit.engine.device import pick_device
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mocokit.randomness import Purpose, torch_seed

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mocokit import distributed
+from mocokit.engine.device import sum_type
 from mocokit.engine.metrics_lines import repair
 
 
@@ -29,6 +30,7 @@ class MeterBoard:
     def __init__(self, device: torch.device, *, may_skip: bool = False) -> None:
         self.device = device
         self.may_skip = may_skip
+        self._sum_type = sum_type(device)
         self.first_bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self._sums: dict[str, Tensor] = {}
         self._num_rows: dict[str, int] = {}
@@ -50,7 +52,7 @@ class MeterBoard:
         for name, values in rows.items():
             if values.ndim != 1:
                 continue
-            total = values.sum(dtype=torch.float64)  # scalar; stays on the device
+            total = values.sum(dtype=self._sum_type)  # scalar; stays on the device
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._num_rows[name] = self._num_rows.get(name, 0) + len(values)
         self._num_steps += 1
@@ -85,7 +87,7 @@ class MeterBoard:
         A collective that waits for the device.
         """
         names = sorted(self._sums)
-        counts = torch.tensor([self._num_rows[name] for name in names], dtype=torch.float64, device=self.device)
+        counts = torch.tensor([self._num_rows[name] for name in names], dtype=self._sum_type, device=self.device)
         sums = torch.stack([self._sums[name] for name in names])
         totals, num_rows = distributed.sum_over_ranks(torch.stack([sums, counts])).tolist()  # (2, metrics)
         means = {name: total / count for name, total, count in zip(names, totals, num_rows, strict=True)}

@@ -27,12 +27,16 @@ class Precision:
         device: Device of the run.
 
     Raises:
-        ValueError: Unknown name, or fp16 without a GPU.
+        ValueError: Unknown name, fp16 without a GPU, or anything but fp32 on MPS.
 
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.dtype = choose("run.precision", name, WEIGHT_TYPES)
+        if device.type == "mps" and self.dtype == torch.float64:
+            raise ValueError(f"run.precision={name!r}: MPS has no float64; use fp32, or run.device=cpu")
+        if device.type == "mps" and name in AUTOCAST_TYPES:
+            raise ValueError(f"run.precision={name!r}: not supported on MPS; use fp32")
         if name == "fp16" and device.type != "cuda":
             raise ValueError("run.precision='fp16': needs a GPU for loss scaling; use bf16 or fp32 on the CPU")
         self.name = _choose_for(device) if name == "auto" else name
@@ -61,27 +65,3 @@ def _choose_for(device: torch.device) -> str:
         able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and newer
         has_bf16 = device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return "bf16" if has_bf16 else "fp32"
-
-
-def pick_device(name: str, *, local_rank: int) -> torch.device:
-    """Return the device to compute on; "auto" is this rank's GPU if torch sees one, else the CPU.
-
-    Makes a GPU the current device of this process, and lets cuDNN choose the fastest convolutions by trying them.
-
-    Raises:
-        ValueError: Not a device, or torch sees no GPU.
-
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"run.device={name!r}: not a device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"run.device={name!r}: torch sees no GPU here; use cpu, or install a CUDA build of torch")
-        device = device if device.index is not None else torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
-    return device

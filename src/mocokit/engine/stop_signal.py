@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -9,6 +10,9 @@ from mocokit import distributed
 
 STOPPING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
 """Signals that end a run in order; Windows has no SIGUSR1."""
+
+HANGUP = 1
+"""Number of SIGHUP on POSIX systems; Windows lacks that name, and its ranks use the same number."""
 
 
 class StopSignal:
@@ -19,6 +23,9 @@ class StopSignal:
     A signal may reach one rank alone, but all ranks stop at the same step and end with the same exit code. The first
     rank to end makes torchrun send SIGTERM to the others, which may be about to say where they stopped. So after a
     signal, a rank of torchrun ignores SIGTERM until it has ended.
+
+    Python lets only the main thread handle signals. In another thread, such as a notebook's or a server's, nothing is
+    recorded, and signals do what the program that owns the main thread has chosen.
     """
 
     def __init__(self) -> None:
@@ -33,7 +40,7 @@ class StopSignal:
     def received(self) -> int | None:
         """Number of this rank's first signal; SIGHUP if torchrun is gone; None if there was none."""
         if self._received is None and self._launcher is not None and os.getppid() != self._launcher:
-            self._received = signal.SIGHUP
+            self._received = HANGUP
         return self._received
 
     def agree(self) -> bool:
@@ -42,6 +49,8 @@ class StopSignal:
         return self.agreed is not None
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in STOPPING:
             self._previous[number] = signal.signal(number, self._remember)
         return self

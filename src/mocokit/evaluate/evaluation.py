@@ -19,7 +19,8 @@ from mocokit.data.sources.left_out import log_line
 from mocokit.data.sources.open_source import absolute_location
 from mocokit.engine.agreement import code_version, raise_on_disagreement, weights_digest
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
-from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.device import pick_device
+from mocokit.engine.precision import Precision
 from mocokit.evaluate.baselines import build_extractors, view_of
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
@@ -69,7 +70,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
         seeds: One evaluation per seed, with its own subsets, crops, order, initial weights and random-init backbone.
         epochs_scale: Length of each training, as a multiple of its protocol's; the ids tell the epochs.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
-        device_name: auto, cpu, cuda or cuda:N.
+        device_name: auto, cpu, cuda, cuda:N or mps.
         precision_name: Number format of the backbone: fp32 or bf16.
         max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
         say: Called with a line of progress; under torchrun every rank calls it, and the two below.

@@ -12,7 +12,7 @@ from mocokit.data.loading.loader import choose_workers
 from mocokit.data.sources.identity import identify
 from mocokit.data.sources.left_out import log_line
 from mocokit.engine.backbone_file import load_backbone
-from mocokit.engine.precision import pick_device
+from mocokit.engine.device import pick_device
 from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
 from mocokit.evaluate.features import LabelledImages
 from mocokit.evaluate.knn import PROTOCOLS, KnnProtocol, knn_accuracy
@@ -57,7 +57,7 @@ def compare_with_baselines(
         backbone: The module that `pretrain` was given, if any; else None.
         baselines: Also measure raw pixels and a random-init backbone.
         num_workers: Loader processes; 0: threads; -1: threads on a CPU, else the cores.
-        device_name: auto, cpu, cuda or cuda:N.
+        device_name: auto, cpu, cuda, cuda:N or mps.
         seed: Seed of the random-init backbone and of the held-out tenth.
         max_bad_share: Largest share of either set that may be unreadable; they are left out.
         on_data: Called with a line about each set of images; every rank calls it.

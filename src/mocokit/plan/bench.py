@@ -27,7 +27,8 @@ from mocokit.data.pipelines import decode_for_views
 from mocokit.data.sources.left_out import describe_source, log_line
 from mocokit.data.views import TwoViews, draw_views
 from mocokit.distributed.gradients import GradientSum, gradient_sum
-from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.device import pick_device
+from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
 from mocokit.losses import info_nce
 from mocokit.methods.contract import Rows

@@ -24,7 +24,8 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, to_toml
 from mocokit.data.batch import ViewBatch
 from mocokit.distributed.gradients import gradient_sum
-from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.device import pick_device
+from mocokit.engine.precision import Precision
 from mocokit.engine.train import train_step
 from mocokit.run.build import build_trained
 

@@ -15,8 +15,8 @@ from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.data.loading.loader import steps_per_epoch
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.sources.open_source import open_source
+from mocokit.engine.device import pick_device
 from mocokit.engine.machine import describe_machine
-from mocokit.engine.precision import pick_device
 from mocokit.engine.run_folder import RunFolder
 from mocokit.evaluate.evaluation import evaluate
 from mocokit.plan.bench import trainer

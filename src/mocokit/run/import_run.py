@@ -16,7 +16,7 @@ from mocokit.config.schema import Config
 from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.engine.backbone_file import save_backbone
 from mocokit.engine.checkpoint import save_checkpoint
-from mocokit.engine.precision import pick_device
+from mocokit.engine.device import pick_device
 from mocokit.engine.run_folder import RunFolder
 from mocokit.foreign.evidence import Hints
 from mocokit.foreign.find_backbone import find_backbone

@@ -21,9 +21,9 @@ from mocokit.distributed.fsdp import is_sharded
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import exported_step, save_weights
 from mocokit.engine.bad_images import BadImageCounter
+from mocokit.engine.device import pick_device
 from mocokit.engine.health import StateWatch
 from mocokit.engine.metrics import MeterBoard
-from mocokit.engine.precision import pick_device
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.recorder import Callbacks, Recorder
 from mocokit.engine.run_folder import LOGGER, RunFolder
