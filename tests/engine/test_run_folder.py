@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from mocokit.config.schema import Config
 from mocokit.config.toml import to_toml
+from mocokit.engine.new_folder import started
 from mocokit.engine.run_folder import LOGGER, RunFolder
 from tests.forked_ranks import RunningRanks
 from tests.run_process import finish, start
@@ -48,8 +49,8 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_leaves_no_lock(
     process.kill()
     folder.require_free()
     finish(process)
-    with folder.locked():
-        folder.create(to_toml(tiny()))
+    with started(folder, to_toml(tiny())):
+        pass
     with pytest.raises(ValueError, match=r"exists and is not empty; continue it with `mocokit resume"):
         folder.require_free()
 
@@ -77,7 +78,8 @@ def test_names_that_are_not_utf8_reach_the_log(tmp_path: Path, monkeypatch: pyte
 
 def test_the_environment_tells_of_each_start(tiny: Callable[..., Config], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.create(to_toml(tiny()))
+    with started(folder, to_toml(tiny())):
+        pass
     first = tomllib.loads(folder.environment.read_text())
     folder.record_resume(7)
     folder.record_resume(12)

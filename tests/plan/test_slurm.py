@@ -86,8 +86,7 @@ def test_a_method_of_ones_own_is_given_again_when_the_job_goes_on(capsys: pytest
     assert main(["slurm", "moco-v2", *own, "--data", "/d", "--out", "/r", "--nodes", "1", "--gpus-per-node", "1"]) == 0
     text = capsys.readouterr().out
     SPECS.pop("queueless")
-    assert 'command=(resume "$run" --method-from examples.own_method:SPEC)' in text
-    assert '--method-from examples.own_method:SPEC --out "$run")' in text
+    assert '--method-from examples.own_method:SPEC --out "$run" --exist resume)' in text
 
 
 def test_the_command_writes_the_directives_and_only_the_flags_that_differ(

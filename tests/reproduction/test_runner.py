@@ -44,7 +44,7 @@ def test_a_folder_with_another_run_is_left_alone(photos: Path, tmp_path: Path) -
     (folder / "config.toml").write_text("[optim]\nepochs = 3\n")
     first = next(iter(run_table(plan)))
     assert first.state == "failed"
-    assert "holds a run of other settings; choose another --out" in first.message
+    assert "the run in it has other settings than those asked for: data.source=" in first.message
     assert [path.name for path in folder.iterdir()] == ["config.toml"]
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from mocokit.cli.arguments import (
     DEFAULT_PRESET,
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from mocokit.run.pretrain import RunResult
 
 RESUME_HELP = """\
-usage: mocokit resume RUN [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]
+usage: mocokit resume RUN [--data NEW] [--test NEW] [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]
 
 Continue a run that was stopped or killed from its newest readable checkpoint, with its own settings.
 
   RUN                 folder of the run
+  --data NEW          new place of its images, if they moved; they must be the same images
+  --test NEW          new place of the images of data.test, if they moved
   --accept-changes    continue although an older mocokit, whose numbers differ, began the run; it says which ones
   --method-from STR   the method of your own that the run was started with, for example my_method:SPEC
   -h, --help          show this page
 
-example:
+examples:
   mocokit resume runs/a
+  mocokit resume runs/a --data /new_disk/photos
 """
 
 PRESETS_HELP = """\
@@ -62,6 +65,9 @@ def pretrain_command(arguments: list[str]) -> int:
         config: Annotated[Config, tyro.conf.arg(name="")]
         out: str
         """Run folder to make."""
+        exist: Literal["error", "resume", "overwrite"] = "error"
+        """If there is a run in the folder: error; resume: go on with it, if its settings are these; overwrite: remove
+        what it made and begin anew."""
 
     shown = name if name in SUMMARIES else DEFAULT_PRESET
     asked = parse(
@@ -77,26 +83,29 @@ def pretrain_command(arguments: list[str]) -> int:
 
     from mocokit.run.pretrain import pretrain
 
-    return _close(pretrain(asked.config, out=asked.out))
+    return _close(pretrain(asked.config, out=asked.out, exist=asked.exist))
 
 
 def resume_command(arguments: list[str]) -> int:
     """Continue a run with its own settings."""
-    run, rest = take_name(arguments, "RUN", "resume RUN [--accept-changes] [--method-from PACKAGE.MODULE:SPEC]")
+    run, rest = take_name(arguments, "RUN", "resume RUN [--data NEW] [--test NEW] [--accept-changes]")
     if asks_for_help(rest):
         _print_page(RESUME_HELP)
     method_from, rest = take_option(rest, "--method-from")
+    data, rest = take_option(rest, "--data")
+    test, rest = take_option(rest, "--test")
     accept_changes = "--accept-changes" in rest
     rest = [argument for argument in rest if argument != "--accept-changes"]
     if method_from is not None:
         load_method(method_from)
     if rest:
-        near = difflib.get_close_matches(rest[0].partition("=")[0], ["--method-from", "--accept-changes"], cutoff=0.5)
+        known = ["--data", "--test", "--method-from", "--accept-changes"]
+        near = difflib.get_close_matches(rest[0].partition("=")[0], known, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"resume: {' '.join(rest)} is not understood; a run is continued with its own settings{hint}")
     from mocokit.run.pretrain import resume
 
-    return _close(resume(run, accept_changes=accept_changes))
+    return _close(resume(run, data=data, test=test, accept_changes=accept_changes))
 
 
 def _print_page(text: str) -> NoReturn:
@@ -115,7 +124,8 @@ def _close(result: "RunResult") -> int:
             )
         return 128 + result.signal
     if distributed.started_as_main():
-        print(f"done: {result.step} steps; backbone: {result.folder / 'backbone.safetensors'}")
+        backbone = result.folder / "backbone.safetensors"
+        print(f"done: {result.step} steps; backbone: {backbone}; next: {result.next_command}")
     return 0
 
 

@@ -58,9 +58,7 @@ def _use_gpu(name: str, local_rank: int) -> torch.device:
     """Make a GPU the current device of this process, and return it."""
     if not torch.cuda.is_available():
         raise ValueError(f"run.device={name!r}: torch sees no GPU here; use cpu, or install a CUDA build of torch")
-    number = torch.device(name).index
-    if number is None:
-        number = local_rank
+    number = int(name.removeprefix("cuda:")) if ":" in name else local_rank
     count = torch.cuda.device_count()
     if number >= count:
         why = f"the highest number here is cuda:{count - 1}"

@@ -1,4 +1,4 @@
-"""The run folder: its file names, the lock that keeps other processes out, and what is written at the start.
+"""The run folder: its file names, the lock that keeps other processes out, and what is written at a start.
 
 config.toml holds the settings that the user asked for, resolved.toml the numbers that were derived from them.
 """
@@ -16,7 +16,7 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from mocokit import distributed
-from mocokit.engine.checkpoint import remove_partial, write_text_atomically
+from mocokit.engine.checkpoint import PARTIAL, remove_partial, write_text_atomically
 from mocokit.engine.machine import describe_machine
 from mocokit.settings import require
 
@@ -50,20 +50,40 @@ class RunFolder:
         self.images = self.path / "images.npz"
         self.view_sheet = self.path / "views.png"
         self.lock_file, self.lock_holder = (self.path / name for name in LOCK_FILES)
+        self.made_folders: list[Path] = []
+        """Folders that were missing and that `locked` made."""
+        self.is_kept = False
+        """False until `keep`: an error then removes what new_folder.py made."""
+
+    @property
+    def has_run(self) -> bool:
+        """True if a run began in this folder."""
+        return self.config.is_file()
 
     def require_free(self) -> None:
-        """Raise ValueError if the folder has files or another process runs in it; the message says what to do."""
+        """Raise ValueError if no run can start here; the message says what to do.
+
+        The folder has files, another process runs in it, or it can't be made or written.
+        """
+        self.require_unused()
+        self.require_empty()
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        require(existing.is_dir(), "out", self.path, f"{existing} is a file; choose another folder")
+        problem = f"{existing} can't be written (no permission, or a read-only disk); choose another folder"
+        require(os.access(existing, os.W_OK | os.X_OK), "out", self.path, problem)
+
+    def require_unused(self) -> None:
+        """Raise ValueError if another process runs in the folder; the message names it."""
         if self.lock_file.is_file():
             with self.locked():
                 pass
-        self._require_empty()
 
-    def _require_empty(self) -> None:
-        """Raise ValueError if the path is a file, or a folder with anything but the lock files."""
+    def require_empty(self) -> None:
+        """Raise ValueError if the path is a file, or a folder with more than what a start leaves that was killed."""
         if not self.path.exists():
             return
-        if not self.path.is_dir() or any(path.name not in LOCK_FILES for path in self.path.iterdir()):
-            remedy = f"continue it with `mocokit resume {self.path}` or" if self.config.exists() else "please"
+        if not self.path.is_dir() or self.has_run or any(not _is_of_start(path) for path in self.path.iterdir()):
+            remedy = f"continue it with `mocokit resume {self.path}` or" if self.has_run else "please"
             raise ValueError(f"out={self.path}: exists and is not empty; {remedy} choose another folder")
 
     @contextlib.contextmanager
@@ -77,6 +97,7 @@ class RunFolder:
             ValueError: Another process runs in this folder; the message names it.
 
         """
+        self.made_folders += [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_file)
         try:
@@ -102,18 +123,18 @@ class RunFolder:
         for folder in (self.path, self.checkpoints):
             remove_partial(folder)
 
-    def create(self, config: str) -> None:
-        """Make the folder; write into it the config (TOML) and the environment: hardware, versions, ranks, command."""
-        # Checked a second time: another process may have filled the folder after require_free, before the lock.
-        self._require_empty()
-        self.checkpoints.mkdir(parents=True)
-        self.config.write_text(config, encoding="utf-8")
-        self.environment.write_text(tomli_w.dumps(_describe_start()), encoding="utf-8")
+    def keep(self) -> None:
+        """Keep a new folder whatever comes: the run begins, and a run that fails has a log."""
+        self.is_kept = True
+
+    def replace_config(self, config: str) -> None:
+        """Write another config (TOML) in place of the run's."""
+        write_text_atomically(self.config, config)
 
     def record_resume(self, step: int) -> None:
         """Add to the environment what the run goes on with after `step` steps, as an entry of `[[resumed]]`."""
         before = self.environment.read_text(encoding="utf-8") if self.environment.exists() else ""
-        entry = tomli_w.dumps({"resumed": [{"step": step, **_describe_start()}]})
+        entry = tomli_w.dumps({"resumed": [{"step": step, **describe_start()}]})
         write_text_atomically(self.environment, before + "\n" + entry)
 
     def read_config(self) -> str:
@@ -147,6 +168,14 @@ class RunFolder:
             handler.close()
 
 
-def _describe_start() -> dict[str, object]:
+def _is_of_start(path: Path) -> bool:
+    """Return True for what a start leaves in the folder if it is killed before the config is written."""
+    if path.name == "checkpoints" and path.is_dir():
+        return not any(path.iterdir())
+    return path.name in (*LOCK_FILES, "environment.toml", "config.toml" + PARTIAL, "environment.toml" + PARTIAL)
+
+
+def describe_start() -> dict[str, object]:
+    """Return what environment.toml tells of a start: hardware, versions, ranks and the command."""
     command = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv]
     return {**describe_machine(), "world_size": distributed.world_size(), "command": command}

@@ -10,7 +10,7 @@ from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import to_dict, to_flags
 from mocokit.methods.groups import GroupLayout
-from mocokit.run.pretrain import locate_data
+from mocokit.run.places import locate_data
 from mocokit.settings import require
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -26,11 +26,7 @@ _SCRIPT = """\
 
 run={run}
 if [ -e {stop} ]; then exit 0; fi
-if [ -e "$run/config.toml" ]; then
-  command=(resume "$run"{method_from})
-else
-  command=({pretrain} --out "$run")
-fi
+command=({pretrain} --out "$run" --exist resume)  # starts the run, or goes on with it
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 stopped=0
@@ -107,7 +103,6 @@ def slurm_script(
         run=shlex.quote(str(folder)),
         stop=shlex.quote(f"{folder}.stop"),
         pretrain=shlex.join(["pretrain", preset, *changed_flags(preset, config)]) + own,
-        method_from=own,
         python=shlex.quote(sys.executable),
         gpus_per_node=gpus_per_node,
     )

@@ -1,6 +1,5 @@
 """Run a table at small scale. Each seed of a cell has a run folder; killed runs are resumed, finished ones kept."""
 
-import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Literal
 import torch
 
 from mocokit.config.schema import Config, OptimConfig
-from mocokit.config.toml import from_toml, replace_settings, to_toml
+from mocokit.config.toml import replace_settings
 from mocokit.data.loading.loader import steps_per_epoch
 from mocokit.data.loading.prefetch import on_device
 from mocokit.data.sources.open_source import open_source
@@ -24,7 +23,9 @@ from mocokit.reproduction.results import Result, cell_folder, load_result, metri
 from mocokit.reproduction.small_scale import shrink
 from mocokit.reproduction.table import Cell, Table
 from mocokit.run.build import build_batches, build_run
-from mocokit.run.pretrain import locate_data, pretrain, resume
+from mocokit.run.existing import goes_on
+from mocokit.run.places import locate_data
+from mocokit.run.pretrain import pretrain
 
 PROTOCOLS = ("knn", "linear/fast")
 """Protocols that evaluate a run at small scale."""
@@ -97,10 +98,10 @@ def _run_cell(plan: TablePlan, cell: Cell, seed: int) -> Outcome:
     start = time.perf_counter()
     try:
         config = plan.config(cell, seed)
-        begun = _is_begun(RunFolder(folder), config)  # also refuses a finished run of other settings
+        goes_on(RunFolder(folder), config, "resume")  # refuses a run of other settings, a finished one too
         if kept := load_result(folder):
             return Outcome(cell=cell.name, seed=seed, state="kept", result=kept)
-        run = resume(folder) if begun else pretrain(config, out=folder)
+        run = pretrain(config, out=folder, exist="resume")
         if run.signal is not None:
             return Outcome(cell=cell.name, seed=seed, state="stopped", signal=run.signal)
         rows = evaluate(
@@ -121,22 +122,6 @@ def _run_cell(plan: TablePlan, cell: Cell, seed: int) -> Outcome:
     result.save(folder)
     shutil.rmtree(folder / "checkpoints")  # the run is finished; its backbone file stays
     return Outcome(cell=cell.name, seed=seed, state="done", result=result)
-
-
-def _is_begun(folder: RunFolder, config: Config) -> bool:
-    """Return True if the folder holds a run with this config, False if it holds no run.
-
-    Raises:
-        ValueError: It holds a run with another config.
-
-    """
-    if not folder.config.is_file():
-        with contextlib.suppress(FileNotFoundError):
-            folder.checkpoints.rmdir()  # left empty by a run that was killed before it wrote its config
-        return False
-    if to_toml(from_toml(folder.read_config())) != to_toml(config):
-        raise ValueError(f"out={folder.path}: holds a run of other settings; choose another --out")
-    return True
 
 
 def predict_minutes(plan: TablePlan) -> float:

@@ -61,6 +61,8 @@ class Given:
     """(N, 3, H, W) -> (N, D); mocokit.nets.backbones.declare_feature_dim gives D."""
     source: ImageSource | None = None
     """Training images."""
+    test_source: ImageSource | None = None
+    """Images that the monitor classifies, of a run that is resumed; None: see the config."""
     value_ranges: ValueRanges | None = None
     """Value ranges of the run that is resumed; None: measure them."""
 
@@ -107,7 +109,7 @@ def build_run(config: Config, device: torch.device, given: Given | None = None) 
     data = config.data
     precision = Precision(config.run.precision, device)
     source = find_source(config, given.source)
-    test_source = find_test_source(config, source)
+    test_source = find_test_source(config, source) if given.test_source is None else given.test_source
     ranges = find_ranges(config, source, given.value_ranges)
     reader = ImageReader(source, max_image_px=data.max_image_px, seed=config.run.seed, ranges=ranges.ranges)
     num_steps = steps_per_epoch(len(source), data.global_batch_size)

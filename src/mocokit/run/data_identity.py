@@ -89,8 +89,8 @@ def require_same_images(
     change = distributed.all_gather_objects(_describe(folder, before, images) if distributed.is_main() else "")[0]
     if not accept_changes:
         raise ValueError(
-            f"data: the images changed since {folder.path} was saved: {change}; put them back, start a new run, or go "
-            "on with --accept-changes"
+            f"data: the images changed since {folder.path} was saved: {change}; put them back, name their new place "
+            "with --data, start a new run, or go on with --accept-changes"
         )
     return [f"data: the images changed since the last checkpoint: {change}; accepted"]
 

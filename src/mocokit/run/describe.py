@@ -1,10 +1,13 @@
 """Tell the user what a run is and which images it has, and record the derived numbers."""
 
+import shlex
 from dataclasses import asdict
 
 from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.data.sources.left_out import describe_source, names_left_out
+from mocokit.data.sources.open_source import with_columns
+from mocokit.engine.backbone_file import OWN
 from mocokit.engine.numerics import NUMERICS
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.run_folder import LOGGER, RunFolder
@@ -58,3 +61,15 @@ def _describe_images(parts: Parts, progress: ProgressView) -> None:
             LOGGER.info(line)
             for name in names_left_out(source):
                 LOGGER.info(name)
+
+
+def next_command(config: Config, folder: RunFolder, parts: Parts) -> str:
+    """Return the command for a complete run: an evaluation on its labelled images, or an export if it has no labels."""
+    run = shlex.quote(str(folder.path))
+    if parts.reader.source.labels is None:
+        return f"mocokit export {run} --to timm backbone.pth"
+    data = config.data
+    place = with_columns(data.source, label_column=data.label_column, path_column=data.path_column)
+    shown = "LABELLED_IMAGES" if place.startswith(OWN) else shlex.quote(place)
+    test = f" --test {shlex.quote(data.test)}" if data.test else ""
+    return f"mocokit evaluate {run} --data {shown}{test}"

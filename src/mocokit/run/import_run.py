@@ -17,6 +17,7 @@ from mocokit.config.toml import from_toml, replace_settings, to_toml
 from mocokit.engine.backbone_file import save_backbone
 from mocokit.engine.checkpoint import save_checkpoint
 from mocokit.engine.device import pick_device
+from mocokit.engine.new_folder import started
 from mocokit.engine.run_folder import RunFolder
 from mocokit.foreign.evidence import Hints
 from mocokit.foreign.find_backbone import find_backbone
@@ -27,7 +28,7 @@ from mocokit.methods import official_names
 from mocokit.methods.moco import MoCo
 from mocokit.run.build import Parts, build_run
 from mocokit.run.data_identity import identify_images
-from mocokit.run.pretrain import locate_data
+from mocokit.run.places import locate_data
 from mocokit.run.state import state_of
 from mocokit.settings import require
 
@@ -136,11 +137,12 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
         parts.precision.scaler.load_state_dict(extras["scaler"])
     images = identify_images(parts.reader.source)
     state = {**state_of(parts, config), "data": images.state(), "step": step}
-    folder.create(to_toml(config))
-    images.save(folder)
-    save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
-    origin = f"{run.path.name} ({OFFICIAL})"
-    save_backbone(folder.backbone, parts.method.encoder_q.backbone, replace(parts.card, step=step, origin=origin))
+    with started(folder, to_toml(config)):
+        images.save(folder)
+        save_checkpoint(folder.checkpoints, state, step=step, keep_last=config.run.keep_last)
+        origin = f"{run.path.name} ({OFFICIAL})"
+        save_backbone(folder.backbone, parts.method.encoder_q.backbone, replace(parts.card, step=step, origin=origin))
+        folder.keep()
     return int(step)
 
 

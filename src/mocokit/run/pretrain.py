@@ -16,7 +16,7 @@ from mocokit.data.batch import ViewBatch
 from mocokit.data.loading.allocator import keep_freed_memory
 from mocokit.data.sources.identity import hash_names, image_names
 from mocokit.data.sources.left_out import require_few_lost
-from mocokit.data.sources.open_source import ImageData, absolute_location, open_source
+from mocokit.data.sources.open_source import ImageData, open_source
 from mocokit.distributed.fsdp import is_sharded
 from mocokit.engine.agreement import code_version, fingerprints, raise_on_disagreement
 from mocokit.engine.backbone_file import exported_step, save_weights
@@ -24,6 +24,7 @@ from mocokit.engine.bad_images import BadImageCounter
 from mocokit.engine.device import pick_device
 from mocokit.engine.health import StateWatch
 from mocokit.engine.metrics import MeterBoard
+from mocokit.engine.new_folder import started
 from mocokit.engine.progress import ProgressView
 from mocokit.engine.recorder import Callbacks, Recorder
 from mocokit.engine.run_folder import LOGGER, RunFolder
@@ -34,9 +35,10 @@ from mocokit.methods.contract import MethodSpec
 from mocokit.report.view_sheet import save_view_sheet
 from mocokit.run.build import Given, Parts, build_batches, build_run, lr_of_step, settings_warnings
 from mocokit.run.data_identity import RunImages, identify_images, overlap_warnings, with_recorded_mean
-from mocokit.run.describe import describe
+from mocokit.run.describe import describe, next_command
+from mocokit.run.existing import Exist, goes_on
+from mocokit.run.places import locate_data, open_again, record_places, with_places
 from mocokit.run.state import restore, saved_ranges, state_of
-from mocokit.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class RunResult:
     """Newest value of each metric."""
     signal: int | None
     """Number of the signal that ended it early, or None."""
+    next_command: str = ""
+    """Command to go on with when the run is complete."""
 
 
 def pretrain(
@@ -61,18 +65,21 @@ def pretrain(
     settings: Mapping[str, object] | None = None,
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
+    exist: Exist = "error",
 ) -> RunResult:
     """Pre-train a backbone on unlabelled images and fill the run folder `out`.
 
     Args:
         preset: Name of a preset, or a whole config.
-        out: Run folder to make; must be absent or empty.
+        out: Run folder to make; see `exist`.
         data: Training images: where they are, a list of PIL images or uint8 arrays, or an object that reads them
             (`ImageSource`); None: what the config says.
         settings: Dotted settings that differ from the preset, for example {"optim.epochs": 50}.
         method: SPEC of a method of your own (methods/contract.py), used in place of the preset's.
         backbone: Your own network, (N, 3, H, W) -> (N, D), in place of model.arch. It is copied, with its weights; tell
             its width by `mocokit.declare_feature_dim(backbone, D)`.
+        exist: What to do if there is a run in `out`. error: raise ValueError; resume: go on with it, if it has these
+            settings; overwrite: remove what it made, once all checks of the new run have passed.
 
     Objects can't be written into the run folder: give the same ones to `resume`.
 
@@ -92,23 +99,14 @@ def pretrain(
         source = open_source(data)
     given = Given(backbone=backbone, source=source)
     config = given.named_in(locate_data(replace_settings(config, changes)))
-    return _run(config, RunFolder(out), given, resume=False)
-
-
-def locate_data(config: Config) -> Config:
-    """Return the config with absolute paths of its images, so that `resume` works from any folder."""
-    places = {"data.source": config.data.source, "data.test": config.data.test}
-    absolute = {name: absolute_location(place) for name, place in places.items() if place}
-    for name, place in absolute.items():
-        shown = place.encode("utf-8", "backslashreplace").decode()
-        require(shown == place, name, shown, "not UTF-8, which config.toml can't hold; rename it, or link to it")
-    return replace_settings(config, absolute)
+    return _run(config, RunFolder(out), given, exist=exist)
 
 
 def resume(
     run: str | Path,
     *,
     data: ImageData | None = None,
+    test: str | Path | None = None,
     method: MethodSpec | None = None,
     backbone: nn.Module | None = None,
     accept_changes: bool = False,
@@ -117,7 +115,9 @@ def resume(
 
     Args:
         run: The run folder.
-        data: The object or list that `pretrain` was given as data, if any; likewise `method` and `backbone`.
+        data: New place of the run's images, if they moved; or the object or list that `pretrain` was given as data,
+            likewise `method` and `backbone`.
+        test: New place of `data.test`, if it moved.
         method: See `data`.
         backbone: See `data`; its weights do not matter.
         accept_changes: Go on although the images changed, or although this version of mocokit computes other numbers
@@ -130,23 +130,32 @@ def resume(
     """
     if method is not None:
         add_method(method)
-    given = Given(backbone=backbone, source=None if data is None else open_source(data))
     folder = RunFolder(run)
-    return _run(from_toml(folder.read_config()), folder, given, resume=True, accept_changes=accept_changes)
+    config = from_toml(folder.read_config())
+    places = {"data.test": str(test)} if test is not None else {}
+    source = None
+    if isinstance(data, str | Path):
+        places["data.source"] = str(data)
+    elif data is not None:
+        source = open_source(data)
+    given = Given(backbone=backbone, source=source)
+    return _run(with_places(config, places), folder, given, exist=None, accept_changes=accept_changes)
 
 
-def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accept_changes: bool = False) -> RunResult:
+def _run(
+    config: Config, folder: RunFolder, given: Given, *, exist: Exist | None, accept_changes: bool = False
+) -> RunResult:
+    """Start a run, or go on with the one in the folder: as `exist` says, or in any case if that is None."""
     device = pick_device(config.run.device, local_rank=distributed.local_rank())
     keep_freed_memory(device)
     session = distributed.session(
         device.type, rank_timeout_s=config.run.rank_timeout_s, alone_timeout_s=config.run.alone_timeout_s
     )
-    with session, StopSignal() as signals, ExitStack() as lock:
+    with session, StopSignal() as signals, ExitStack() as taken:
         raise_on_disagreement(lambda: {"config": to_toml(config), "code": code_version()})
-        if not resume:
-            distributed.on_main(folder.require_free)
-        else:
-            given = replace(given, value_ranges=saved_ranges(folder))
+        resume = exist is None or distributed.from_main(lambda: goes_on(folder, config, exist))
+        if resume:
+            given = replace(open_again(config, folder, given), value_ranges=saved_ranges(folder))
         # Before any file is made: settings and data can be wrong.
         parts = build_run(with_recorded_mean(config, folder) if resume else config, device, given)
         if not resume:
@@ -155,11 +164,11 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
 
         def take_folder() -> None:
             """Make the folder this process's own."""
-            lock.enter_context(folder.locked())
             if resume:
+                taken.enter_context(folder.locked())
                 folder.remove_partial()
             else:
-                folder.create(to_toml(config))
+                taken.enter_context(started(folder, to_toml(config), overwrite=exist == "overwrite"))
 
         distributed.on_main(take_folder)
         folder.start_log()
@@ -168,7 +177,7 @@ def _run(config: Config, folder: RunFolder, given: Given, *, resume: bool, accep
             notes = overlap_warnings(config, parts.reader.source, images)
             if resume:
                 start_step, restored = restore(folder, parts, images, accept_changes=accept_changes)
-                notes = restored + notes
+                notes = restored + distributed.from_main(lambda: record_places(config, folder)) + notes
                 distributed.on_main(lambda: folder.record_resume(start_step))
             images.save(folder)
             return _train(config, folder, parts, images, signals, start_step, notes)
@@ -212,6 +221,7 @@ def _train(
     batches = build_batches(config, parts, start_step=start_step, total_steps=total_steps, on_worker_death=warn)
     if start_step == 0 and distributed.is_main():
         batches = _with_view_sheet(batches, folder.view_sheet)
+    folder.keep()
     with progress, closing(recorder):
         if start_step:
             recorder.catch_up(start_step, exported_step=exported_step(folder.backbone))
@@ -235,6 +245,7 @@ def _train(
         total_steps=total_steps,
         metrics=recorder.latest,
         signal=signals.agreed if step < total_steps else None,
+        next_command=next_command(config, folder, parts),
     )
 
 
