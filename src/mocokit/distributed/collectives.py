@@ -75,7 +75,7 @@ def session(
     with time_limit(max(rank_timeout_s, RANK_TIMEOUT_S), "not all ranks came to the start"):
         # The watchdog decides first, because it knows which rank is missing and whether that rank may take longer. It
         # sees where the host waits; a host that waits for a GPU that waits for a rank is left to NCCL's own timeout.
-        dist.init_process_group(backends, timeout=timedelta(seconds=rank_timeout_s + alone_timeout_s))
+        _open_group(backends, timedelta(seconds=rank_timeout_s + alone_timeout_s))
         # A second connection to the store: the group's own is blocked while the group waits.
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
@@ -104,6 +104,28 @@ def session(
         raise
     _watches.pop().close()
     dist.destroy_process_group()
+
+
+def _open_group(backends: str, timeout: timedelta) -> None:
+    """Open the process group, under names of its own for each restart by torchrun.
+
+    torchrun's store outlives a restart (`--max-restarts`). torch 2.14 would read the addresses there that the ranks of
+    the last attempt left, and fail to connect to them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # rank 0 makes the store
+        dist.init_process_group(backends, timeout=timeout)
+        return
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backends,
+        store=dist.PrefixStore(f"mocokit/attempt/{attempt}", store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
 
 
 @contextlib.contextmanager

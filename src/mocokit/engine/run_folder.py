@@ -113,10 +113,20 @@ class RunFolder:
                 raise
             LOGGER.warning("%s: this file system has no locks (%s): start no second run in it", self.path, error)
         try:
-            self.lock_holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+            self._write_holder()
             yield
         finally:
             lock.release()
+
+    def _write_holder(self) -> None:
+        """Write who holds the lock; on a full disk, remove the lock's files from a folder that was made for it."""
+        try:
+            self.lock_holder.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        except OSError:
+            for path in (self.lock_file, self.lock_holder) if self.made_folders else ():
+                with contextlib.suppress(PermissionError):  # Windows deletes no file that is open
+                    path.unlink(missing_ok=True)
+            raise
 
     def remove_partial(self) -> None:
         """Delete files that a killed process left half-written; call only while `locked`."""
