@@ -37,6 +37,8 @@ class Flags:
     """Number format of the backbone."""
     max_bad_share: float = 0.01
     """Largest share of the training or of the test images that may be unreadable; such images are left out."""
+    out: str = ""
+    """Folder for the results and the cached features; empty: the run's own."""
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -150,6 +152,7 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
             device_name=flags.device,
             precision_name=flags.precision,
             max_bad_share=flags.max_bad_share,
+            out=flags.out or None,
             say=say,
             on_rows=on_rows,
             on_data=tell,
@@ -161,7 +164,7 @@ def evaluate_and_print(run: str, protocols: Sequence[str], flags: Flags, *, base
     tested = flags.test or rows[0].test or f"a tenth of {flags.data}, held out"
     print(f"\naccuracy (%) on {rows[0].test_images:,} test images ({tested})\n\n{text_table(rows)}")
     _print_choices(rows)
-    folder = results_folder(run)
+    folder = results_folder(run, flags.out or None)
     print(f"\nnumbers: {folder / 'evaluation.json'}; table: {folder / 'evaluation.md'}")
     return 0
 

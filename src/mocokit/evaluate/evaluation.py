@@ -27,7 +27,7 @@ from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_prot
 from mocokit.evaluate.feature_cache import FeatureCache
 from mocokit.evaluate.features import LabelledImages
 from mocokit.evaluate.rank_shares import ADVICE
-from mocokit.evaluate.results import Row, load_rows, merge_rows, save_rows
+from mocokit.evaluate.results import Row, load_rows, merge_rows, require_writable, save_rows
 from mocokit.evaluate.splits import open_labelled, train_and_test, warn_of_overlap
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE
 
@@ -54,6 +54,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
     device_name: str = "auto",
     precision_name: str = "fp32",
     max_bad_share: float = MAX_BAD_SHARE,
+    out: str | Path | None = None,
     say: Callable[[str], None] = lambda _text: None,
     on_rows: Callable[[list[Row]], None] = lambda _rows: None,
     on_data: Callable[[str], object] = log_line,
@@ -73,6 +74,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
         device_name: auto, cpu, cuda, cuda:N or mps.
         precision_name: Number format of the backbone: fp32 or bf16.
         max_bad_share: Largest share of the training or of the test images that may be unreadable; they are left out.
+        out: Folder for the results and the cached features; None: the run's own (see `results_folder`).
         say: Called with a line of progress; under torchrun every rank calls it, and the two below.
         on_rows: Called with the new rows of each protocol and kind of features.
         on_data: Called with a line about each set of images: see describe_source.
@@ -82,9 +84,11 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
     loaded = load_backbone(run, backbone=backbone)
     device = pick_device(device_name, local_rank=distributed.local_rank())
     precision = Precision(precision_name, device)
-    cache = FeatureCache(results_folder(run) / "features")
+    folder = results_folder(run, out)
+    cache = FeatureCache(folder / "features")
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     with distributed.session(device.type, advice=ADVICE):
+        distributed.on_main(partial(require_writable, folder))
         num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
         view = view_of(loaded.card, num_workers=num_workers)
         opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
@@ -97,7 +101,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
             for context, scores in _run_all(found, contexts):
                 new = [_row(score, context, **facts) for score in scores]
                 rows += new
-                distributed.on_main(partial(_update, results_folder(run), tuple(rows)))
+                distributed.on_main(partial(_update, folder, tuple(rows)))
                 on_rows(new)
         return rows
 
@@ -199,7 +203,9 @@ def _row(score: Score, context: EvalContext, **facts: str) -> Row:
     )
 
 
-def results_folder(run: str | Path) -> Path:
-    """Return the folder of the results: the run's own, or one named after the backbone file and beside it."""
+def results_folder(run: str | Path, out: str | Path | None = None) -> Path:
+    """Return the folder of the results: `out`, else the run's own, or one named after the backbone file, beside it."""
+    if out is not None:
+        return Path(out).expanduser()
     path = Path(run).expanduser()
     return path if path.is_dir() else path.with_name(f"{path.stem}_evaluation")

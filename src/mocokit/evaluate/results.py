@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,19 @@ class Row:
     def key(self) -> tuple[object, ...]:
         """Identity of the row: a newer row with the same key replaces it."""
         return self.protocol, self.features, self.seed, self.images
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ValueError if the results can't be written into `folder`, which is made; before the hours of computing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"out={folder}: the results can't be written there ({reason}); name another folder with --out"
+        ) from error
 
 
 def load_rows(path: Path) -> list[Row]:

@@ -90,7 +90,7 @@ def _proof_images(
     loaded: LoadedBackbone, data: str | Path | None, on_data: Callable[[str], object]
 ) -> tuple[Tensor, str]:
     """Return (n, 3, S, S) uint8 images, cropped as for evaluation, and a description of where they come from."""
-    source, name = _open(loaded, data)
+    source, name = _open(loaded, data, on_data)
     on_data(f"{name}: {describe_source(source)}")
     card = loaded.card
     count = sum(BATCH_SIZES)
@@ -104,7 +104,7 @@ def _proof_images(
     return pixels[:count], f"{count} images of {name}"
 
 
-def _open(loaded: LoadedBackbone, data: str | Path | None) -> tuple[ImageSource, str]:
+def _open(loaded: LoadedBackbone, data: str | Path | None, on_data: Callable[[str], object]) -> tuple[ImageSource, str]:
     """Return the images to compare on and their name: `data`, else the run's own, else the embedded sample."""
     if data is not None:
         return open_source(data), Path(data).name
@@ -115,6 +115,6 @@ def _open(loaded: LoadedBackbone, data: str | Path | None) -> tuple[ImageSource,
         try:
             paths = with_columns(source, path_column=settings.get("path_column", ""))
             return open_source(paths), Path(source).name
-        except ValueError:  # moved or deleted since; the sample proves the same
-            pass
+        except (ValueError, OSError) as error:  # moved or deleted since; the sample proves the same
+            on_data(f"{error}; compared on mocokit's embedded sample instead, or name the images with --data")
     return open_source(sample_path("test")), "mocokit's embedded sample"
