@@ -20,6 +20,12 @@ time from the fault until the run has ended with a message (or a second process 
 longest of all times. Load: processes that wanted a core when the row was begun, beside the run. On a busy machine all
 times are longer.
 
+Not measured here, but tested with real processes: `pretrain ... --exist resume` starts a run, goes on with it, or
+finds it done. With it, `torchrun --max-restarts=1` survives a rank that is killed once, bit by bit
+(tests/run/test_existing.py), and the batch script of `mocokit slurm` is one command. A check that fails before the
+first step leaves no run folder (tests/run/test_half_made.py). If the images moved, `mocokit resume RUN --data
+NEW_PLACE` goes on there.
+
 {table}
 {machines}
 """

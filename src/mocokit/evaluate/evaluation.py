@@ -89,8 +89,8 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     with distributed.session(device.type, advice=ADVICE):
         distributed.on_main(partial(require_writable, folder))
-        num_workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-        view = view_of(loaded.card, num_workers=num_workers)
+        workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
+        view = view_of(loaded.card, num_workers=workers)
         opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
         facts = _facts(loaded, data, opened, cache)
         rows = list[Row]()
@@ -99,8 +99,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
             extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
             contexts = [build(extractor=one, train=train, test=tested, seed=seed) for one in extractors]
             for context, scores in _run_all(found, contexts):
-                new = [_row(score, context, **facts) for score in scores]
-                rows += new
+                rows += (new := [_row(score, context, **facts) for score in scores])
                 distributed.on_main(partial(_update, folder, tuple(rows)))
                 on_rows(new)
         return rows

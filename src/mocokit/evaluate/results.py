@@ -56,8 +56,8 @@ class Row:
         return self.protocol, self.features, self.seed, self.images
 
 
-def require_writable(folder: Path) -> None:
-    """Raise ValueError if the results can't be written into `folder`, which is made; before the hours of computing."""
+def require_writable(folder: Path) -> Path:
+    """Return `folder`, made if it is absent; raise ValueError if results can't be written there, before computing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -67,6 +67,7 @@ def require_writable(folder: Path) -> None:
         raise ValueError(
             f"out={folder}: the results can't be written there ({reason}); name another folder with --out"
         ) from error
+    return folder
 
 
 def load_rows(path: Path) -> list[Row]:
