@@ -99,7 +99,8 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
             extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
             contexts = [build(extractor=one, train=train, test=tested, seed=seed) for one in extractors]
             for context, scores in _run_all(found, contexts):
-                rows += (new := [_row(score, context, **facts) for score in scores])
+                new = [_row(score, context, **facts) for score in scores]
+                rows += new
                 distributed.on_main(partial(_update, folder, tuple(rows)))
                 on_rows(new)
         return rows
