@@ -35,7 +35,8 @@ from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
 from mocokit.data.batch import ViewBatch
-from mocokit.engine.precision import Precision, pick_device
+from mocokit.engine.device import pick_device
+from mocokit.engine.precision import Precision
 from mocokit.plan.bench import trainer
 from mocokit.report.text_tables import markdown_columns
 from mocokit.run.build import build_run

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mocokit.config.presets import get_preset
 from mocokit.config.toml import replace_settings
 from mocokit.data.batch import ViewBatch
+from mocokit.engine.device import pick_device
 from mocokit.engine.metrics import MeterBoard, StepClock
-from mocokit.engine.precision import pick_device
 from mocokit.engine.stop_signal import StopSignal
 from mocokit.engine.train import train
 from mocokit.nets.backbones import build_backbone

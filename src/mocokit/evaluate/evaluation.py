@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from mocokit import distributed
@@ -21,7 +22,7 @@ from mocokit.engine.agreement import code_version, raise_on_disagreement, weight
 from mocokit.engine.backbone_file import LoadedBackbone, load_backbone
 from mocokit.engine.device import pick_device
 from mocokit.engine.precision import Precision
-from mocokit.evaluate.baselines import build_extractors, view_of
+from mocokit.evaluate.baselines import FeatureExtractor, build_extractors, view_of
 from mocokit.evaluate.builtin_protocols import find_protocol
 from mocokit.evaluate.contract import EvalContext, EvalProtocol, Score, run_protocol
 from mocokit.evaluate.feature_cache import FeatureCache
@@ -77,7 +78,7 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
         out: Folder for the results and the cached features; None: the run's own (see `results_folder`).
         say: Called with a line of progress; under torchrun every rank calls it, and the two below.
         on_rows: Called with the new rows of each protocol and kind of features.
-        on_data: Called with a line about each set of images: see describe_source.
+        on_data: Called with a line about each set of images (describe_source).
 
     """
     found = [find_protocol(protocol) if isinstance(protocol, str) else protocol for protocol in protocols]
@@ -89,21 +90,32 @@ def evaluate(  # noqa: PLR0913, each is a flag of the command, or a callback of 
     build = partial(EvalContext, device=device, precision=precision, cache=cache, epochs_scale=epochs_scale, say=say)
     with distributed.session(device.type, advice=ADVICE):
         distributed.on_main(partial(require_writable, folder))
-        workers = choose_workers(num_workers, threads_suffice=device.type == "cpu", location=str(data))
-        view = view_of(loaded.card, num_workers=workers)
+        view = view_of(loaded.card, num_workers=_workers(num_workers, device, data))
         opened = open_labelled(data, test, view, max_bad_share=max_bad_share, on_data=on_data)
         facts = _facts(loaded, data, opened, cache)
         rows = list[Row]()
         for seed in seeds:
-            train, tested = train_and_test(*opened, seed=seed)
             extractors = build_extractors(loaded, baselines=baselines, device=device, seed=seed, precision=precision)
-            contexts = [build(extractor=one, train=train, test=tested, seed=seed) for one in extractors]
-            for context, scores in _run_all(found, contexts):
-                new = [_row(score, context, **facts) for score in scores]
-                rows += new
+            for context, scores in _run_all(found, _contexts(build, extractors, opened, seed)):
+                rows += (new := [_row(score, context, **facts) for score in scores])
                 distributed.on_main(partial(_update, folder, tuple(rows)))
                 on_rows(new)
         return rows
+
+
+def _workers(asked: int, device: torch.device, data: str | Path) -> int:
+    return choose_workers(asked, threads_suffice=device.type == "cpu", location=str(data))
+
+
+def _contexts(
+    build: Callable[..., EvalContext],
+    extractors: Sequence[FeatureExtractor],
+    opened: tuple[LabelledImages, LabelledImages | None],
+    seed: int,
+) -> list[EvalContext]:
+    """Return the context of each extractor on the images that `seed` gives for training and testing."""
+    train, tested = train_and_test(*opened, seed=seed)
+    return [build(extractor=extractor, train=train, test=tested, seed=seed) for extractor in extractors]
 
 
 def _update(folder: Path, rows: Sequence[Row]) -> None:
