@@ -71,6 +71,7 @@ def test_knn_on_cifar_as_distributed_tests_on_its_test_batch(
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1, 2] * 4}, protocol=2))
     assert main(["knn", str(finished_run("resnet18")), "--data", str(folder), "--device", "cpu"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "data: 12 images in 3 classes (000 4, 001 4, 002 4)",
+        "data: 12 images in 3 classes (000 4, 001 4, 002 4) (its test_batch is left out here, and evaluations test on "
+        "it; give the file itself to use its images)",
         f"test: 12 images in 3 classes (000 4, 001 4, 002 4); from {folder}/test_batch",
     ]

@@ -160,7 +160,7 @@ def test_a_stray_image_does_not_cost_the_labels(own_photos: Path) -> None:
     lines = list[str]()
     train, _ = _say(lines, own_photos)
     assert len(train.labels) == 80
-    assert lines[0].endswith("left out: 1 image beside the folders (grid.jpg)")
+    assert "left out: 1 image beside the folders (grid.jpg: they belong to none of them" in lines[0]
 
 
 def test_the_test_part_of_a_split_is_tested_on_unless_another_is_named(photos: Path, tmp_path: Path) -> None:
@@ -175,3 +175,10 @@ def test_the_test_part_of_a_split_is_tested_on_unless_another_is_named(photos: P
         "data: 80 images in 5 classes (brick 16, cat 16, coffee 16, grass 16, rocket 16) (train/, "
     )
     assert _say([], tmp_path / "d", tmp_path / "d" / "train")[1].location == str(tmp_path / "d" / "train")
+
+
+def test_an_error_of_the_test_images_blames_their_flag(photos: Path, tmp_path: Path) -> None:
+    """Before: `data=...: no such file or folder` for a wrong --test."""
+    view = EvaluationView(size_px=32, crop_ratio=1.0, num_workers=0)
+    with pytest.raises(ValueError, match=rf"^test={tmp_path / 'nowhere'}: no such file or folder"):
+        open_train_and_test(photos, tmp_path / "nowhere", view, seed=0)

@@ -125,7 +125,7 @@ def open_labelled(
     test = test or getattr(reader.source, "test_part", "")
     if not test:
         return images, None
-    test_reader = _reader(test, reader.ranges)
+    test_reader = _reader(test, reader.ranges, setting="test")
     tested = choose_images(
         test_reader,
         view,
@@ -180,8 +180,9 @@ def open_train_and_test(
     return train_and_test(*opened, seed=seed)
 
 
-def _reader(location: str | Path, ranges: ValueRanges) -> ImageReader:
-    return ImageReader(open_source(location), max_image_px=MAX_IMAGE_PX, seed=0, ranges=ranges)
+def _reader(location: str | Path, ranges: ValueRanges, *, setting: str = "data") -> ImageReader:
+    source = open_source(location, setting=setting)
+    return ImageReader(source, max_image_px=MAX_IMAGE_PX, seed=0, ranges=ranges)
 
 
 def read_id_list(path: str | Path, source: ImageSource) -> list[int]:

@@ -60,7 +60,7 @@ def find_test_source(config: Config, source: ImageSource) -> ImageSource | None:
         require(has_labels, "data.test", test, f"the training images have no labels to vote with{note}")
         is_list = test.lower().endswith((".csv", ".tsv"))
         place = _with_columns(config, test) if is_list else test
-        return distributed.from_first_of_machine(lambda: open_source(place))
+        return distributed.from_first_of_machine(lambda: open_source(place, setting="data.test"))
     part = str(getattr(source, "test_part", ""))
     if not part or source.labels is None:
         return None

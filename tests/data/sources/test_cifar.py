@@ -49,7 +49,10 @@ def test_the_python_version_is_read_with_its_class_names(tmp_path: Path, protoco
     for index in range(8):
         assert np.array_equal(source.read(index), _image(_rows(4, index // 4), index % 4))
     assert source.name(5) == f"{tmp_path}/cifar-10-batches-py/data_batch_2#1"
-    assert describe_source(source) == "8 images in 3 classes (airplane 4, automobile 2, bird 2)"
+    assert describe_source(source) == (
+        "8 images in 3 classes (airplane 4, automobile 2, bird 2) (its test_batch is left out here, and evaluations "
+        "test on it; give the file itself to use its images)"
+    )
 
 
 def test_the_test_batch_is_the_test_part(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_cifar_100_has_fine_and_coarse_labels(tmp_path: Path) -> None:
     (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
     fine = open_source(folder)
     assert (fine.labels, fine.class_names) == ((2, 0, 1), ("apple", "bee", "cup"))
-    assert "(fine labels)" in describe_source(fine)
+    assert "(fine labels; its test is left out here, and evaluations test on it" in describe_source(fine)
     coarse = open_source(with_columns(str(folder), label_column="coarse"))
     assert (coarse.labels, coarse.class_names) == ((1, 0, 1), ("food", "insects"))
     with pytest.raises(ValueError, match=r"^label_column=middle: .* has the labels fine, coarse"):

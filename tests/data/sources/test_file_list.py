@@ -139,3 +139,11 @@ def test_a_git_lfs_pointer_is_named_as_such(tmp_path: Path, name: str) -> None:
     else:
         with pytest.raises(ValueError, match="a git-lfs pointer, not the file itself; run `git lfs pull`"):
             open_source(tmp_path / name)
+
+
+def test_a_column_that_names_the_parts_of_a_split_is_told(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").touch()
+    rows = [f"{i}.jpg,{i % 2},{'test' if i > 7 else 'train'}" for i in range(10)]
+    (tmp_path / "l.csv").write_text("\n".join(["image,label,Split", *rows]))
+    told = describe_source(open_source(tmp_path / "l.csv"))
+    assert "the column Split (test 2, train 8) is not used: all rows are" in told

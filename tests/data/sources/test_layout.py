@@ -111,7 +111,7 @@ def test_many_images_beside_folders_mean_no_labels_and_are_named(tmp_path: Path)
 def test_a_stray_image_far_above_the_classes_is_left_out_too(tmp_path: Path) -> None:
     source = open_source(_write(tmp_path, *_classes("data/v1/", count=20), "logo.png"))
     assert source.class_names == ("cat", "dog")
-    assert "1 image beside the folders (logo.png)" in describe_source(source)
+    assert "1 image beside the folders (logo.png: " in describe_source(source)
 
 
 def test_one_folder_is_no_class_but_says_so(tmp_path: Path) -> None:
@@ -130,3 +130,29 @@ def test_names_and_their_order_stay_where_nothing_is_left_out() -> None:
     names = ["b/2.jpg", "a/1.jpg", "a/0.jpg"]
     layout = read_layout(names, LeftOutTally())
     assert (layout.names, layout.labels, layout.note) == (tuple(names), (1, 0, 0), "")
+
+
+def test_folders_in_a_zip_file_of_windows_are_classes(tmp_path: Path) -> None:
+    """Before: names with `\\`, which some programs write, had no folders and so no labels."""
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for name in _classes("top/"):
+            entry = zipfile.ZipInfo("x")
+            entry.filename = name.replace("/", "\\")
+            archive.writestr(entry, name)
+    source = open_source(tmp_path / "d.zip")
+    assert source.class_names == ("cat", "dog")
+    assert [source.read(index) for index in (0, 9)] == [b"top/cat/0.jpg", b"top/dog/4.jpg"]
+
+
+@pytest.mark.parametrize("parts", ["TrainingData TestData", "train_images val_images", "Train Holdout"])
+def test_parts_of_a_split_may_have_longer_names(parts: str, tmp_path: Path) -> None:
+    train, test = parts.split()
+    source = open_source(_write(tmp_path, *_classes(f"{train}/"), *_classes(f"{test}/")))
+    assert (len(source), source.class_names) == (10, ("cat", "dog"))
+    assert source.test_part == str(tmp_path / test)  # type: ignore[attr-defined]
+
+
+def test_parts_of_a_split_within_each_class_are_told(tmp_path: Path) -> None:
+    source = open_source(_write(tmp_path, *_classes("", "cat/train cat/test dog/train dog/test")))
+    assert source.class_names == ("cat", "dog")
+    assert "(all of the parts test, train in each class)" in describe_source(source)

@@ -1,6 +1,7 @@
 """Tar files as people have them: with links, with tar files inside, compressed."""
 
 import io
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,8 +113,8 @@ def test_tar_files_beside_images_are_told(tmp_path: Path) -> None:
         ("d.tar.bz2", "w:bz2", "bunzip2 -k .*/d.tar.bz2"),
         ("d.tar.xz", "w:xz", "xz -dk .*/d.tar.xz"),
         ("d.txz", "w:xz", "xz -dk .*/d.txz"),
-        ("wrong.tar", "w:xz", "xz -dk .*/wrong.tar"),  # by its content, whatever its name
-        ("wrong.bin", "w:gz", "gunzip -k .*/wrong.bin"),
+        ("wrong.tar", "w:xz", "xz -dc < .*/wrong.tar"),  # by its content, whatever its name
+        ("wrong.bin", "w:gz", "gunzip -dc < .*/wrong.bin"),
     ],
 )
 def test_a_compressed_tar_gets_the_command_that_unpacks_it(tmp_path: Path, name: str, mode: str, command: str) -> None:
@@ -156,3 +157,37 @@ def test_the_command_can_be_pasted_although_the_path_has_spaces(tmp_path: Path) 
     path = _write(tmp_path / "my photos.tar.gz", {"1.jpg": b"1"}, "w:gz")
     with pytest.raises(ValueError, match=f"gunzip -k '{path}'"):
         open_source(path)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_an_archive_appended_to_another_is_told(shard: bool, tmp_path: Path) -> None:
+    """Before: the images of the second were dropped without a word."""
+    classes: dict[str, bytes | str] = {"1.cls": b"0", "2.cls": b"1"} if shard else {}
+    first = _tar_bytes({"1.jpg": b"1", "2.jpg": b"2", **classes})
+    path = tmp_path / "d.tar"
+    path.write_bytes(first + _tar_bytes({"3.jpg": b"3"}))
+    told = describe_source(open_source(path))
+    assert told.startswith("2 images")
+    assert "left out: 1 tar file behind the end of the first" in told
+    path.write_bytes(first + bytes(20_000))  # padding
+    assert "left out" not in describe_source(open_source(path)).replace("left out: 2 other files (.cls 2)", "")
+
+
+def test_a_name_that_a_tar_file_holds_twice_is_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        for content in (b"old", b"new"):  # as `tar -r` adds a changed file
+            member = tarfile.TarInfo("cat/1.jpg")
+            member.size = 3
+            archive.addfile(member, io.BytesIO(content))
+    assert "names repeated: 1, each counts as an image" in describe_source(open_source(tmp_path / "d.tar"))
+
+
+@pytest.mark.parametrize("program", ["gzip", "bzip2", "xz"])
+def test_a_compressed_archive_named_tar_is_unpacked_by_the_command_told(program: str, tmp_path: Path) -> None:
+    """Before: `gunzip -k d.tar`, which refuses a file without the suffix .gz."""
+    path = _write(tmp_path / "my d.tar", {"a/1.jpg": b"1", "b/2.jpg": b"2"})
+    path.write_bytes(subprocess.run([program, "-c", path], capture_output=True, check=True).stdout)
+    with pytest.raises(ValueError, match="compressed") as raised:
+        open_source(path)
+    subprocess.run(str(raised.value).split("held: ")[-1].split("for example: ")[-1], shell=True, check=True)
+    assert len(open_source(tmp_path / "unpacked_my d.tar")) == 2

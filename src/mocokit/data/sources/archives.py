@@ -4,7 +4,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from mocokit.data.sources.layout import Layout, read_layout
@@ -57,7 +57,7 @@ class ZipSource:
             self._handles[os.getpid()] = zipfile.ZipFile(self.path)
         archive = self._handles[os.getpid()]
         entries = archive.infolist()
-        if self.places[index] >= len(entries) or entries[self.places[index]].filename != self.names[index]:
+        if self.places[index] >= len(entries) or member_name(entries[self.places[index]]) != self.names[index]:
             raise OSError("the archive was replaced since it was opened")
         member = entries[self.places[index]]
         require_image_bytes(member.file_size)
@@ -89,10 +89,10 @@ def open_zip(path: Path, inside: str = "") -> ZipSource:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             # A stable sort: of two entries with one name, the earlier one comes first.
-            found = sorted(_images(entries, inside, tally), key=lambda place: entries[place].filename)
+            found = sorted(_images(entries, inside, tally), key=lambda place: member_name(entries[place]))
     except ARCHIVE_ERRORS as error:
         raise ValueError(f"data={path}: not a readable zip file ({error})") from error
-    names = tuple(entries[place].filename for place in found)
+    names = tuple(member_name(entries[place]) for place in found)
     layout = archive_layout(path, names, tally, inside=inside, kind="zip file")
     used = keep_places(names, layout)
     return ZipSource(
@@ -112,15 +112,21 @@ def _images(entries: list[zipfile.ZipInfo], inside: str, tally: LeftOutTally) ->
     """Return the numbers of the entries that are images below `inside`; count the other ones in `tally`."""
     found = []
     for number, entry in enumerate(entries):
-        if entry.is_dir() or not is_inside(entry.filename, inside):
+        name = member_name(entry)
+        if entry.is_dir() or name.endswith("/") or not is_inside(name, inside):
             continue
-        if not is_image_name(entry.filename):
-            tally.add_file(entry.filename)
+        if not is_image_name(name):
+            tally.add_file(name)
         elif stat.S_ISLNK(entry.external_attr >> 16):
-            tally.add("links", entry.filename, "stored as links; zip the files themselves, without -y", lost=True)
+            tally.add("links", name, "stored as links; zip the files themselves, without -y", lost=True)
         else:
             found.append(number)
     return found
+
+
+def member_name(entry: zipfile.ZipInfo) -> str:
+    r"""Return the path of an entry with `/` between folders; some programs on Windows write `\`, against the format."""
+    return entry.filename if "/" in entry.filename else entry.filename.replace("\\", "/")
 
 
 def is_inside(name: str, folder: str) -> bool:
@@ -146,7 +152,11 @@ def archive_layout(path: Path, names: tuple[str, ...], tally: LeftOutTally, *, i
     except ValueError as error:
         raise ValueError(f"data={path}: {error}") from error
     tally.forget_twins(names)
-    return layout
+    repeated = len(names) - len(set(names))
+    if not repeated:
+        return layout
+    note = f"names repeated: {repeated:,}, each counts as an image"
+    return replace(layout, note=f"{layout.note}; {note}" if layout.note else note)
 
 
 def keep_places(names: tuple[str, ...], layout: Layout) -> list[int]:

@@ -169,9 +169,17 @@ def open_cifar(path: Path, *, batch: str = "", labels: str = "") -> CifarSource:
         sha256=digest,
         labels=found,
         class_names=class_names,
-        label_note=f"{kind} labels" if "coarse" in batches[0].labels else "",
+        label_note="; ".join(_notes(kind if "coarse" in batches[0].labels else "", "" if batch else test)),
         test_part=f"{path}/{test}" if test and not batch else "",
     )
+
+
+def _notes(kind: str, test: str) -> Iterator[str]:
+    """Yield what to tell beside the classes: which of CIFAR-100's labels, and which images are not among these."""
+    if kind:
+        yield f"{kind} labels"
+    if test:
+        yield f"its {test} is left out here, and evaluations test on it; give the file itself to use its images"
 
 
 def _upright(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,8 +33,15 @@ PATH_HEADS = (
     "relativepath",
 )
 """Headers of the column of paths, in lower case, without spaces, `_` and `-`."""
-LABEL_HEADS = ("label", "class", "category", "target", "labels", "classname", "categoryname", "labelname")
+LABEL_HEADS = (
+    *("label", "class", "category", "target"),
+    *("labels", "classname", "categoryname", "labelname", "classlabel", "imagelabel", "classes", "categories"),
+)
 """Headers of the column of labels, likewise; the first four count most."""
+SPLIT_HEADS = ("split", "set", "subset", "partition", "phase", "usage", "istrain", "istest", "train", "test")
+"""Headers of a column that names the part of a split which each row belongs to, likewise."""
+MAX_PARTS = 10
+"""Parts of a split; a column with more values names something else."""
 _SAMPLED_ROWS = 100
 """Rows that decide which columns hold paths."""
 
@@ -179,8 +187,19 @@ def _read_table(path: Path, text: str, columns: Columns) -> _Listed:
     number = _path_column(path, heads, body, columns.path)
     label, note = _label_column(path, heads, width, number, columns.label)
     kept = [row for row in body if row[number]]
+    note = "; ".join(part for part in (note, _split_note(heads, kept)) if part)
     classes = [row[label] if label is not None else "" for row in kept]
     return _with_classes(path, [row[number] for row in kept], classes, note)
+
+
+def _split_note(heads: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+    """Return a note on a column that names the parts of a split, since all rows are used; empty without one."""
+    for number, head in enumerate(heads or ()):
+        parts = Counter(row[number] for row in rows)
+        if _plain(head) in SPLIT_HEADS and 1 < len(parts) <= MAX_PARTS:
+            counted = ", ".join(f"{part or 'empty'} {count:,}" for part, count in sorted(parts.items()))
+            return f"the column {head} ({counted}) is not used: all rows are; write a list for each part"
+    return ""
 
 
 def _delimiter(path: Path, line: str) -> str:

@@ -14,9 +14,9 @@ MAX_STRAY_SHARE = 0.1
 _PART = re.compile(
     r"(?P<before>(?:.*[ _.-])?)"
     r"(?:(?P<train>train|training|trainset|trainval|trn)"
-    r"|(?P<test>val|valid|validation|test|testing|testset|valset|eval|dev|tst)"
+    r"|(?P<test>val|valid|validation|test|testing|testset|valset|eval|dev|tst|holdout|held[ _-]?out)"
     r"|(?P<other>unlabell?ed|extra))"
-    r"(?P<after>(?:\d{4})?(?:[ _.-].*)?)",
+    r"(?P<after>(?:data|images?|imgs?|photos?|pictures?|files?)?(?:\d{4})?(?:[ _.-].*)?)",
     re.IGNORECASE,
 )
 """Name of a folder with a part of a split: train, Validation, train2017, test_images, DIV2K_train_HR."""
@@ -126,7 +126,15 @@ def read_layout(names: Sequence[str], tally: LeftOutTally) -> Layout:
         return inner
     _tell_strays(strays, tally)
     labels, class_names = label_ids([folder for _, folder in kept])
-    return Layout(names=tuple(name for name, _ in kept), labels=labels, class_names=class_names)
+    note = _parts_in_classes([name for name, _ in kept], shared)
+    return Layout(names=tuple(name for name, _ in kept), labels=labels, class_names=class_names, note=note)
+
+
+def _parts_in_classes(names: Sequence[str], depth: int) -> str:
+    """Return a note if the folders in the class folders, which are at `depth`, are parts of a split; else ""."""
+    paths = [PurePosixPath(name).parts for name in names]
+    folders = sorted({parts[depth + 1] for parts in paths if len(parts) > depth + 2})
+    return f"all of the parts {_some(folders)} in each class" if _is_split(folders) else ""
 
 
 def _shared_depth(folders: Sequence[tuple[str, ...]]) -> int:
@@ -142,7 +150,7 @@ def _shared_depth(folders: Sequence[tuple[str, ...]]) -> int:
 
 def _tell_strays(strays: Sequence[str], tally: LeftOutTally) -> None:
     for name in strays:
-        tally.add("images beside the folders", name)
+        tally.add("images beside the folders", name, "they belong to none of them; move each into one to use it")
 
 
 def _one_folder(prefix: str) -> str:

@@ -40,7 +40,7 @@ _MEMBERS = {
 """Members of ImageSource, and what messages call them."""
 
 
-def open_source(data: ImageData) -> ImageSource:
+def open_source(data: ImageData, *, setting: str = "data") -> ImageSource:
     """Return the image source for `data`.
 
     Args:
@@ -48,13 +48,20 @@ def open_source(data: ImageData) -> ImageSource:
             distributed, or tar shards, local or behind a url; `data.zip/val` is a folder in an archive, and
             `list.csv#label=species` the column of labels. Or a sequence of PIL images or uint8 arrays. Or an object
             that fulfils `ImageSource`.
+        setting: Setting that messages blame, such as `test`.
 
     Raises:
         ValueError: Nothing at this location, no images, an unknown kind of file, or an object that is no image source.
 
     """
     if isinstance(data, str | Path):
-        return _open_location(data)
+        try:
+            return _open_location(data)
+        except ValueError as error:
+            start, equals, rest = str(error).partition("=")
+            if start != "data" or setting == "data":
+                raise
+            raise ValueError(f"{setting}{equals}{rest}") from error
     if isinstance(data, Sequence) and not hasattr(data, "read"):  # a source may be a sequence too
         return _require_source(ImageList(cast(Sequence[Image.Image], data)))
     return _require_source(data)

@@ -42,6 +42,8 @@ _UNPACKERS = {
     ".rar": "unrar x {0} images/",
 }
 """Archives that can't be read in any order -> the command that unpacks them."""
+_FILTERS = ("gunzip", "bunzip2", "xz", "zstd", "lz4")
+"""Programs of these that unpack from standard input too, by `-dc`."""
 _MAGIC = {
     b"\x1f\x8b": ".tar.gz",
     b"BZh": ".tar.bz2",
@@ -139,4 +141,9 @@ def unpacking_command(path: PurePath, start: bytes = b"") -> str:
 
     """
     magic = next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), None)
-    return _UNPACKERS.get(magic or archive_suffix(path.name), "").format(shlex.quote(str(path)))
+    command = _UNPACKERS.get(magic or archive_suffix(path.name), "").format(shlex.quote(str(path)))
+    program = command.partition(" ")[0]
+    if magic and archive_suffix(path.name) not in _UNPACKERS and program in _FILTERS:  # which ask for their own suffix
+        target = shlex.quote(str(path.with_name(f"unpacked_{path.stem}.tar")))
+        return f"{program} -dc < {shlex.quote(str(path))} > {target}"
+    return command

@@ -15,7 +15,14 @@ from mocokit.data.sources.left_out import LeftOut, LeftOutTally
 from mocokit.data.sources.limits import refuse_pointer, require_entries, require_image_bytes
 from mocokit.data.sources.names import Names
 from mocokit.data.sources.suffixes import unpacking_command
-from mocokit.data.sources.tar_members import TarImages, damage_as_tar_error, list_images, resolve_links, safe_members
+from mocokit.data.sources.tar_members import (
+    TarImages,
+    damage_as_tar_error,
+    list_images,
+    resolve_links,
+    safe_members,
+    tell_rest,
+)
 
 Place = tuple[str, int, int]
 """(name, offset, size) of an image, in bytes."""
@@ -126,6 +133,7 @@ def scan_tar(path: Path, tally: LeftOutTally) -> TarImages:
 def _scan(file: IO[bytes], tally: LeftOutTally) -> TarImages:
     with damage_as_tar_error(), tarfile.open(fileobj=file, mode="r:") as archive:
         images = list_images(archive, tally)
+        tell_rest(archive, file, tally)
     if images.links:
         images.found += resolve_links(images, _again(file), tally)
     return images

@@ -5,10 +5,14 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import IO
 
 from mocokit.data.sources.left_out import LeftOutTally
 from mocokit.data.sources.limits import ARCHIVE_ERRORS, MAX_ENTRIES
 from mocokit.data.sources.suffixes import is_image_name
+
+MAX_PADDING = 2**20
+"""Bytes behind an archive's end that are looked at. tar pads with zeros to a multiple of 10,240, some to 512 KiB."""
 
 MAX_LINKS = 40
 """Links that lead to a link, one after the other, before they count as a loop; as in Linux."""
@@ -45,6 +49,22 @@ def safe_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
             # tarfile keeps every header, and each can hold a copy of the archive's global header: free them.
             archive.members.clear()  # type: ignore[attr-defined]
+
+
+def tell_rest(archive: tarfile.TarFile, file: IO[bytes], tally: LeftOutTally) -> None:
+    """Count in `tally` a second archive behind the end of the first, as `cat a.tar b.tar` makes; tar reads none either.
+
+    Args:
+        archive: The archive, read to its end.
+        file: The file that it is in.
+        tally: Counts what is left out.
+
+    """
+    file.seek(archive.offset)
+    rest = file.read(MAX_PADDING).lstrip(b"\0")
+    if rest:
+        why = "one archive was appended to another; give each of them, or put them together by tar --concatenate"
+        tally.add("tar files behind the end of the first", getattr(file, "name", "") or "the rest", why, lost=True)
 
 
 def has_data(member: tarfile.TarInfo) -> bool:

@@ -20,6 +20,7 @@ from mocokit.data.sources.tar_members import (
     has_data,
     link_target,
     safe_members,
+    tell_rest,
     tell_special,
 )
 
@@ -154,6 +155,8 @@ def walk_shard(file: IO[bytes], *, mode: Literal["r:", "r|"], tally: LeftOutTall
                 return content.read(count) if content else b""
 
             walk.add(member, read)
+        if mode == "r:":
+            tell_rest(archive, file, tally)
     return walk.samples()
 
 
@@ -187,6 +190,7 @@ def index_samples(
     if len(classes) == len(names):
         padded = [text.zfill(5) if text.isdecimal() else text for text in classes]  # so that 9 sorts before 10
         labels, class_names = label_ids(padded)
+        note = "labels: the .cls or .json file beside each image"
     else:
         layout = read_layout(names, tally)
         kept = set(layout.names)
