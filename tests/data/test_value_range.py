@@ -1,12 +1,14 @@
 """One value range for all images of a data set, for each type of samples of more than 8 bits."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -198,3 +200,31 @@ def test_bad_images_are_left_out_of_the_measure(tmp_path: Path) -> None:
 def test_a_table_of_ranges_that_makes_no_sense_is_an_error(table: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         check_ranges(table)
+
+
+def test_a_frequent_value_far_from_all_others_is_told_with_the_range_of_the_others(tmp_path: Path) -> None:
+    """GDAL_NODATA tells no data, but not every program writes it."""
+    rng = np.random.default_rng(0)
+    for number, (name, lonely) in enumerate((("a", -9999.0), ("b", 9.9e36))):
+        for i in range(4):
+            pixels = rng.random((32, 32)).astype(np.float32)
+            pixels[:8] = lonely
+            (tmp_path / name).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", pixels)
+        measured = measure_ranges(open_source(tmp_path / name), max_image_px=10**6, seed=0, known={})
+        told = measured.warnings[0]
+        assert re.search(r"25 % of the float32 values are (-9999|9.9e\+36), far from the others", told), number
+        low, high = (float(part) for part in re.findall(r"--data.value-range (\S+) (\S+)", told)[0])
+        assert 0 < low < high < 1
+
+
+def test_further_pages_of_a_tiff_are_told_but_not_its_overviews(tmp_path: Path) -> None:
+    page = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for name, kinds in (("pages", [0, 0, 0]), ("overviews", [0, 1, 1])):
+        (tmp_path / name).mkdir()
+        with tifffile.TiffWriter(tmp_path / name / "0.tif") as file:
+            for kind in kinds:
+                file.write(page, subfiletype=kind, photometric="minisblack")
+    found = measure_ranges(open_source(tmp_path / "pages"), max_image_px=10**6, seed=0, known={}).warnings
+    assert found[0].startswith("data: 1 of 1 sampled TIFF files have several pages, for example ")
+    assert not measure_ranges(open_source(tmp_path / "overviews"), max_image_px=10**6, seed=0, known={}).warnings

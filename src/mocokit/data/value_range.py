@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mocokit.data.decode.decode import DecodeError, decode_samples, looks_deep
 from mocokit.data.decode.deep import GIVEN, DeepPixels, ValueRanges, map_samples
+from mocokit.data.decode.tiff_tags import has_more_pages, is_tiff
 from mocokit.data.sources.names import Names
 from mocokit.data.sources.sources import RawImage
 from mocokit.data.sources.suffixes import suffix_of
@@ -27,6 +28,8 @@ MAX_LOOKED_AT = 200
 """Images that are looked at to find them; of 8-bit ones only the header is read."""
 VALUES_PER_IMAGE = 10_000
 """Values drawn from an image."""
+MIN_LONELY_SHARE = 0.001
+"""Share of a lowest or highest value, far from all others, that the user is told about."""
 FEW_LEVELS = 64
 """With fewer gray levels than this, the user is warned."""
 
@@ -87,11 +90,12 @@ def measure_ranges(source: NumberedImages, *, max_image_px: int, seed: int, know
 
     """
     samples: dict[str, list[_Sample]] = {}
-    for index, deep in _deep_images(source, max_image_px, seed):
+    pages = PageCount()
+    for index, deep in _deep_images(source, max_image_px, seed, pages):
         samples.setdefault(deep.sample_type, []).append(_draw(deep, index, seed))
     ranges = dict(known)
     notes = list[str]()
-    warnings = list[str]()
+    warnings = pages.warnings()
     for sample_type, found in sorted(samples.items()):
         parts = [sample.values for sample in found if len(sample.values)]
         if not parts:
@@ -108,8 +112,37 @@ def measure_ranges(source: NumberedImages, *, max_image_px: int, seed: int, know
     return MeasuredRanges(ranges=ranges, notes=tuple(notes), warnings=tuple(warnings))
 
 
-def _deep_images(source: NumberedImages, max_image_px: int, seed: int) -> Iterator[tuple[int, DeepPixels]]:
-    """Yield (index, samples) of up to MAX_IMAGES images that need a range, in random order."""
+@dataclass
+class PageCount:
+    """Number of TIFF files looked at, and of those with further pages, which are not read."""
+
+    files: int = 0
+    with_more: int = 0
+    example: str = ""
+
+    def add(self, raw: RawImage, name: str) -> None:
+        """Count a file if it is a TIFF."""
+        if isinstance(raw, np.ndarray) or not is_tiff(raw):
+            return
+        self.files += 1
+        if has_more_pages(raw):
+            self.with_more += 1
+            self.example = self.example or name
+
+    def warnings(self) -> list[str]:
+        """Return a warning if some have further pages."""
+        if not self.with_more:
+            return []
+        return [
+            f"data: {self.with_more:,} of {self.files:,} sampled TIFF files have several pages, for example "
+            f"{self.example}; only the first page of each is read: write those that you want as files of their own"
+        ]
+
+
+def _deep_images(
+    source: NumberedImages, max_image_px: int, seed: int, pages: PageCount
+) -> Iterator[tuple[int, DeepPixels]]:
+    """Yield (index, samples) of up to MAX_IMAGES images that need a range, in random order; count pages of TIFFs."""
     looked_at = 0
     found = 0
     names = getattr(source, "names", None)
@@ -120,6 +153,7 @@ def _deep_images(source: NumberedImages, max_image_px: int, seed: int) -> Iterat
         looked_at += 1
         try:
             raw = source.read(position)
+            pages.add(raw, source.name(position))
             if looks_deep(raw):
                 pixels = decode_samples(raw, max_image_px=max_image_px)
                 if isinstance(pixels, DeepPixels):
@@ -161,18 +195,41 @@ def _tell(
     clipped = float(np.mean((values < low) | (values > high)))
     lost = float(np.mean([sample.lost for sample in found]))
     levels = len(np.unique(map_samples(values, low, high)))
+    warnings = [] if is_known else _lonely_ends(sample_type, values)
     origin = "as given" if is_known else "measured"
     told = (
         f"{sample_type} samples: {low:g} to {high:g} become 0 to 255 ({origin}; in {len(found)} sampled images "
         f"{100 * clipped:.2g} % of the values are clipped, {100 * lost:.2g} % hold no data)"
     )
     if levels >= FEW_LEVELS:
-        return told, []
+        return told, warnings
     warning = (
         f"data.value_range: {low:g} to {high:g} leaves {levels} of 256 levels of the {sample_type} samples; give one "
         "that fits them by --data.value-range LOW HIGH (pack: --value-range), or check that these are images"
     )
-    return told, [warning]
+    return told, [*warnings, warning]
+
+
+def _lonely_ends(sample_type: str, values: NDArray[Any]) -> list[str]:
+    """Return a warning if the lowest or highest value is frequent and far from all others: it may mean "no data".
+
+    GDAL_NODATA says so in a TIFF, but not every program writes it.
+    """
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) < FEW_LEVELS:
+        return []
+    ends = {"lowest": (0, found[1:]), "highest": (-1, found[:-1])}
+    for which, (end, others) in ends.items():
+        low, high = float(others[0]), float(others[-1])
+        gap = low - float(found[end]) if which == "lowest" else float(found[end]) - high
+        share = counts[end] / len(values)
+        if share > MIN_LONELY_SHARE and gap > high - low:
+            return [
+                f"data.value_range: {100 * share:.2g} % of the {sample_type} values are {float(found[end]):g}, far "
+                f"from the others, which are {low:g} to {high:g}; if that means no data, give their range: "
+                f"--data.value-range {low:g} {high:g} (pack: --value-range)"
+            ]
+    return []
 
 
 def check_ranges(ranges: object) -> dict[str, tuple[float, float]]:

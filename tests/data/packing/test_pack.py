@@ -344,3 +344,10 @@ def test_shards_can_be_packed_again(photos: Path, tmp_path: Path) -> None:
     _pack(tmp_path / "once", tmp_path / "twice")
     assert _read_all(tmp_path / "once") == _read_all(tmp_path / "twice")
     assert open_shards(str(tmp_path / "twice")).names == open_shards(str(tmp_path / "once")).names
+
+
+@pytest.mark.parametrize("value_range", [(5.0, 1.0), (1.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_value_range_that_is_none_is_refused(value_range: tuple[float, float], photos: Path, tmp_path: Path) -> None:
+    """Before: a reversed one wrote inverted images."""
+    with pytest.raises(ValueError, match=r"^value_range=.*needs two finite numbers LOW < HIGH"):
+        pack(photos, tmp_path / "packed", max_image_px=10**6, short_side_px=16, value_range=value_range)

@@ -139,12 +139,37 @@ def read_layout(raw: bytes) -> TiffLayout:
     return _layout(tags, is_big_endian_bigtiff=raw[:4] == b"MM\0+")
 
 
-def _read_tags(raw: bytes) -> dict[int, tuple[int, ...] | bytes]:
+def has_more_pages(raw: bytes) -> bool:
+    """Return True if the second page of a TIFF is an image of its own: no reduced copy, no mask, not damaged."""
+    try:
+        order, offset_format, count_format, entry, first = _header(raw)
+        (num_tags,) = struct.unpack_from(f"{order}{count_format}", raw, first)
+        (second,) = struct.unpack_from(
+            f"{order}{offset_format}", raw, first + struct.calcsize(f"{order}{count_format}") + num_tags * entry
+        )
+        if second == 0:
+            return False
+        tags = _read_tags(raw, first=second)
+    except (struct.error, DecodeError):
+        return False
+    return not _number(tags, SUBFILE_TYPE, 0) & _NOT_THE_IMAGE
+
+
+def _header(raw: bytes) -> tuple[str, str, str, int, int]:
+    """Return (byte order, format of offsets, format of the number of tags, bytes of a tag, place of the first page)."""
     order = SIGNATURES[raw[:4]]
     is_big = raw[2:4] in {b"+\0", b"\0+"}
     offset_format, count_format, entry = ("Q", "Q", 20) if is_big else ("I", "H", 12)
     (first,) = struct.unpack_from(f"{order}{offset_format}", raw, 8 if is_big else 4)
-    _require(first < len(raw), "its first page lies behind its end")
+    return order, offset_format, count_format, entry, first
+
+
+def _read_tags(raw: bytes, first: int | None = None) -> dict[int, tuple[int, ...] | bytes]:
+    """Return the tags of the page at `first`; None: of the first page."""
+    order, offset_format, count_format, entry, start_page = _header(raw)
+    first = start_page if first is None else first
+    is_big = offset_format == "Q"
+    _require(first < len(raw), "the page lies behind its end")
     (num_tags,) = struct.unpack_from(f"{order}{count_format}", raw, first)
     _require(0 < num_tags <= MAX_TAGS, f"{num_tags} tags")
     start = first + struct.calcsize(count_format)

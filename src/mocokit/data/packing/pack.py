@@ -7,6 +7,7 @@ too: image 123 is the member `000000123.jpg`, and its class number, if it has on
 import contextlib
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,11 +100,11 @@ def pack(
     require(short_side_px is None or short_side_px >= 8, "short_side_px", short_side_px, "must be at least 8 pixels")
     require(1 <= quality <= 100, "quality", quality, "must be in 1..100")
     require(shard_bytes >= 1, "shard_bytes", shard_bytes, "must be at least 1")
+    known = _known_ranges(value_range)
     folder = _free_folder(out)
     source = open_source(data)
     on_data(f"data: {describe_source(source)}")
     folder.mkdir(parents=True, exist_ok=True)
-    known = {} if value_range is None else {GIVEN: value_range}
     ranges = NO_DEEP_IMAGES
     if short_side_px is not None:
         ranges = measure_ranges(source, max_image_px=max_image_px, seed=0, known=known)
@@ -134,6 +135,21 @@ def _write_shards(
         writer.write(INDEX_NAME, index.save)
         writer.publish()
     return bad, index
+
+
+def _known_ranges(value_range: tuple[float, float] | None) -> ValueRanges:
+    """Return the range that the user gave; nothing for None.
+
+    Raises:
+        ValueError: It is no range.
+
+    """
+    if value_range is None:
+        return {}
+    low, high = value_range
+    is_range = math.isfinite(low) and math.isfinite(high) and low < high
+    require(is_range, "value_range", value_range, "needs two finite numbers LOW < HIGH; leave it out to measure them")
+    return {GIVEN: value_range}
 
 
 def _free_folder(out: str | Path) -> Path:
