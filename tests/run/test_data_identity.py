@@ -231,3 +231,38 @@ def test_machines_with_other_images_are_told_apart(own_photos: Path, photos: Pat
     _exchange_one(own_photos)
     code, said = finish(start([str(photos), str(own_photos)], ranks=2, program=program))
     assert code != 0 and "the machine of rank 1 has other images than that of rank 0" in said
+
+
+def test_changed_test_images_are_told_but_do_not_stop_the_run(tiny: Tiny, own_photos: Path, tmp_path: Path) -> None:
+    """Before: accuracies of two different sets stood in one column without a word."""
+    test = Path(shutil.copytree(own_photos, tmp_path / "test"))
+    settings = {"data.source": str(own_photos), "data.test": str(test), "run.knn_every": 1, "run.knn_max_images": 400}
+    mocokit.pretrain(tiny(**settings), out=tmp_path / "run")
+    list_checkpoints(tmp_path / "run" / "checkpoints")[-1].unlink()
+    (test / "cat" / "003.jpg").unlink()
+    mocokit.resume(tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "data.test: the test images changed since the last checkpoint (79 now)" in log
+
+
+def test_the_test_part_of_a_split_that_repeats_training_images_is_told(
+    tiny: Tiny, own_photos: Path, tmp_path: Path
+) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(own_photos, tmp_path / "d" / part)
+    mocokit.pretrain(tiny(**{"data.source": str(tmp_path / "d"), "optim.epochs": 1}), out=tmp_path / "run")
+    assert f"data.test={tmp_path / 'd/val'}: 80 of 80 test images" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"x = ["])
+def test_a_damaged_record_of_the_machine_blocks_no_run(begun: Path, damage: bytes) -> None:
+    (begun / "environment.toml").write_bytes(damage)
+    mocokit.resume(begun)
+    assert (begun / "environment.toml.damaged").read_bytes() == damage
+    assert "[[resumed]]" in (begun / "environment.toml").read_text()
+
+
+def test_damaged_derived_numbers_are_named(begun: Path) -> None:
+    (begun / "resolved.toml").write_text("mean = [")
+    with pytest.raises(ValueError, match=rf"^run={begun}: its resolved.toml is damaged .* put it back, or delete it"):
+        mocokit.resume(begun)

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -143,7 +144,7 @@ class RunFolder:
 
     def record_resume(self, step: int) -> None:
         """Add to the environment what the run goes on with after `step` steps, as an entry of `[[resumed]]`."""
-        before = self.environment.read_text(encoding="utf-8") if self.environment.exists() else ""
+        before = _before(self.environment)
         entry = tomli_w.dumps({"resumed": [{"step": step, **describe_start()}]})
         write_text_atomically(self.environment, before + "\n" + entry)
 
@@ -183,6 +184,19 @@ def _is_of_start(path: Path) -> bool:
     if path.name == "checkpoints" and path.is_dir():
         return not any(path.iterdir())
     return path.name in (*LOCK_FILES, "environment.toml", "config.toml" + PARTIAL, "environment.toml" + PARTIAL)
+
+
+def _before(environment: Path) -> str:
+    """Return the text of environment.toml; a damaged one, which no run needs, is moved to environment.toml.damaged."""
+    try:
+        text = environment.read_text(encoding="utf-8") if environment.exists() else ""
+        tomllib.loads(text)
+    except ValueError as error:
+        aside = environment.with_name(f"{environment.name}.damaged")
+        environment.replace(aside)
+        LOGGER.warning("%s: damaged (%s); moved to %s", environment, error, aside.name)
+        return ""
+    return text
 
 
 def describe_start() -> dict[str, object]:

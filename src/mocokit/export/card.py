@@ -80,7 +80,10 @@ def describe_run(loaded: LoadedBackbone) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); put it back, or delete it to export without it") from error
 
 
 def _evaluation(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from mocokit import distributed
 from mocokit.config.schema import Config
 from mocokit.config.toml import replace_settings
 from mocokit.data.sources.identity import DataIdentity, describe_change, identify, load_identity
-from mocokit.data.sources.open_source import open_source
 from mocokit.data.sources.overlap import find_overlap
 from mocokit.data.sources.sources import ImageSource
 from mocokit.engine.checkpoint import write_atomically
@@ -30,10 +29,13 @@ class RunImages:
     digest: str
     identity: DataIdentity | None
     """Names and content hashes; None except on the first rank of each machine, which computed them."""
+    test: DataIdentity | None = None
+    """The same of the images that the monitor classifies; None without such, and except on the main rank."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
-        return {"digest": self.digest, "num_images": self.num_images}
+        """Return what a checkpoint holds of it; complete on the main rank."""
+        test_digest = self.test.digest if self.test else ""
+        return {"digest": self.digest, "num_images": self.num_images, "test_digest": test_digest}
 
     def save(self, folder: RunFolder) -> None:
         """Write names and content hashes into the run folder, on the main rank; they tell later what changed."""
@@ -46,17 +48,24 @@ class RunImages:
             self.identity.save(file)
 
 
-def identify_images(source: ImageSource) -> RunImages:
+def identify_images(source: ImageSource, test: ImageSource | None = None) -> RunImages:
     """Return the identity of the run's images; the first rank of each machine looks at its files, the others wait.
+
+    Args:
+        source: The training images.
+        test: The images that the monitor classifies; None: some of the training images.
 
     Raises:
         ValueError: The machines have different images.
 
     """
     identity = None
+    test_identity = None
     with distributed.work_alone():
         if distributed.local_rank() == 0:
             identity = identify(source)
+        if distributed.is_main() and test is not None:
+            test_identity = identify(test)
     digests = distributed.all_gather_objects(identity.digest if identity else "")
     odd = [rank for rank, digest in enumerate(digests) if digest not in ("", digests[0])]
     if odd:
@@ -64,7 +73,7 @@ def identify_images(source: ImageSource) -> RunImages:
             f"data: the machine of rank {odd[0]} has other images than that of rank 0 (names, sizes or bytes differ); "
             "give every machine the same files"
         )
-    return RunImages(num_images=len(source), digest=digests[0], identity=identity)
+    return RunImages(num_images=len(source), digest=digests[0], identity=identity, test=test_identity)
 
 
 def require_same_images(
@@ -84,15 +93,27 @@ def require_same_images(
 
     """
     before = state.get("data") or {"num_images": _read_resolved(folder).get("num_images", images.num_images)}
+    notes = _test_changes(before, images)
     if before.get("digest", images.digest) == images.digest and before["num_images"] == images.num_images:
-        return []
+        return notes
     change = distributed.all_gather_objects(_describe(folder, before, images) if distributed.is_main() else "")[0]
     if not accept_changes:
         raise ValueError(
             f"data: the images changed since {folder.path} was saved: {change}; put them back, name their new place "
             "with --data, start a new run, or go on with --accept-changes"
         )
-    return [f"data: the images changed since the last checkpoint: {change}; accepted"]
+    return [f"data: the images changed since the last checkpoint: {change}; accepted", *notes]
+
+
+def _test_changes(before: Mapping[str, Any], now: RunImages) -> list[str]:
+    """Return a warning if the monitor's test images changed, on the main rank; they do not move the training."""
+    digest = before.get("test_digest", "")
+    if not digest or now.test is None or now.test.digest == digest:
+        return []
+    return [
+        f"data.test: the test images changed since the last checkpoint ({len(now.test.names):,} now); kNN accuracies "
+        "before and after it are of other images"
+    ]
 
 
 def _describe(folder: RunFolder, before: Mapping[str, Any], now: RunImages) -> str:
@@ -131,14 +152,27 @@ def with_recorded_mean(config: Config, folder: RunFolder) -> Config:
 
 
 def _read_resolved(folder: RunFolder) -> dict[str, Any]:
-    return tomllib.loads(folder.resolved.read_text(encoding="utf-8")) if folder.resolved.is_file() else {}
+    try:
+        return tomllib.loads(folder.resolved.read_text(encoding="utf-8")) if folder.resolved.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"run={folder.path}: its resolved.toml is damaged ({error}); put it back, or delete it: then mean and "
+            "deviation, unless they were given, are measured again"
+        ) from error
 
 
-def overlap_warnings(config: Config, source: ImageSource, images: RunImages) -> list[str]:
-    """Return a warning if images of data.test are training images too; on the main rank, others return nothing."""
+def overlap_warnings(source: ImageSource, test: ImageSource | None, images: RunImages, location: str) -> list[str]:
+    """Return a warning if test images are training images too; on the main rank, others return nothing.
+
+    Args:
+        source: The training images.
+        test: The images that the monitor classifies; None: some of the training images, apart from those that vote.
+        images: Identities of both.
+        location: Where the test images are.
+
+    """
     with distributed.work_alone():
-        if not config.data.test or not distributed.is_main() or images.identity is None:
+        if test is None or images.test is None or images.identity is None:
             return []
-        test = open_source(config.data.test)
-        overlap = find_overlap(source, test, images.identity, identify(test))
-    return [f"data.test={config.data.test}: {overlap}"] if overlap.shared else []
+        overlap = find_overlap(source, test, images.identity, images.test)
+    return [f"data.test={location}: {overlap}"] if overlap.shared else []

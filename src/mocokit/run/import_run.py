@@ -135,7 +135,7 @@ def import_run(run: OfficialRun, out: str | Path, *, config: Config) -> int:
     parts.optimizer.load_state_dict(_optimizer_state(run, parts))
     if "scaler" in extras:
         parts.precision.scaler.load_state_dict(extras["scaler"])
-    images = identify_images(parts.reader.source)
+    images = identify_images(parts.reader.source, parts.test_source)
     state = {**state_of(parts, config), "data": images.state(), "step": step}
     with started(folder, to_toml(config)):
         images.save(folder)

@@ -160,7 +160,7 @@ def _run(
         parts = build_run(with_recorded_mean(config, folder) if resume else config, device, given)
         if not resume:
             require_few_lost(parts.reader.source, max_share=config.data.max_bad_share)
-        images = identify_images(parts.reader.source)
+        images = identify_images(parts.reader.source, parts.test_source)
 
         def take_folder() -> None:
             """Make the folder this process's own."""
@@ -174,7 +174,8 @@ def _run(
         folder.start_log()
         try:
             start_step = 0
-            notes = overlap_warnings(config, parts.reader.source, images)
+            test_place = config.data.test or str(getattr(parts.reader.source, "test_part", ""))
+            notes = overlap_warnings(parts.reader.source, parts.test_source, images, test_place)
             if resume:
                 start_step, restored = restore(folder, parts, images, accept_changes=accept_changes)
                 notes = restored + distributed.from_main(lambda: record_places(config, folder)) + notes
