@@ -1,5 +1,6 @@
 """`--help` of every command lists its flags with a line on each; what is misspelt names what it is near to."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.cli import COMMANDS, main
+from mocokit.cli import COMMANDS, HELP, main
 
 LIGHT = ("resume", "pack", "unpack", "knn", "evaluate", "linear", "finetune", "export", "detect", "presets", "verify")
 """Commands whose help must not wait for torch."""
@@ -152,3 +153,25 @@ def test_a_command_without_arguments_tells_its_usage(
     assert code in {1, 2}
     text = " ".join(capsys.readouterr().err.split())
     assert "usage: mocokit" in text or f"mocokit {command} --help" in text, text
+
+
+def test_help_of_help_is_the_page_of_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "--help"]) == 0
+    assert capsys.readouterr().out == HELP
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"]])
+def test_a_reader_that_is_gone_is_no_traceback(arguments: list[str]) -> None:
+    """Before: `mocokit --help | true` ended in one."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mocokit", *arguments]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_plan_does_not_take_device_for_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before: `plan moco-v2 --device 8xA100` computed for 8 H100."""
+    assert main(["plan", "moco-v2", "--device", "8xA100"]) == 1
+    assert "run.device=8xA100: `plan` computes for --devices" in capsys.readouterr().err

@@ -58,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold what the terminal's encoding can't
             stream.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in {"-h", "--help"} or arguments == ["help"]:
-        print(HELP, end="")
-        return 0 if arguments else 2
+    if not arguments or arguments[0] in {"-h", "--help"} or arguments in (["help"], ["help", "--help"]):
+        return _call(_print_help, arguments) or (0 if arguments else 2)
     command, *rest = arguments
     if command == "help":  # mocokit help knn
         command, rest = rest[0], ["--help"]
@@ -74,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run a command. Errors that a user can fix become one line on stderr; any other error keeps its traceback."""
     try:
-        return command(arguments)
+        try:
+            return command(arguments)
+        finally:
+            sys.stdout.flush()  # so that a reader that is gone, or a full disk, is found here
     except BrokenPipeError:  # `mocokit presets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -89,6 +91,11 @@ def _call(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 def _fail(message: str, *, code: int = 1) -> int:
     print(f"mocokit: {message}", file=sys.stderr)
     return code
+
+
+def _print_help(_arguments: list[str]) -> int:
+    print(HELP, end="")
+    return 0
 
 
 def _version(_arguments: list[str]) -> int:

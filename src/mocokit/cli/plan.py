@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mocokit.cli.arguments import OwnMethod, parse, take_option, take_preset, tell
 
@@ -51,26 +51,35 @@ def plan_command(arguments: list[str]) -> int:
     found = re.fullmatch(r"(\d+)x(\w+)", asked.devices)
     if found is None:
         raise ValueError(f"devices={asked.devices}: write number and kind, such as 8xH100")
+    _require_no_device(asked.config.run.device, measure=asked.measure)
     num_images = asked.num_images
     if data := asked.config.data.source:
         source = open_source(with_columns(data, path_column=asked.config.data.path_column))
         num_images = len(source)
         tell(f"data: {describe_source(source)}")
     world_size = int(found[1])
-    made = plan(asked.config, device=found[2], world_size=world_size, num_images=num_images, around=asked.around)
+    on: dict[str, Any] = {"device": found[2], "world_size": world_size, "num_images": num_images}
+    made = plan(asked.config, **on, around=asked.around)
     _print_plan(made)
     for line in describe_views(asked.config.augment):
         print(line)
     if not made.fits:
-        helps = remedies(
-            asked.config, device=found[2], world_size=world_size, num_images=num_images, around=asked.around
-        )
+        helps = remedies(asked.config, **on, around=asked.around)
         print("what fits, with the same numbers:")
         for line in helps or ["nothing that was tried; use a smaller batch or network"]:
             print(f"  {line}")
     if asked.measure:
         _print_measured(asked.config, num_images)
     return 0
+
+
+def _require_no_device(device: str, *, measure: bool) -> None:
+    """Raise ValueError if a device is named that nothing is measured on: --device is near to --devices."""
+    if device != "auto" and not measure:
+        raise ValueError(
+            f"run.device={device}: `plan` computes for --devices, such as 8xH100; leave it out, or add --measure to "
+            "train some steps on it"
+        )
 
 
 def _print_measured(config: "Config", num_images: int) -> None:

@@ -27,7 +27,7 @@ Continue a run that was stopped or killed from its newest readable checkpoint, w
   RUN                 folder of the run
   --data NEW          new place of its images, if they moved; they must be the same images
   --test NEW          new place of the images of data.test, if they moved
-  --accept-changes    continue although an older mocokit, whose numbers differ, began the run; it says which ones
+  --accept-changes    continue although the images changed, or an older mocokit with other numbers began the run
   --method-from STR   the method of your own that the run was started with, for example my_method:SPEC
   -h, --help          show this page
 

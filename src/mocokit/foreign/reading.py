@@ -20,6 +20,7 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
             code.
 
     """
+    require(not path.is_dir(), "checkpoint", path, "a folder; give the file of weights in it")
     require(path.is_file(), "checkpoint", path, "no such file")
     require(not is_lfs_pointer(path), "checkpoint", path, LFS_ADVICE)
     try:
