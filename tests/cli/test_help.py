@@ -160,12 +160,11 @@ def test_help_of_help_is_the_page_of_all_commands(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == HELP
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["presets"]])
-def test_a_reader_that_is_gone_is_no_traceback(arguments: list[str]) -> None:
+def test_a_reader_that_is_gone_is_no_traceback() -> None:
     """Before: `mocokit --help | true` ended in one."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "mocokit", *arguments]
+    command = [sys.executable, "-m", "mocokit", "--help"]
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, "")
