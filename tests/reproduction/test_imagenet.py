@@ -24,7 +24,7 @@ PLACES = Places(out=Path("my runs"))
 def test_the_printed_commands_run_that_cell(table: Table, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
 
-    def note_config(config: Config, *, out: str) -> SimpleNamespace:
+    def note_config(config: Config, *, out: str, **_rest: object) -> SimpleNamespace:
         asked.update(config=config, out=out)
         return SimpleNamespace(signal=None, step=0, folder=Path(out))
 

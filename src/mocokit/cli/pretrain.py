@@ -31,8 +31,7 @@ Continue a run that was stopped or killed from its newest readable checkpoint, w
   --method-from STR   the method of your own that the run was started with, for example my_method:SPEC
   -h, --help          show this page
 
-examples:
-  mocokit resume runs/a
+example:
   mocokit resume runs/a --data /new_disk/photos
 """
 
