@@ -26,7 +26,7 @@ def test_the_printed_commands_run_that_cell(table: Table, cell: Cell, monkeypatc
 
     def note_config(config: Config, *, out: str, **_rest: object) -> SimpleNamespace:
         asked.update(config=config, out=out)
-        return SimpleNamespace(signal=None, step=0, folder=Path(out))
+        return SimpleNamespace(signal=None, step=0, folder=Path(out), next_command="")
 
     def note_protocols(run: str, **settings: object) -> list[object]:
         asked.update(run=run, **settings)
