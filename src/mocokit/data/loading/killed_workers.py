@@ -37,6 +37,12 @@ _CAUSES = {
     "SIGBUS": ("ended by a bus error", f"most likely {_SHARED_MEMORY_FULL}"),
 }
 """Signal -> (how the worker ended, likely reason and remedy)."""
+_NOT_STARTED = (
+    "most likely it could not start, and its own message says why: a script that trains needs "
+    '`if __name__ == "__main__":` around its calls, and a class of yours must be in a module, not in a notebook; '
+    "or use 0 workers"
+)
+"""Reason and remedy for a process that must import the program again, where workers are not forked."""
 
 
 class WorkerDeath(NamedTuple):
@@ -112,7 +118,10 @@ class ResilientBatches(Generic[B]):
         """Start workers for the undelivered batches and the rest; return their batches and the processes."""
         children_before = set(multiprocessing.active_children())
         with _same_child_handler():
-            batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
+            try:
+                batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
+            except BrokenPipeError as error:  # it ended before it had read what it was sent
+                raise ChildProcessError(f"a worker process ended while it was started, {_NOT_STARTED}") from error
         return batches, set(multiprocessing.active_children()) - children_before
 
 
@@ -167,7 +176,8 @@ def describe_death(pid: int | None, exit_code: int) -> WorkerDeath:
     if name in _CAUSES:
         ended, hint = _CAUSES[name]
     else:
-        hint = "most likely a library crashed: 0 workers show where"
+        starts_anew = multiprocessing.get_start_method() != "fork"
+        hint = _NOT_STARTED if starts_anew and exit_code == 1 else "most likely a library crashed: 0 workers show where"
         ended = f"ended with code {exit_code}"
         if exit_code < 0:
             ended = f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"

@@ -19,7 +19,7 @@ from mocokit.data.batch import BatchMaker
 from mocokit.data.loading.allocator import give_back_freed_memory
 from mocokit.data.loading.killed_workers import ResilientBatches
 from mocokit.data.loading.socket_folder import choose_socket_folder
-from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker
+from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker, preload_fork_server
 from mocokit.data.sources.shards import is_url
 from mocokit.randomness import Purpose, permutation
 
@@ -151,7 +151,8 @@ def build_loader(
     def load(order: Iterable[Sequence[Any]]) -> DataLoader[B | WorkerError]:
         """Return a loader with new workers for the batches at `order`."""
         choose_socket_folder()
-        give_back_freed_memory()  # the workers are forked next, and share all memory of this process
+        preload_fork_server()
+        give_back_freed_memory()  # workers that are forked next share all memory of this process
         return DataLoader(
             BatchDataset(views),
             batch_sampler=cast(Sampler[list[Any]], order),

@@ -56,6 +56,25 @@ class BatchDataset(Dataset[B | WorkerError], Generic[B]):
             return WorkerError(kind, str(error), traceback.format_exc())
 
 
+PRELOADED = "mocokit.data.loading.preloaded"
+"""Module that a fork server imports before it forks workers."""
+
+
+def preload_fork_server() -> None:
+    """Make the fork server, if that is the start method, load what workers need; without effect once it runs.
+
+    A worker then shares torch and the compiled loops with the server, as a forked one does with the main process,
+    instead of loading them itself (docs/performance.md). What the program asked to preload stays in the list.
+    """
+    if multiprocessing.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver  # missing on Windows
+
+    asked = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
+    if PRELOADED not in asked:
+        multiprocessing.set_forkserver_preload([*asked, PRELOADED])
+
+
 def init_worker(_worker: int) -> None:
     """Prepare a worker process: one thread, and an end only when the main process says so or is gone.
 
@@ -73,13 +92,16 @@ def init_worker(_worker: int) -> None:
 def _end_with_main(main: Any, starter: int) -> None:
     """End this process when the main process is gone or, where the system can tell, sends SIGTERM.
 
+    A fork server may end before: it does not ignore a SIGTERM that reaches all processes of the group.
+
     Args:
         main: The main process, as multiprocessing knows it.
-        starter: Process that started this one: the main process, or the fork server, which ends with it. Watched too,
-            because the younger siblings of a forked worker hold open the pipe that tells multiprocessing of an end.
+        starter: Process that started this one: the main process, or a fork server. The main process is watched this
+            way too, because the younger siblings of a forked worker hold open the pipe that tells of its end.
 
     """
-    while main.is_alive() and os.getppid() == starter:
+    is_child_of_main = starter == main.pid
+    while main.is_alive() and (not is_child_of_main or os.getppid() == starter):
         if not hasattr(signal, "sigtimedwait"):
             time.sleep(1.0)
             continue
