@@ -35,7 +35,7 @@ for name in names:
 
 import mocokit
 for module in pkgutil.walk_packages(mocokit.__path__, "mocokit."):
-    if not module.name.endswith(("__main__", "detectron2_train_net")):  # a script that is copied beside an export
+    if not module.name.endswith(("__main__", "preloaded", "detectron2_train_net")):  # the last is copied by an export
         importlib.import_module(module.name)
 from mocokit.cli import main
 for command in arguments:

@@ -9,15 +9,18 @@ process: if other code used a DataLoader with workers before, torch's handler is
 import contextlib
 import logging
 import multiprocessing
+import pickle
 import signal
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from mocokit.data.loading.start_methods import hold_signals
 from mocokit.data.loading.workers import WorkerError
 
 LOGGER = logging.getLogger("mocokit")
@@ -44,6 +47,11 @@ _NOT_STARTED = (
 )
 """Reason and remedy for a process that must import the program again, where workers are not forked."""
 
+_NOT_SENT = (
+    "a source that keeps files open after read() needs a __getstate__ that leaves them out, and its class must be at "
+    "the top of a module; or use 0 workers"
+)
+
 
 class WorkerDeath(NamedTuple):
     """Description of a dead worker."""
@@ -59,7 +67,7 @@ class ResilientBatches(Generic[B]):
 
     When a worker dies, some requested batches are not delivered yet. If another worker dies before all of these are
     delivered, iteration raises ChildProcessError: the same images seem to kill every worker. If shared memory is full,
-    it raises OSError.
+    it raises OSError. If workers are not forked and `load`'s data set can't be pickled, it raises ValueError.
 
     Args:
         load: Returns a loader with workers for the batches at some positions.
@@ -117,11 +125,16 @@ class ResilientBatches(Generic[B]):
     ) -> tuple[Iterator[B | WorkerError], set[BaseProcess]]:
         """Start workers for the undelivered batches and the rest; return their batches and the processes."""
         children_before = set(multiprocessing.active_children())
-        with _same_child_handler():
+        with _same_child_handler(), hold_signals(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # torch's; it then raises the error
             try:
                 batches = iter(self.load(_remember(tuple(undelivered), rest, undelivered)))
-            except BrokenPipeError as error:  # it ended before it had read what it was sent
+            except (BrokenPipeError, EOFError) as error:  # it, or the fork server, ended before it had started
                 raise ChildProcessError(f"a worker process ended while it was started, {_NOT_STARTED}") from error
+            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                if "pickle" not in str(error) and "local object" not in str(error):
+                    raise
+                raise ValueError(f"data: can't be sent to worker processes ({error}); {_NOT_SENT}") from error
         return batches, set(multiprocessing.active_children()) - children_before
 
 

@@ -19,7 +19,8 @@ from mocokit.data.batch import BatchMaker
 from mocokit.data.loading.allocator import give_back_freed_memory
 from mocokit.data.loading.killed_workers import ResilientBatches
 from mocokit.data.loading.socket_folder import choose_socket_folder
-from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker, preload_fork_server
+from mocokit.data.loading.start_methods import preload_fork_server
+from mocokit.data.loading.workers import BatchDataset, WorkerError, identity, init_worker
 from mocokit.data.sources.shards import is_url
 from mocokit.randomness import Purpose, permutation
 

@@ -56,25 +56,6 @@ class BatchDataset(Dataset[B | WorkerError], Generic[B]):
             return WorkerError(kind, str(error), traceback.format_exc())
 
 
-PRELOADED = "mocokit.data.loading.preloaded"
-"""Module that a fork server imports before it forks workers."""
-
-
-def preload_fork_server() -> None:
-    """Make the fork server, if that is the start method, load what workers need; without effect once it runs.
-
-    A worker then shares torch and the compiled loops with the server, as a forked one does with the main process,
-    instead of loading them itself (docs/performance.md). What the program asked to preload stays in the list.
-    """
-    if multiprocessing.get_start_method() != "forkserver":
-        return
-    from multiprocessing import forkserver  # missing on Windows
-
-    asked = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
-    if PRELOADED not in asked:
-        multiprocessing.set_forkserver_preload([*asked, PRELOADED])
-
-
 def init_worker(_worker: int) -> None:
     """Prepare a worker process: one thread, and an end only when the main process says so or is gone.
 
@@ -84,15 +65,15 @@ def init_worker(_worker: int) -> None:
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # it says who sent a signal; macOS and Windows have none
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if hasattr(signal, "pthread_sigmask"):
+        # Without sigtimedwait, which says who sent a signal, SIGTERM ends the worker (macOS).
+        how = signal.SIG_BLOCK if hasattr(signal, "sigtimedwait") else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, {signal.SIGTERM})  # `hold_signals` blocked it while this process started
     threading.Thread(target=_end_with_main, args=(multiprocessing.parent_process(), os.getppid()), daemon=True).start()
 
 
 def _end_with_main(main: Any, starter: int) -> None:
     """End this process when the main process is gone or, where the system can tell, sends SIGTERM.
-
-    A fork server may end before: it does not ignore a SIGTERM that reaches all processes of the group.
 
     Args:
         main: The main process, as multiprocessing knows it.

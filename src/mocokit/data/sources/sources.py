@@ -44,7 +44,8 @@ class ImageSource(Protocol):
     - A source may also have `left_out`, a tuple of LeftOut, and `label_note`, a sentence about its labels. Commands
       print them. `test_part` is a location of images that evaluation tests on if the user names none.
     - Several processes and threads read at the same time. Worker processes may get a pickled copy, so the object must
-      be picklable: open files and connections in `read`, not in `__init__`.
+      be picklable: open files and connections in `read`, not in `__init__`, and leave those that stay open out of
+      `__getstate__`. (Linux up to Python 3.13 forks workers; macOS, Windows and Python 3.14 send a copy.)
 
     Example:
         class Scans(ImageSource):
