@@ -6,7 +6,6 @@ import shutil
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mocokit.data.packing.pack import pack
+from mocokit.data.sources.objects import ImageList
 from mocokit.data.sources.open_source import ImageData
 from mocokit.run.demo import sample_path
 
@@ -49,7 +49,7 @@ class OwnSource:
 def write_sources(folder: Path, *, per_class: int = 8) -> dict[str, ImageData]:
     """Write `per_class` tiles of each of CLASSES in every layout; return what to open, by the kind of source.
 
-    All have labels except images in memory. Every kind holds the same pixels, but for IDX (gray, 28 px) and CIFAR
+    All have labels. Every kind holds the same pixels, but for IDX (gray, 28 px) and CIFAR
     (32 px).
     """
     photos = _extract(folder / "photos", per_class)
@@ -66,7 +66,7 @@ def write_sources(folder: Path, *, per_class: int = 8) -> dict[str, ImageData]:
         "shards behind a url": f"file://{_pack(photos, folder / 'remote')}",
         "IDX": _write_idx(folder / "t-images-idx3-ubyte.gz", paths),
         "CIFAR": _write_cifar(folder / "cifar-10-batches-py", paths),
-        "images in memory": list(_in_memory(paths)),
+        "images in memory": _in_memory(paths),
         "own object": OwnSource(paths),
     }
 
@@ -150,7 +150,10 @@ def _write_cifar(folder: Path, paths: list[Path]) -> str:
     return str(folder)
 
 
-def _in_memory(paths: list[Path]) -> Iterator[Image.Image]:
-    for path in paths:
+def _in_memory(paths: list[Path]) -> ImageList:
+    """Return every second image as an array, the others as Pillow's."""
+    images: list[Image.Image | NDArray[np.uint8]] = []
+    for number, path in enumerate(paths):
         with Image.open(path) as image:
-            yield image.copy()
+            images.append(np.asarray(image.convert("RGB")) if number % 2 else image.copy())
+    return ImageList(images, labels=tuple(map(_label, paths)), class_names=CLASSES)
