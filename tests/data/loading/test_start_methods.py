@@ -78,7 +78,7 @@ def _flatten(value: Any) -> Iterator[Any]:
 
 def _is_equal(a: Any, b: Any) -> bool:
     pairs = list(zip(_flatten(a), _flatten(b), strict=True))
-    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs) and len(pairs) > 2
+    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs) and len(pairs) >= 2
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn", pytest.param("forkserver", marks=SLOW)], indirect=True)
