@@ -29,7 +29,7 @@ def test_the_printed_commands_run_that_cell(table: Table, cell: Cell, monkeypatc
         return SimpleNamespace(signal=None, step=0, folder=Path(out), next_command="")
 
     def note_protocols(run: str, **settings: object) -> list[object]:
-        asked.update(run=run, **settings)
+        asked.update({**settings, "run": run, "out": asked["out"]})
         return []  # no rows: the command ends with 1
 
     monkeypatch.setattr("mocokit.run.pretrain.pretrain", note_config)
