@@ -10,6 +10,7 @@ The cells of a start method and a number of workers are run in one process, whic
 import argparse
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -152,7 +153,9 @@ def main() -> None:
         return
     for method in arguments.methods:
         for workers in arguments.workers:
-            subprocess.run([sys.executable, __file__, "--column", method, str(workers)], check=True)
+            one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # roundings depend on the number
+            command = [sys.executable, __file__, "--column", method, str(workers)]
+            subprocess.run(command, env=one_thread, check=True)
     write_page()
 
 
