@@ -134,7 +134,7 @@ def write_page() -> None:
 def _describe(cell: dict[str, Any], first: dict[str, Any]) -> str:
     """Return the text of a cell; `first` is the cell of the same source in the first column."""
     if "refused" in cell:
-        return cell["refused"]
+        return str(cell["refused"])
     faults = [] if cell["resumed_bits_equal"] else ["resumed to other bits"]
     if cell["losses"] != first.get("losses"):
         faults.append("other losses than the first column")

@@ -24,7 +24,7 @@ KINDS = [
 
 
 def _same(a: RawImage, b: RawImage) -> bool:
-    return a == b if isinstance(a, bytes) and isinstance(b, bytes) else np.array_equal(a, b)  # type: ignore[arg-type]
+    return a == b if isinstance(a, bytes) and isinstance(b, bytes) else np.array_equal(a, b)
 
 
 def test_no_kind_of_source_is_left_out(sources: dict[str, ImageData]) -> None:
