@@ -174,10 +174,10 @@ if __name__ == "__main__":
         signal.signal(number, lambda number, frame: signals.append(number))
     deaths = []
     batches = iter(build_loader(Numbers(), [[n] for n in range(400)], num_workers=2, on_worker_death=deaths.append))
-    assert next(batches).tolist() == [0]
+    assert [next(batches).tolist() for _ in range(4)] == [[0], [1], [2], [3]]  # both workers have started
     print(json.dumps([worker.pid for worker in multiprocessing.active_children()]), flush=True)
     sys.stdin.readline()  # the signals have been sent
-    assert [next(batches).tolist() for _ in range(1, 300)] == [[n] for n in range(1, 300)]
+    assert [next(batches).tolist() for _ in range(4, 300)] == [[n] for n in range(4, 300)]
     print(json.dumps([deaths, sorted(set(signals))]), flush=True)
     time.sleep(600)
 """
