@@ -83,6 +83,7 @@ def build_monitor(
     embed = embed_with(whole, method.pixels, precision)
 
     def evaluate() -> dict[str, float]:
+        """Return the kNN accuracy, and tell which images could not be read."""
         accuracy = knn_of(embed, bank, queries, [protocol], device=device)[protocol]
         for images in (bank, queries):
             images.tally.tell()

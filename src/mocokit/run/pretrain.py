@@ -92,12 +92,8 @@ def pretrain(
     changes = dict(settings or {})
     if method is not None:
         changes = {"method.name": add_method(method).name, **changes}
-    source = None
-    if isinstance(data, str | Path):
-        changes["data.source"] = str(data)
-    elif data is not None:
-        source = open_source(data)
-    given = Given(backbone=backbone, source=source)
+    place, given = _place_or_object(data, backbone)
+    changes |= place
     config = given.named_in(locate_data(replace_settings(config, changes)))
     return _run(config, RunFolder(out), given, exist=exist)
 
@@ -132,14 +128,18 @@ def resume(
         add_method(method)
     folder = RunFolder(run)
     config = from_toml(folder.read_config())
-    places = {"data.test": str(test)} if test is not None else {}
-    source = None
-    if isinstance(data, str | Path):
-        places["data.source"] = str(data)
-    elif data is not None:
-        source = open_source(data)
-    given = Given(backbone=backbone, source=source)
+    place, given = _place_or_object(data, backbone)
+    places = place if test is None else {**place, "data.test": str(test)}
     return _run(with_places(config, places), folder, given, exist=None, accept_changes=accept_changes)
+
+
+def _place_or_object(data: ImageData | None, backbone: nn.Module | None) -> tuple[dict[str, str], Given]:
+    """Return `data` as the setting of its place, if it is one, and else as an object, beside the backbone."""
+    if data is None:
+        return {}, Given(backbone=backbone)
+    if isinstance(data, str | Path):
+        return {"data.source": str(data)}, Given(backbone=backbone)
+    return {}, Given(backbone=backbone, source=open_source(data))
 
 
 def _run(

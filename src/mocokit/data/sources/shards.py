@@ -256,6 +256,7 @@ def _walk_remote(shard: str, tally: LeftOutTally) -> list[Sample]:
     """Return the samples of a shard behind a url; nothing is counted twice if the network fails in between."""
 
     def walk(files: Any, path: str) -> tuple[list[Sample], LeftOutTally]:
+        """Read the whole shard, with a count of its own."""
         fresh = LeftOutTally()
         with files.open(path, "rb") as file:
             return walk_shard(file, mode="r|", tally=fresh), fresh
