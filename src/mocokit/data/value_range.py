@@ -4,6 +4,7 @@ The range of a sample type runs from the LOW_PERCENT to the HIGH_PERCENT percent
 would leave a 12-bit X-ray in 16-bit samples only 16 gray levels, and the largest value of all may be one hot pixel.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -232,6 +233,11 @@ def _lonely_ends(sample_type: str, values: NDArray[Any]) -> list[str]:
     return []
 
 
+def is_range(low: float, high: float) -> bool:
+    """Return True if these are the ends of a value range."""
+    return math.isfinite(low) and math.isfinite(high) and low < high
+
+
 def check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
     """Return value ranges from a file that anybody may have written.
 
@@ -243,6 +249,6 @@ def check_ranges(ranges: object) -> dict[str, tuple[float, float]]:
         raise ValueError("value_ranges must be a table")
     checked = {str(name): (float(low), float(high)) for name, (low, high) in ranges.items()}
     for name, (low, high) in checked.items():
-        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        if not is_range(low, high):
             raise ValueError(f"value_ranges.{name}={low}, {high}: needs finite low < high")
     return checked

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mocokit.data.decode.deep import ValueRanges
+from mocokit.data.sources.limits import is_pointer_file
 from mocokit.data.value_range import check_ranges
-from mocokit.engine.checkpoint import LFS_ADVICE, UNREADABLE, is_lfs_pointer, write_atomically
+from mocokit.engine.checkpoint import LFS_ADVICE, UNREADABLE, write_atomically
 from mocokit.engine.numerics import NUMERICS, describe_other_numerics
 from mocokit.nets.backbones import build_backbone, build_seeded
 from mocokit.nets.pixels import PixelNormalize
@@ -110,7 +111,7 @@ def load_backbone(run_or_file: str | Path, *, backbone: nn.Module | None = None)
     require(path.exists(), "run", run_or_file, "no such run folder or backbone file")
     path = path / "backbone.safetensors" if path.is_dir() else path
     require(path.is_file(), "run", run_or_file, f"no backbone there; {path.name} is written at the first checkpoint")
-    require(not is_lfs_pointer(path), "run", path, LFS_ADVICE)
+    require(not is_pointer_file(path), "run", path, LFS_ADVICE)
     state, card = _read_file(path)
     if backbone is None:
         require(not card.is_own, "run", path, _NEEDS_MODULE.format(card.arch, "load_backbone(run, backbone=...)"))

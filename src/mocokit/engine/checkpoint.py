@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mocokit.data.sources.limits import is_pointer_file
+
 CHECKPOINT_NAME = re.compile(r"step_(\d{9})\.pt")
 
 PARTIAL = ".partial"
@@ -48,8 +50,6 @@ UNREADABLE = (
 )
 """Errors that `load_tensors` raises for a file that is cut, damaged, not a checkpoint, or would run code."""
 
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 LFS_ADVICE = "a git-lfs pointer, not the weights themselves; fetch them with: git lfs install && git lfs pull"
 
@@ -217,12 +217,6 @@ def require_plain_archive(path: Path) -> None:
         raise ValueError("its parts are larger than the file")
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Return True if the file is the text that git leaves in place of a large file where git-lfs is not installed."""
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
 def load_tensors(path: Path) -> object:
     """Return the object in a file of torch.save, on the CPU, without running code from it.
 
@@ -243,7 +237,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     """
     try:
-        if is_lfs_pointer(path):
+        if is_pointer_file(path):
             raise ValueError(LFS_ADVICE)
         _verify(path)
         state = load_tensors(path)

@@ -71,6 +71,14 @@ class SkippedStepsError(NonFiniteLossError):
         )
 
 
+def is_finite(numbers: Tensor) -> Tensor:
+    """Return a scalar that is True if no number is NaN or infinite; there must be one at least.
+
+    The smallest and the largest tell: both are NaN if one is. It needs no copy, unlike isfinite().
+    """
+    return torch.isfinite(torch.stack(torch.aminmax(numbers))).all()
+
+
 class StateWatch:
     """Looks for NaN and infinite numbers in what a run learns: weights, statistics, queue and optimizer state.
 
@@ -95,10 +103,9 @@ class StateWatch:
         named = [(name, part) for name, part in self._tensors() if part.is_floating_point() and part.numel()]
         if not named:
             return []
-        # The smallest and the largest number tell: both are NaN if one is. It needs no copy, unlike isfinite().
-        flags = [torch.isfinite(torch.stack(torch.aminmax(part.detach()))).all() for _, part in named]
+        flags = [is_finite(part.detach()) for _, part in named]
         finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
-        return [name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite]
+        return [name for (name, _), good in zip(named, finite, strict=True) if not good]
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self._method.state_dict().items():

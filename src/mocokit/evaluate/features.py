@@ -18,6 +18,7 @@ from mocokit.data.sources.layout import labels_among
 from mocokit.data.sources.left_out import note_of
 from mocokit.data.sources.sources import ImageSource
 from mocokit.data.views import ImageReader, PlainViews
+from mocokit.engine.health import is_finite
 from mocokit.engine.precision import Precision
 from mocokit.evaluate.unreadable import MAX_BAD_SHARE, ReadTally
 from mocokit.randomness import Purpose, permutation
@@ -261,7 +262,7 @@ def embed_pixels(pixels: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def are_finite(features: Features) -> bool:
     """Return True if no feature is NaN or infinite; it needs no copy of the rows."""
-    return features.rows.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(features.rows))).all())
+    return features.rows.numel() == 0 or bool(is_finite(features.rows))
 
 
 def require_finite(*, holds: bool) -> None:

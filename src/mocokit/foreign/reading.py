@@ -6,7 +6,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mocokit.engine.checkpoint import LFS_ADVICE, UNREADABLE, is_lfs_pointer
+from mocokit.data.sources.limits import is_pointer_file
+from mocokit.engine.checkpoint import LFS_ADVICE, UNREADABLE
 from mocokit.foreign.pickled import DangerousPickleError, Inert
 from mocokit.foreign.torch_file import read_torch_file
 from mocokit.settings import require
@@ -22,7 +23,7 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
     """
     require(not path.is_dir(), "checkpoint", path, "a folder; give the file of weights in it")
     require(path.is_file(), "checkpoint", path, "no such file")
-    require(not is_lfs_pointer(path), "checkpoint", path, LFS_ADVICE)
+    require(not is_pointer_file(path), "checkpoint", path, LFS_ADVICE)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except DangerousPickleError as error:

@@ -7,7 +7,6 @@ too: image 123 is the member `000000123.jpg`, and its class number, if it has on
 import contextlib
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,7 +32,7 @@ from mocokit.data.sources.shard_index import INDEX_NAME, ShardIndex
 from mocokit.data.sources.shards import ShardSource, is_url, open_shards
 from mocokit.data.sources.sources import FileSource, ImageSource, RawImage
 from mocokit.data.sources.tar_archive import TarSource
-from mocokit.data.value_range import NO_DEEP_IMAGES, MeasuredRanges, measure_ranges
+from mocokit.data.value_range import NO_DEEP_IMAGES, MeasuredRanges, is_range, measure_ranges
 from mocokit.settings import require
 
 SKIPPED_NAME = "skipped.txt"
@@ -146,9 +145,12 @@ def _known_ranges(value_range: tuple[float, float] | None) -> ValueRanges:
     """
     if value_range is None:
         return {}
-    low, high = value_range
-    is_range = math.isfinite(low) and math.isfinite(high) and low < high
-    require(is_range, "value_range", value_range, "needs two finite numbers LOW < HIGH; leave it out to measure them")
+    require(
+        is_range(*value_range),
+        "value_range",
+        value_range,
+        "needs two finite numbers LOW < HIGH; leave it out to measure them",
+    )
     return {GIVEN: value_range}
 
 

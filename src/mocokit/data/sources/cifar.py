@@ -17,7 +17,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mocokit.data.sources.limits import LFS_POINTER
+from mocokit.data.sources.limits import IS_POINTER, LFS_POINTER
 from mocokit.data.sources.plain_pickle import PickleRefusedError, load_plain_pickle
 from mocokit.data.sources.tar_members import damage_as_tar_error, has_data, safe_members
 from mocokit.settings import require
@@ -216,7 +216,7 @@ def _is_unread(name: str, batch: str) -> bool:
 
 def _read_batch(path: Path, name: str, raw: bytes) -> _Batch:
     if raw.startswith(LFS_POINTER):
-        raise ValueError(f"data={path / name}: a git-lfs pointer, not the file itself; run `git lfs pull`")
+        raise ValueError(f"data={path / name}: {IS_POINTER}")
     read: Callable[[str, bytes], _Batch] = _read_binary if name.endswith(".bin") else _read_pickle
     try:
         return read(name, raw)

@@ -91,18 +91,23 @@ def require_entries(count: int, place: Path | str) -> None:
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of the text file that stands in place of a large file in a repository that uses git-lfs."""
-_IS_POINTER = "a git-lfs pointer, not the file itself; run `git lfs pull` where it was cloned"
+IS_POINTER = "a git-lfs pointer, not the file itself; run `git lfs pull` where it was cloned"
 
 
 def refuse_pointer(raw: bytes) -> bytes:
     """Return the bytes of an image file; raise OSError if they are a git-lfs pointer."""
     if raw.startswith(LFS_POINTER):
-        raise OSError(_IS_POINTER)
+        raise OSError(IS_POINTER)
     return raw
+
+
+def is_pointer_file(path: Path) -> bool:
+    """Return True if the file is a git-lfs pointer."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def refuse_pointer_file(path: Path) -> None:
     """Raise ValueError if the file is a git-lfs pointer."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(f"data={path}: {_IS_POINTER}")
+    if is_pointer_file(path):
+        raise ValueError(f"data={path}: {IS_POINTER}")
