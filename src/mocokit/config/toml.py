@@ -106,6 +106,11 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     return cast(dict[str, dict[str, Any]], dataclasses.asdict(config))
 
 
+def to_dotted(config: Config) -> dict[str, Any]:
+    """Return every setting by its dotted name, such as `optim.lr`."""
+    return {f"{section}.{name}": value for section, values in to_dict(config).items() for name, value in values.items()}
+
+
 def to_toml(config: Config) -> str:
     """Return the config as TOML, without settings that are None or do nothing."""
     ignored = ignored_settings(config)

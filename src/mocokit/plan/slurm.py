@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mocokit.config.presets import get_preset
 from mocokit.config.schema import Config
-from mocokit.config.toml import to_dict, to_flags
+from mocokit.config.toml import to_dotted, to_flags
 from mocokit.methods.groups import GroupLayout
 from mocokit.run.places import locate_data
 from mocokit.settings import require
@@ -130,11 +130,8 @@ def _quote(directive: str) -> str:
 
 def changed_flags(preset: str, config: Config) -> list[str]:
     """Return the flags of `mocokit pretrain` that turn the preset into `config`, with absolute paths of its images."""
-    before = to_dict(get_preset(preset))
-    changed = {
-        f"{section}.{name}": value
-        for section, values in to_dict(locate_data(config)).items()
-        for name, value in values.items()
-        if name not in before[section] or value != before[section][name]  # another method has settings of its own
-    }
+    before = to_dotted(get_preset(preset))
+    now = to_dotted(locate_data(config))
+    # Another method has settings of its own, which the preset lacks.
+    changed = {name: value for name, value in now.items() if name not in before or value != before[name]}
     return to_flags(changed)

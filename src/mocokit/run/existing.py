@@ -3,7 +3,7 @@
 from typing import Literal, TypeAlias, get_args
 
 from mocokit.config.schema import Config
-from mocokit.config.toml import from_toml, to_dict, to_toml
+from mocokit.config.toml import from_toml, to_dotted, to_toml
 from mocokit.engine.run_folder import RunFolder
 from mocokit.settings import require
 
@@ -39,8 +39,8 @@ def goes_on(folder: RunFolder, config: Config, exist: Exist) -> bool:
 
 def _require_same_settings(folder: RunFolder, config: Config) -> None:
     """Raise ValueError, which names the settings that differ, unless the run in the folder has this config."""
-    saved = _flat(from_toml(folder.read_config()))
-    asked = _flat(from_toml(to_toml(config)))  # as it would be read again: without what TOML can't tell apart
+    saved = to_dotted(from_toml(folder.read_config()))
+    asked = to_dotted(from_toml(to_toml(config)))  # as it would be read again: without what TOML can't tell apart
     names = [name for name in {**saved, **asked} if saved.get(name) != asked.get(name)]
     shown = [f"{name}={_shown(asked.get(name))} (its own: {_shown(saved.get(name))})" for name in names[:MOST_NAMED]]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
@@ -52,10 +52,6 @@ def _require_same_settings(folder: RunFolder, config: Config) -> None:
         f"`mocokit resume {folder.path}`, choose another folder, or begin anew by `mocokit pretrain ... --exist "
         "overwrite`",
     )
-
-
-def _flat(config: Config) -> dict[str, object]:
-    return {f"{section}.{name}": value for section, values in to_dict(config).items() for name, value in values.items()}
 
 
 def _shown(value: object) -> str:
