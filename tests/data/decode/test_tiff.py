@@ -1,5 +1,6 @@
 """Hostile and unusual TIFF files: bounded in time and memory, refused by name; and what needs imagecodecs."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -8,6 +9,7 @@ import time
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -16,6 +18,7 @@ import tifffile
 
 from mocokit.data.decode.decode import DecodeError, decode
 from mocokit.data.decode.deep import GIVEN
+from mocokit.data.decode.tiff_tags import has_more_pages
 from tests.data.decode.written_files import tiff
 
 LIMIT = 10**6
@@ -146,3 +149,29 @@ def test_without_imagecodecs_common_files_are_read_and_others_name_the_package(t
     for name in ("lzw uint16", "packbits uint16", "zstd uint8", "zstd uint16", "12 bits"):
         assert answers[name].startswith("a TIFF that needs imagecodecs (")
         assert answers[name].endswith("): pip install 'mocokit[tiff]'")
+
+
+EXTREME = (0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
+
+
+@pytest.mark.parametrize("is_big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("number", EXTREME)
+def test_any_number_in_place_of_a_page_or_of_its_tags_is_no_crash(number: int, order: str, is_big: bool) -> None:
+    """The place of the first page, the number of its tags, and the place of the second page, in turn."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, byteorder="<" if order == "<" else ">", bigtiff=is_big) as writer:
+        for page in (SMALL, SMALL):
+            writer.write(page, photometric="rgb", metadata=None)
+    raw = file.getvalue()
+    assert has_more_pages(raw)
+    width, count_width, entry = (8, 8, 20) if is_big else (4, 2, 12)
+    byteorder: Literal["little", "big"] = "little" if order == "<" else "big"
+    first = int.from_bytes(raw[width : 2 * width], byteorder)
+    num_tags = int.from_bytes(raw[first : first + count_width], byteorder)
+    second = first + count_width + num_tags * entry
+    for at, size in ((width, width), (first, count_width), (second, width)):
+        changed = raw[:at] + (number % 2 ** (8 * size)).to_bytes(size, byteorder) + raw[at + size :]
+        has_more_pages(changed)
+        with contextlib.suppress(DecodeError):
+            decode(changed, max_image_px=LIMIT, ranges={GIVEN: (0.0, 99.0)})

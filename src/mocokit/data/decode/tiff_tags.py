@@ -142,11 +142,9 @@ def read_layout(raw: bytes) -> TiffLayout:
 def has_more_pages(raw: bytes) -> bool:
     """Return True if the second page of a TIFF is an image of its own: no reduced copy, no mask, not damaged."""
     try:
-        order, offset_format, count_format, entry, first = _header(raw)
-        (num_tags,) = struct.unpack_from(f"{order}{count_format}", raw, first)
-        (second,) = struct.unpack_from(
-            f"{order}{offset_format}", raw, first + struct.calcsize(f"{order}{count_format}") + num_tags * entry
-        )
+        order, offset_format, _, entry, first = _header(raw)
+        num_tags, start = _directory(raw, first)
+        (second,) = struct.unpack_from(f"{order}{offset_format}", raw, start + num_tags * entry)
         if second == 0:
             return False
         tags = _read_tags(raw, first=second)
@@ -164,15 +162,20 @@ def _header(raw: bytes) -> tuple[str, str, str, int, int]:
     return order, offset_format, count_format, entry, first
 
 
-def _read_tags(raw: bytes, first: int | None = None) -> dict[int, tuple[int, ...] | bytes]:
-    """Return the tags of the page at `first`; None: of the first page."""
-    order, offset_format, count_format, entry, start_page = _header(raw)
-    first = start_page if first is None else first
-    is_big = offset_format == "Q"
+def _directory(raw: bytes, first: int) -> tuple[int, int]:
+    """Return (number of tags, place of the first tag) of the page at `first`, which may be any number in the file."""
+    order, _, count_format, _, _ = _header(raw)
     _require(first < len(raw), "the page lies behind its end")
     (num_tags,) = struct.unpack_from(f"{order}{count_format}", raw, first)
     _require(0 < num_tags <= MAX_TAGS, f"{num_tags} tags")
-    start = first + struct.calcsize(count_format)
+    return num_tags, first + struct.calcsize(count_format)
+
+
+def _read_tags(raw: bytes, first: int | None = None) -> dict[int, tuple[int, ...] | bytes]:
+    """Return the tags of the page at `first`; None: of the first page."""
+    order, offset_format, _, entry, start_page = _header(raw)
+    is_big = offset_format == "Q"
+    num_tags, start = _directory(raw, start_page if first is None else first)
     found: dict[int, tuple[int, ...] | bytes] = {}
     for at in range(start, start + num_tags * entry, entry):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_format}", raw, at)
